@@ -1,0 +1,87 @@
+"""stackjax: deep Transformer stacks in JAX, and what makes depth work.
+
+    layer  = residual(attention) then residual(feed_forward)
+    stack  = lax.scan(layer)            one compile, whatever the depth
+    model  = embed, stack, unembed
+
+A hundred layers, looked into:
+
+    import jax, stackjax as sj
+
+    model = sj.decoder(d_model=64, depth=100, n_heads=4, recipe=sj.recipe.DeepNorm())
+    params = model.init(jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), (2, 128), 0, 256)
+
+    @jax.jit
+    def look(params, taps):
+        logits, result = model.apply(params, tokens, measure=sj.probe.standard, taps=taps)
+        return sj.loss.next_token(logits, tokens), result.measure
+
+    taps = jax.numpy.zeros(model.stack.depth + 1)
+    squares, layers = jax.grad(look, argnums=1, has_aux=True)(params, taps)
+
+`layers["stream_rms"]` is then an array over the 100 layers, and `squares` is |dLoss/dx_l|² for all of them.
+
+Reading order: `parameter` (declared once), `norm`, `feed_forward`, `position`, `attention` (the pure functions),
+`sublayer` (what travels beside x), `recipe.residual` and `recipe.base` (the depth treatment), `layer`, `scan`, `stack`,
+`model`; then `probe`, `optim`, `decode`.
+"""
+
+from stackjax import (
+    attention,
+    feed_forward,
+    loss,
+    norm,
+    optim,
+    parameter,
+    position,
+    probe,
+    recipe,
+    scan,
+    stack,
+)
+from stackjax.attention import Attention
+from stackjax.feed_forward import FeedForward
+from stackjax.layer import Layer, Trace
+from stackjax.model import Embedding, Head, Model, decoder, encoder
+from stackjax.norm import BatchNorm, DynamicTanh, LayerNorm, NoNorm, RMSNorm
+from stackjax.parameter import Spec
+from stackjax.recipe import residual
+from stackjax.stack import Result, Segment, Stack
+from stackjax.sublayer import Given, Out, Sublayer
+
+__all__ = [
+    "Attention",
+    "BatchNorm",
+    "DynamicTanh",
+    "Embedding",
+    "FeedForward",
+    "Given",
+    "Head",
+    "Layer",
+    "LayerNorm",
+    "Model",
+    "NoNorm",
+    "Out",
+    "RMSNorm",
+    "Result",
+    "Segment",
+    "Spec",
+    "Stack",
+    "Sublayer",
+    "Trace",
+    "attention",
+    "decoder",
+    "encoder",
+    "feed_forward",
+    "loss",
+    "norm",
+    "optim",
+    "parameter",
+    "position",
+    "probe",
+    "recipe",
+    "residual",
+    "scan",
+    "stack",
+]

@@ -1,0 +1,418 @@
+"""Attention: the one sublayer through which tokens see each other.
+
+Two functions do the arithmetic: `attend`, written out, is the reference and expresses everything;
+`attend_fused` hands the cases that `jax.nn.dot_product_attention` can express to XLA or cuDNN. `Attention` is the
+sublayer around them.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from stackjax.norm import NoNorm, Norm, wide
+from stackjax.parameter import Spec, linear, matrix, zeros
+from stackjax.position.base import ATTENTION_HOOKS, NoPosition, Position, total
+from stackjax.sublayer import Given, Out, Params, Positions, Sublayer, dropout
+
+Backend = Literal["plain", "xla", "cudnn"]
+
+
+def attention_weights(
+    query: jax.Array,
+    key: jax.Array,
+    *,
+    scale: float,
+    mask: jax.Array | None = None,
+    score: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    soft_cap: float | None = None,
+    sinks: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """softmax(cap(scale (q·k + score)) + bias), and the logits under the softmax.
+
+    Args:
+        query: (B, T, H, K)
+        key: (B, S, G, K); each key head serves H / G query heads.
+        scale: of the dot products, normally 1/sqrt(K).
+        mask: (B or 1, H or 1, T, S) booleans, True where a query may look.
+        score: (B or 1, H or 1, T, S) content-dependent position logits, added before the scale.
+        bias: (B or 1, H or 1, T, S) position logits, added after the scale and the cap.
+        soft_cap: c in c tanh(logits / c) (Gemma 2, arXiv:2408.00118, section 2).
+        sinks: (H,) a logit for each head that takes part in the softmax and has no value (gpt-oss).
+
+    Returns:
+        Weights and logits, both (B, H, T, S), at least float32. A row that may look nowhere has weights of zero.
+    """
+    n_heads, n_groups = query.shape[-2], key.shape[-2]
+    chex.assert_is_divisible(n_heads, n_groups)
+    batch, n_queries, _, width = query.shape
+    grouped = query.reshape(batch, n_queries, n_groups, n_heads // n_groups, width)
+    accumulate = jnp.promote_types(query.dtype, jnp.float32)
+    logits = jnp.einsum("btgmk,bsgk->bgmts", grouped, key, preferred_element_type=accumulate)
+    logits = logits.reshape(batch, n_heads, n_queries, key.shape[1])
+    logits = scale * (logits if score is None else logits + wide(score))
+    if soft_cap is not None:
+        logits = soft_cap * jnp.tanh(logits / soft_cap)
+    if bias is not None:
+        logits = logits + wide(bias)
+    if mask is not None:
+        logits = jnp.where(mask, logits, -jnp.inf)
+    top = jnp.max(logits, -1, keepdims=True)
+    if sinks is not None:
+        top = jnp.maximum(top, wide(sinks)[:, None, None])
+    top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0))
+    weights = jnp.exp(logits - top)
+    norm = jnp.sum(weights, -1, keepdims=True)
+    if sinks is not None:
+        norm = norm + jnp.exp(wide(sinks)[:, None, None] - top)
+    return weights / jnp.where(norm == 0, 1, norm), logits
+
+
+def weighted_sum(weights: jax.Array, value: jax.Array) -> jax.Array:
+    """Sum values by attention weights.
+
+    Args:
+        weights: (B, H, T, S)
+        value: (B, S, G, K)
+
+    Returns:
+        (B, T, H, K), dtype of value.
+    """
+    batch, n_heads, n_queries, n_keys = weights.shape
+    n_groups = value.shape[-2]
+    grouped = weights.reshape(batch, n_groups, n_heads // n_groups, n_queries, n_keys).astype(value.dtype)
+    summed = jnp.einsum("bgmts,bsgk->btgmk", grouped, value)
+    return summed.reshape(batch, n_queries, n_heads, value.shape[-1])
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, **options: Any) -> jax.Array:
+    """Scaled dot-product attention, written out.
+
+    Args:
+        query: (B, T, H, K)
+        key: (B, S, G, K)
+        value: (B, S, G, K)
+        **options: those of `attention_weights`.
+
+    Returns:
+        (B, T, H, K), dtype of value.
+
+    Source: Vaswani et al. 2017, eq. (1), arXiv:1706.03762; grouped keys: Ainslie et al. 2023, arXiv:2305.13245.
+    """
+    chex.assert_rank([query, key, value], 4)
+    return weighted_sum(attention_weights(query, key, **options)[0], value)
+
+
+def attend_fused(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    backend: Literal["xla", "cudnn"],
+    scale: float,
+    causal: bool = False,
+    window: int | None = None,
+    mask: jax.Array | None = None,
+    bias: jax.Array | None = None,
+) -> jax.Array:
+    """The same through `jax.nn.dot_product_attention`, which has no soft cap, no sinks and no value positions.
+
+    Args:
+        query: (B, T, H, K)
+        key: (B, S, G, K)
+        value: (B, S, G, K)
+        backend: XLA or cuDNN (GPU, 16-bit floats).
+        scale: of the dot products.
+        causal: whether token t sees only s <= t; here T = S.
+        window: how many tokens back a query sees, itself included.
+        mask: (B or 1, H or 1, T, S) booleans on top of the two.
+        bias: (B or 1, H or 1, T, S) logits added after the scale.
+
+    Returns:
+        (B, T, H, K), dtype of value.
+    """
+    chex.assert_rank([query, key, value], 4)
+    batch, n_queries, n_heads, _ = query.shape
+    full = (batch, n_heads, n_queries, key.shape[1])
+    reach = None if window is None else (window - 1, 0 if causal else window - 1)
+    return jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        bias=None if bias is None else jnp.broadcast_to(bias, full).astype(query.dtype),
+        mask=None if mask is None else jnp.broadcast_to(mask, full),
+        scale=scale,
+        is_causal=causal,
+        local_window_size=reach,
+        implementation=backend,
+    )
+
+
+def visible(query: Positions, key: Positions, *, causal: bool = False, window: int | None = None) -> jax.Array:
+    """Which keys each query may look at, from positions alone.
+
+    Args:
+        query: index (..., T) and perhaps segment (..., T); index -1 is an empty slot.
+        key: index (..., S) and perhaps segment (..., S).
+        causal: only keys whose index is at most the query's.
+        window: only keys less than `window` indices away.
+
+    Returns:
+        (..., 1, T, S) booleans.
+    """
+    i, j = query["index"][..., :, None], key["index"][..., None, :]
+    seen = j >= 0
+    if causal:
+        seen = seen & (j <= i)
+    if window is not None:
+        seen = seen & (jnp.abs(i - j) < window)
+    if "segment" in query and "segment" in key:
+        seen = seen & (query["segment"][..., :, None] == key["segment"][..., None, :])
+    return jnp.broadcast_to(seen, jnp.broadcast_shapes(seen.shape, i.shape[:-1] + j.shape[-1:]))[..., None, :, :]
+
+
+def flat_positions(position: Positions) -> Positions:
+    """Positions with exactly one leading axis, (B or 1, T, ...)."""
+    lead = position["index"].ndim - 1
+    return {name: x.reshape(-1, *x.shape[lead:]) for name, x in position.items()}
+
+
+def first_positions(n: int) -> Positions:
+    """0 .. n-1, (1, n)."""
+    return {"index": jnp.arange(n, dtype=jnp.int32)[None]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention(Sublayer):
+    """Multi-head attention, self or cross.
+
+    Args:
+        n_heads: H.
+        n_kv_heads: G, a divisor of H; None means H. 1 is multi-query attention.
+        d_head: K; None means D / H.
+        causal: whether a token sees only itself and earlier ones.
+        window: how many tokens back a token sees, itself included; None for all.
+        cross: whether keys and values come from `given.memory`.
+        position: encoding that acts inside attention.
+        scale: of the dot products; None means 1/sqrt(K).
+        soft_cap: bound on the logits; None for none.
+        sinks: whether each head learns a logit that takes weight and gives nothing.
+        qk_norm: over K, on queries and keys before rotation.
+        inner_norm: over H K, before the output projection (sub-LN).
+        bias: which projections have biases.
+        backend: "plain" is written out, "xla" and "cudnn" go through jax.nn.dot_product_attention; None takes cuDNN
+            on a GPU in 16 bits where it can express the case, else "plain".
+        dropout: rate on the output while training.
+
+    Raises:
+        ValueError: heads that do not divide, a soft cap or sinks with a fused backend, a stream position.
+    """
+
+    name: str = "attention"
+    n_heads: int
+    n_kv_heads: int | None = None
+    d_head: int | None = None
+    causal: bool = True
+    window: int | None = None
+    cross: bool = False
+    position: Position = NoPosition()
+    scale: float | None = None
+    soft_cap: float | None = None
+    sinks: bool = False
+    qk_norm: Norm = NoNorm()
+    inner_norm: Norm = NoNorm()
+    bias: tuple[str, ...] = ()
+    backend: Backend | None = None
+
+    def __post_init__(self):
+        if self.n_heads < 1 or self.n_heads % self.groups:
+            raise ValueError(
+                f"n_kv_heads must divide n_heads; got n_heads={self.n_heads}, n_kv_heads={self.n_kv_heads}"
+            )
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window must be at least 1 (the token itself); got {self.window}")
+        if not self.position.acts_on(ATTENTION_HOOKS) and type(self.position) is not NoPosition:
+            raise ValueError(
+                f"{type(self.position).__name__} does not act inside attention; give it to the model's embedding"
+            )
+        if self.backend in ("xla", "cudnn") and not self._fusable:
+            raise ValueError(
+                f"backend={self.backend!r} cannot express soft_cap, sinks or value positions; use backend='plain'"
+            )
+
+    @property
+    def groups(self) -> int:
+        """G."""
+        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+
+    @property
+    def _fusable(self) -> bool:
+        return self.soft_cap is None and not self.sinks and not self.position.acts_on(("value",))
+
+    def head_width(self, d_model: int) -> int:
+        """K."""
+        if self.d_head is not None:
+            return self.d_head
+        if d_model % self.n_heads:
+            nearest = [n for n in range(1, d_model + 1) if d_model % n == 0]
+            below = max(n for n in nearest if n <= self.n_heads)
+            above = min((n for n in nearest if n > self.n_heads), default=below)
+            raise ValueError(
+                f"n_heads must divide d_model; got d_model={d_model}, n_heads={self.n_heads}; "
+                f"try n_heads={below} or {above}, or give d_head"
+            )
+        return d_model // self.n_heads
+
+    def spec(self, d_model: int) -> dict[str, Any]:
+        width = self.head_width(d_model)
+        prefix = "cross_" if self.cross else ""
+        sizes = {
+            "query": (d_model, self.n_heads * width),
+            "key": (d_model, self.groups * width),
+            "value": (d_model, self.groups * width),
+            "out": (self.n_heads * width, d_model),
+        }
+        specs: dict[str, Any] = {}
+        for name, (n_in, n_out) in sizes.items():
+            specs |= matrix(n_in, n_out, prefix + name, name=name, bias=name in self.bias)
+        specs["query_norm"] = self.qk_norm.spec(width)
+        specs["key_norm"] = self.qk_norm.spec(width)
+        specs["inner_norm"] = self.inner_norm.spec(self.n_heads * width)
+        specs["position"] = self.position.spec(self.n_heads, width)
+        if self.sinks:
+            specs["sinks"] = Spec(shape=(self.n_heads,), role="bias", init=zeros)
+        return specs
+
+    def shared(self, d_model: int) -> dict[str, Any]:
+        return self.position.shared(self.n_heads, self.head_width(d_model))
+
+    def prepare(self, shared: Params, given: Given, n_tokens: int, d_model: int, past: Positions | None = None) -> Any:
+        query = first_positions(n_tokens) if given.position is None else flat_positions(given.position)
+        new_key = query
+        if self.cross:
+            n_keys = n_tokens if given.memory is None else given.memory.shape[-2]
+            known = given.memory_position
+            new_key = first_positions(n_keys) if known is None else flat_positions(known)
+        key = new_key
+        if past is not None:
+            key = {name: jnp.concatenate((past[name], new), 1) for name, new in new_key.items()}
+        sizes = {"n_heads": self.n_heads, "d_head": self.head_width(d_model)}
+        return {
+            "mask": visible(query, key, causal=self.causal, window=self.window),
+            "position": self.position.prepare(shared, query=query, key=key, new_key=new_key, **sizes),
+        }
+
+    def cache(self, batch: int, slots: int, d_model: int, dtype: Any) -> Any:
+        if self.cross:
+            return None
+        shape = (batch, slots, self.groups, self.head_width(d_model))
+        return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
+
+    def cache_slots(self, slots: int) -> int:
+        return slots if self.window is None else min(slots, self.window)
+
+    def remember(self, params: Params, memory: jax.Array) -> Any:
+        if not self.cross:
+            return None
+        key, value = self._keys_values(params, memory, memory)
+        return {"key": key, "value": value}
+
+    def _keys_values(self, params: Params, key_input: jax.Array, value_input: jax.Array):
+        key = linear(params, "key", key_input)
+        value = linear(params, "value", value_input)
+        batch, n_keys = key.shape[:2]
+        key = self.qk_norm.apply(params["key_norm"], key.reshape(batch, n_keys, self.groups, -1))
+        return key, value.reshape(batch, n_keys, self.groups, -1)
+
+    def apply(self, params: Params, x: Any, given: Given) -> tuple[jax.Array, Out]:
+        """Attend.
+
+        Args:
+            params: as declared by `spec`.
+            x: (..., T, D), or a tuple of three for queries, keys and values.
+            given: what travels beside x.
+
+        Returns:
+            (..., T, D). State while decoding: the new `cache` entries. Seen: `value` (B, S, G, K) before any mixing,
+            `weights` and `logits` (B, H, T, S), with all leading axes as one B.
+        """
+        inputs = x if isinstance(x, tuple) else (x, x, x)
+        lead, n_tokens, d_model = inputs[0].shape[:-2], inputs[0].shape[-2], inputs[0].shape[-1]
+        if self.cross and given.cache is None:
+            if given.memory is None:
+                raise ValueError("cross-attention needs given.memory, the encoder's output (..., S, D)")
+            inputs = (inputs[0], given.memory, given.memory)
+        chex.assert_shape(inputs[0], (..., n_tokens, params["query"].shape[0]))
+        query_input, key_input, value_input = (h.reshape(-1, *h.shape[-2:]) for h in inputs)
+        batch = query_input.shape[0]
+        width = self.head_width(d_model)
+
+        query = linear(params, "query", query_input).reshape(batch, n_tokens, self.n_heads, width)
+        query = self.qk_norm.apply(params["query_norm"], query)
+        if self.cross and given.cache is not None:
+            key, value = given.cache["key"], given.cache["value"]
+        else:
+            key, value = self._keys_values(params, key_input, value_input)
+        own_value = value
+        if given.value is not None:
+            own, other, first = given.value
+            value = (own * value + other * first.reshape(value.shape)).astype(value.dtype)
+
+        table = given.table["position"]
+        query = self.position.rotate(table, "query", query)
+        key = self.position.rotate(table, "key", key)
+        state = {}
+        if given.cache is not None and not self.cross:
+            state = {"cache": {"key": key, "value": value}}
+            key = jnp.concatenate((given.cache["key"].astype(key.dtype), key), 1)
+            value = jnp.concatenate((given.cache["value"].astype(value.dtype), value), 1)
+
+        y, weights, logits = self._attend(params, query, key, value, given)
+        y = checkpoint_name(y.reshape(*lead, n_tokens, -1), "attention_heads")
+        y = linear(params, "out", self.inner_norm.apply(params["inner_norm"], y))
+        seen = {"value": own_value, "weights": weights, "logits": logits}
+        return dropout(given.key, y, self.dropout), Out(state=state, seen=seen)
+
+    def _attend(self, params: Params, query: jax.Array, key: jax.Array, value: jax.Array, given: Given):
+        table, mask = given.table["position"], given.table["mask"]
+        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
+        score = self.position.score(params["position"], table, query, key)
+        bias = self.position.bias(table)
+        weights, logits = attention_weights(
+            query,
+            key,
+            scale=scale,
+            mask=mask,
+            score=score,
+            bias=bias,
+            soft_cap=self.soft_cap,
+            sinks=params.get("sinks"),
+        )
+        backend = self._backend(query.dtype)
+        if backend == "plain":
+            y = weighted_sum(weights, value)
+            extra = self.position.value(params["position"], table, weights)
+            return (y if extra is None else y + extra.astype(y.dtype)), weights, logits
+        standard = given.position is None and given.cache is None and not self.cross
+        y = attend_fused(
+            query,
+            key,
+            value,
+            backend=backend,
+            scale=scale,
+            causal=standard and self.causal,
+            window=self.window if standard else None,
+            mask=None if standard else mask,
+            bias=total([None if score is None else scale * score, bias]),
+        )
+        return y, weights, logits
+
+    def _backend(self, dtype: Any) -> Backend:
+        if self.backend is not None:
+            return self.backend
+        sixteen_bits = dtype in (jnp.bfloat16, jnp.float16)
+        return "cudnn" if jax.default_backend() == "gpu" and sixteen_bits and self._fusable else "plain"

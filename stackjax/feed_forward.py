@@ -1,0 +1,131 @@
+"""The feed-forward network: what the model computes, and remembers, at each token by itself."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import chex
+import jax
+from jax.ad_checkpoint import checkpoint_name
+
+from stackjax.norm import NoNorm, Norm
+from stackjax.parameter import linear, matrix
+from stackjax.sublayer import Given, Out, Params, Sublayer, dropout
+
+Activation = Callable[[jax.Array], jax.Array]
+
+
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0)."""
+    return jax.nn.relu(x)
+
+
+def squared_relu(x: jax.Array) -> jax.Array:
+    """max(x, 0)². Source: So et al. 2021, section 3.1, arXiv:2109.08668."""
+    h = jax.nn.relu(x)
+    return h * h
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x Phi(x), exact. Source: Hendrycks & Gimpel 2016, section 2, arXiv:1606.08415."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """GELU in the tanh approximation that GPT-2 uses. Source: arXiv:1606.08415, section 2."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+def silu(x: jax.Array) -> jax.Array:
+    """x sigmoid(x), also called swish."""
+    return jax.nn.silu(x)
+
+
+def identity(x: jax.Array) -> jax.Array:
+    """x: the control that shows what the non-linearity is for."""
+    return x
+
+
+def two_layer(params: Params, x: jax.Array, *, activation: Activation = gelu_tanh, norm: Norm = NoNorm()) -> jax.Array:
+    """norm(activation(x W_up + b_up)) W_down + b_down.
+
+    Args:
+        params: up (D, F), down (F, D), perhaps up_bias (F,) and down_bias (D,), and inner_norm for `norm`.
+        x: (..., D)
+        activation: elementwise.
+        norm: on the hidden layer; none in the original.
+
+    Returns:
+        (..., D), dtype of x.
+
+    Source: Vaswani et al. 2017, eq. (2), arXiv:1706.03762.
+    """
+    chex.assert_shape(x, (..., params["up"].shape[0]))
+    hidden = activation(linear(params, "up", x))
+    return _project(params, hidden, norm)
+
+
+def gated(params: Params, x: jax.Array, *, activation: Activation = silu, norm: Norm = NoNorm()) -> jax.Array:
+    """norm(activation(x W_gate) * (x W_up)) W_down: SwiGLU with SiLU, GeGLU with GELU.
+
+    Args:
+        params: gate (D, F), up (D, F), down (F, D), perhaps biases, and inner_norm for `norm`.
+        x: (..., D)
+        activation: elementwise, on the gate.
+        norm: on the hidden layer; none in the original.
+
+    Returns:
+        (..., D), dtype of x.
+
+    Source: Shazeer 2020, eq. (6), arXiv:2002.05202.
+    """
+    chex.assert_shape(x, (..., params["up"].shape[0]))
+    hidden = activation(linear(params, "gate", x)) * linear(params, "up", x)
+    return _project(params, hidden, norm)
+
+
+def _project(params: Params, hidden: jax.Array, norm: Norm) -> jax.Array:
+    hidden = checkpoint_name(hidden, "feed_forward_hidden")
+    return linear(params, "down", norm.apply(params.get("inner_norm", {}), hidden))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedForward(Sublayer):
+    """The feed-forward sublayer, `two_layer` or `gated`.
+
+    Args:
+        d_hidden: F; None means 4 D, or 8/3 D rounded up to a multiple of 8 when gated (equal parameters).
+        activation: elementwise, a module-level function.
+        gated: whether a second up-projection multiplies the activation.
+        bias: whether the projections have biases.
+        inner_norm: on the hidden layer (sub-LN, NormFormer).
+        dropout: rate on the output while training.
+    """
+
+    name: str = "feed_forward"
+    d_hidden: int | None = None
+    activation: Activation = gelu_tanh
+    gated: bool = False
+    bias: bool = False
+    inner_norm: Norm = NoNorm()
+
+    def width(self, d_model: int) -> int:
+        """F."""
+        if self.d_hidden is not None:
+            return self.d_hidden
+        return -(-8 * d_model // 24) * 8 if self.gated else 4 * d_model
+
+    def spec(self, d_model: int) -> dict[str, Any]:
+        d_hidden = self.width(d_model)
+        gate = matrix(d_model, d_hidden, "gate", bias=self.bias) if self.gated else {}
+        return {
+            **gate,
+            **matrix(d_model, d_hidden, "up", bias=self.bias),
+            **matrix(d_hidden, d_model, "down", bias=self.bias),
+            "inner_norm": self.inner_norm.spec(d_hidden),
+        }
+
+    def apply(self, params: Params, x: jax.Array, given: Given) -> tuple[jax.Array, Out]:
+        run = gated if self.gated else two_layer
+        y = run(params, x, activation=self.activation, norm=self.inner_norm)
+        return dropout(given.key, y, self.dropout), Out()

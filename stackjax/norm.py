@@ -1,0 +1,244 @@
+"""Normalisation: pure functions of one vector, and the descriptions that name their parameters.
+
+Layer norm, RMS norm and dynamic tanh act on each token by itself (statistics over D): no example and no token sees
+another. Batch norm is here for the comparison that the field always asks for, and is the exception: it mixes
+examples and tokens, and must carry running statistics.
+
+Statistics are taken in float32 (float64 stays float64); the output has the dtype of the input.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from stackjax.parameter import Constant, Spec, ones, zeros
+
+Params = dict[str, Any]
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """At least float32: the dtype in which statistics and residual sums are taken."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def layer_norm(params: Params, x: jax.Array, *, eps: float = 1e-5) -> jax.Array:
+    """(x - mean x) / sqrt(var x + eps) * scale + bias, over the last axis.
+
+    Args:
+        params: scale (D,), bias (D,), either may be missing.
+        x: (..., D)
+        eps: added to the variance.
+
+    Returns:
+        (..., D), dtype of x.
+
+    Source: Ba et al. 2016, eq. (4), arXiv:1607.06450.
+    """
+    chex.assert_axis_dimension_gt(x, -1, 0)
+    h = wide(x)
+    h = h - jnp.mean(h, -1, keepdims=True)
+    h = h * jax.lax.rsqrt(jnp.mean(h * h, -1, keepdims=True) + eps)
+    return _affine(params, h).astype(x.dtype)
+
+
+def rms_norm(params: Params, x: jax.Array, *, eps: float = 1e-6) -> jax.Array:
+    """x / sqrt(mean x² + eps) * scale, over the last axis.
+
+    Args:
+        params: scale (D,), may be missing.
+        x: (..., D)
+        eps: added to the mean square.
+
+    Returns:
+        (..., D), dtype of x.
+
+    Source: Zhang & Sennrich 2019, eq. (4), arXiv:1910.07467.
+    """
+    chex.assert_axis_dimension_gt(x, -1, 0)
+    h = wide(x)
+    h = h * jax.lax.rsqrt(jnp.mean(h * h, -1, keepdims=True) + eps)
+    return _affine(params, h).astype(x.dtype)
+
+
+def dynamic_tanh(params: Params, x: jax.Array) -> jax.Array:
+    """scale * tanh(alpha x) + bias: a norm's shape without its statistics.
+
+    Args:
+        params: alpha (), scale (D,), bias (D,).
+        x: (..., D)
+
+    Returns:
+        (..., D), dtype of x.
+
+    Source: Zhu et al. 2025, eq. (3), arXiv:2503.10622.
+    """
+    return _affine(params, jnp.tanh(params["alpha"] * wide(x))).astype(x.dtype)
+
+
+def batch_norm(
+    params: Params,
+    x: jax.Array,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[jax.Array, Params]:
+    """Normalise each feature by its statistics over every leading axis; running statistics go in and come out.
+
+    Args:
+        params: scale (D,), bias (D,), mean (D,) and variance (D,), the last two being running statistics.
+        x: (..., D)
+        training: True takes the statistics of this batch, False the running ones.
+        momentum: weight of the new statistics in the running ones.
+        eps: added to the variance.
+
+    Returns:
+        (..., D) in the dtype of x, and the running statistics {mean, variance} after this batch.
+
+    Source: Ioffe & Szegedy 2015, algorithm 1, arXiv:1502.03167. The running variance is the biased one.
+    """
+    h = wide(x)
+    old = {"mean": params["mean"], "variance": params["variance"]}
+    if not training:
+        return _standardise(params, h, old, eps).astype(x.dtype), old
+    axes = tuple(range(h.ndim - 1))
+    mean = jnp.mean(h, axes)
+    batch = {"mean": mean, "variance": jnp.mean(jnp.square(h - mean), axes)}
+    running = jax.tree.map(lambda a, b: (1 - momentum) * a + momentum * b.astype(a.dtype), old, batch)
+    return _standardise(params, h, batch, eps).astype(x.dtype), jax.lax.stop_gradient(running)
+
+
+def _standardise(params: Params, h: jax.Array, statistics: Params, eps: float) -> jax.Array:
+    h = (h - statistics["mean"]) * jax.lax.rsqrt(statistics["variance"] + eps)
+    return _affine(params, h)
+
+
+def _affine(params: Params, h: jax.Array) -> jax.Array:
+    if "scale" in params:
+        h = h * params["scale"]
+    if "bias" in params:
+        h = h + params["bias"]
+    return h
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm:
+    """A normalisation as a description; this one does nothing.
+
+    A norm of your own is a subclass that overrides `spec` and `apply`.
+    """
+
+    def spec(self, d: int) -> dict[str, Spec]:
+        """Parameters of one norm over d features."""
+        return {}
+
+    def apply(self, params: Params, x: jax.Array) -> jax.Array:
+        """(..., D) to (..., D)."""
+        return x
+
+    def state(self, params: Params, x: jax.Array) -> Params:
+        """New values of the parameters of role `statistic`, if there are any."""
+        return {}
+
+
+NoNorm = Norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerNorm(Norm):
+    """`layer_norm`, with or without its scale and bias.
+
+    Args:
+        eps: added to the variance.
+        scale: whether to learn a scale.
+        bias: whether to learn a bias.
+    """
+
+    eps: float = 1e-5
+    scale: bool = True
+    bias: bool = True
+
+    def spec(self, d: int) -> dict[str, Spec]:
+        names = {"scale": ones} if self.scale else {}
+        if self.bias:
+            names["bias"] = zeros
+        return {name: Spec(shape=(d,), role="norm", init=init) for name, init in names.items()}
+
+    def apply(self, params: Params, x: jax.Array) -> jax.Array:
+        return layer_norm(params, x, eps=self.eps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RMSNorm(Norm):
+    """`rms_norm`, with or without its scale.
+
+    Args:
+        eps: added to the mean square.
+        scale: whether to learn a scale.
+    """
+
+    eps: float = 1e-6
+    scale: bool = True
+
+    def spec(self, d: int) -> dict[str, Spec]:
+        return {"scale": Spec(shape=(d,), role="norm", init=ones)} if self.scale else {}
+
+    def apply(self, params: Params, x: jax.Array) -> jax.Array:
+        return rms_norm(params, x, eps=self.eps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicTanh(Norm):
+    """`dynamic_tanh`.
+
+    Args:
+        alpha: initial slope; the paper lowers it with the width (0.5 for vision, 0.2 to 0.8 for LLaMA).
+    """
+
+    alpha: float = 0.5
+
+    def spec(self, d: int) -> dict[str, Spec]:
+        return {
+            "alpha": Spec(shape=(), role="norm", init=Constant(self.alpha)),
+            "scale": Spec(shape=(d,), role="norm", init=ones),
+            "bias": Spec(shape=(d,), role="norm", init=zeros),
+        }
+
+    def apply(self, params: Params, x: jax.Array) -> jax.Array:
+        return dynamic_tanh(params, x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchNorm(Norm):
+    """`batch_norm`. The one norm that mixes examples, and tokens: a causal model with it is not causal.
+
+    Args:
+        training: True normalises by the batch, False by the running statistics. Evaluate with
+            `dataclasses.replace(norm, training=False)`.
+        momentum: weight of the new statistics in the running ones.
+        eps: added to the variance.
+    """
+
+    training: bool = True
+    momentum: float = 0.1
+    eps: float = 1e-5
+
+    def spec(self, d: int) -> dict[str, Spec]:
+        return {
+            "scale": Spec(shape=(d,), role="norm", init=ones),
+            "bias": Spec(shape=(d,), role="norm", init=zeros),
+            "mean": Spec(shape=(d,), role="statistic", init=zeros),
+            "variance": Spec(shape=(d,), role="statistic", init=ones),
+        }
+
+    def _run(self, params: Params, x: jax.Array) -> tuple[jax.Array, Params]:
+        return batch_norm(params, x, training=self.training, momentum=self.momentum, eps=self.eps)
+
+    def apply(self, params: Params, x: jax.Array) -> jax.Array:
+        return self._run(params, x)[0]
+
+    def state(self, params: Params, x: jax.Array) -> Params:
+        return self._run(params, x)[1]

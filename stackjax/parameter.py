@@ -1,0 +1,222 @@
+"""Parameters, declared once.
+
+A sublayer or a residual form describes its parameters as a nested dict whose leaves are `Spec(shape, role, init)`.
+Everything that is ever done to parameters as a class (init, init gains, optimiser multipliers, weight-decay masks,
+partition specs, counts, conversion) is one `jax.tree.map` over that declaration.
+
+Matrices are stored (in, out) and applied as `x @ w`: the last two axes of a matrix are its fans, any axes before
+them (experts, layers) are stacks of matrices.
+"""
+
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Init = Callable[[jax.Array, tuple[int, ...], jax.Array], jax.Array]
+"""`init(key, shape, layer) -> array`; `layer` is the traced index of the layer that the parameter belongs to."""
+
+Gain = float | jax.Array
+"""A factor on an init: one number, or one for each layer, shape (L,)."""
+
+_SELF = frozenset({"query", "key", "value", "out", "up", "gate", "down"})
+MATRICES = _SELF | {f"cross_{role}" for role in ("query", "key", "value", "out")}
+"""Roles of the hidden matrices inside a sublayer, those that width and depth rules speak of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """One parameter, without its layer axis.
+
+    Args:
+        shape: of one layer's copy.
+        role: what the parameter is for. Hidden matrices: query, key, value, out (attention; cross_query .. cross_out
+            in cross-attention), up, gate, down (feed-forward). The ends of the model: embed, unembed, position,
+            end_norm. The rest of a layer: bias, norm, residual (what a residual form learns), relative (position
+            tables inside attention), router, and statistic (not trained by the gradient; see `Out.state`).
+        init: the law it is born with; None takes the recipe's law for matrices.
+    """
+
+    shape: tuple[int, ...]
+    role: str
+    init: Init | None = None
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether this is a hidden matrix (or a stack of them)."""
+        return self.role in MATRICES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declared:
+    """A `Spec` in its place in a model.
+
+    Args:
+        spec: the declaration.
+        name: path below the layer (or below the model's end), e.g. `attention/query`. With the layer's index it
+            determines the parameter's PRNG key.
+        layers: indices of the layers it belongs to; empty outside the layers.
+        stacked: whether the stored array has a leading axis over `layers`; a looped layer's has not.
+    """
+
+    spec: Spec
+    name: str
+    layers: tuple[int, ...] = ()
+    stacked: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the stored array, layer axis included."""
+        return (len(self.layers), *self.spec.shape) if self.stacked else self.spec.shape
+
+    def spread(self, value: Any) -> jax.Array:
+        """Broadcast a number per role, () or (L,), against the stored array."""
+        value = jnp.asarray(value, jnp.float32)
+        if value.ndim == 0:
+            return value
+        if not self.stacked:
+            return value[self.layers[0] if self.layers else 0]
+        return value[jnp.asarray(self.layers, jnp.int32)].reshape(-1, *(1,) * len(self.spec.shape))
+
+
+def declare(specs: Any, *, prefix: str = "", layers: tuple[int, ...] = (), stacked: bool = False) -> Any:
+    """Put a tree of `Spec` in its place: a tree of `Declared` with the same structure."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, spec: Declared(spec=spec, name=prefix + path_name(path), layers=layers, stacked=stacked),
+        specs,
+        is_leaf=is_spec,
+    )
+
+
+def zeros(key: jax.Array, shape: tuple[int, ...], layer: jax.Array) -> jax.Array:
+    """All zeros."""
+    return jnp.zeros(shape, jnp.float32)
+
+
+def ones(key: jax.Array, shape: tuple[int, ...], layer: jax.Array) -> jax.Array:
+    """All ones."""
+    return jnp.ones(shape, jnp.float32)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Every entry equal to `value`."""
+
+    value: float
+
+    def __call__(self, key: jax.Array, shape: tuple[int, ...], layer: jax.Array) -> jax.Array:
+        return jnp.full(shape, self.value, jnp.float32)
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Gaussian entries of standard deviation `std`, whatever the shape (GPT-2 uses 0.02)."""
+
+    std: float
+
+    def __call__(self, key: jax.Array, shape: tuple[int, ...], layer: jax.Array) -> jax.Array:
+        return self.std * jax.random.normal(key, shape, jnp.float32)
+
+
+@dataclass(frozen=True)
+class FanIn:
+    """Gaussian entries of variance `scale / fan_in`; 1 is LeCun's law, 2 He's for ReLU (arXiv:1502.01852, eq. 10)."""
+
+    scale: float = 1.0
+
+    def __call__(self, key: jax.Array, shape: tuple[int, ...], layer: jax.Array) -> jax.Array:
+        return jnp.sqrt(self.scale / shape[-2]) * jax.random.normal(key, shape, jnp.float32)
+
+
+def xavier(key: jax.Array, shape: tuple[int, ...], layer: jax.Array) -> jax.Array:
+    """Gaussian entries of variance 2 / (fan_in + fan_out).
+
+    Source: Glorot & Bengio 2010, eq. (16), as a normal distribution.
+    """
+    return jnp.sqrt(2 / (shape[-2] + shape[-1])) * jax.random.normal(key, shape, jnp.float32)
+
+
+def is_spec(leaf: Any) -> bool:
+    """Leaf predicate for trees of `Spec` or `Declared`."""
+    return isinstance(leaf, (Spec, Declared))
+
+
+def path_name(path: tuple) -> str:
+    """A tree path as text, e.g. `segments/0/0/attention/query`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def realise(
+    key: jax.Array,
+    declaration: Any,
+    *,
+    law: Init = xavier,
+    gain: Callable[[str], Gain] = lambda role: 1.0,
+    dtype: Any = jnp.float32,
+) -> Any:
+    """Draw the parameters that a tree of `Declared` describes.
+
+    The key of a parameter depends on its name below the layer and on its layer's index alone, so the layers of a
+    shallow stack are, bit for bit, the first layers of a deep one (up to gains that depend on the depth).
+
+    Args:
+        key: PRNG key.
+        declaration: tree of `Declared`.
+        law: init of every `Spec` that names none.
+        gain: factor on the init by role; () or (L,), where L is the depth of the whole stack.
+        dtype: of the result.
+
+    Returns:
+        The same tree with arrays; leaves with a layer axis carry it first.
+    """
+
+    def draw(declared: Declared) -> jax.Array:
+        spec = declared.spec
+        init = spec.init or law
+        leaf_key = jax.random.fold_in(key, zlib.crc32(declared.name.encode()))
+
+        def one(layer: Any) -> jax.Array:
+            return init(jax.random.fold_in(leaf_key, layer), spec.shape, jnp.asarray(layer, jnp.int32))
+
+        if declared.stacked:
+            value = jax.vmap(one)(jnp.asarray(declared.layers, jnp.int32))
+        else:
+            value = one(declared.layers[0] if declared.layers else 0)
+        return (value * declared.spread(gain(spec.role))).astype(dtype)
+
+    return jax.tree.map(draw, declaration, is_leaf=is_spec)
+
+
+def count(declaration: Any) -> int:
+    """Number of trained parameters (statistics left out)."""
+    leaves = jax.tree.leaves(declaration, is_leaf=is_spec)
+    return sum(math.prod(leaf.shape) for leaf in leaves if leaf.spec.role != "statistic")
+
+
+def matrix(n_in: int, n_out: int, role: str, *, name: str | None = None, bias: bool = False) -> dict[str, Spec]:
+    """Declare a hidden matrix (n_in, n_out) and, where asked for, its bias, under the names `linear` looks for."""
+    name = name or role
+    declared = {name: Spec(shape=(n_in, n_out), role=role)}
+    if bias:
+        declared[f"{name}_bias"] = Spec(shape=(n_out,), role="bias", init=zeros)
+    return declared
+
+
+def linear(params: Any, name: str, x: jax.Array) -> jax.Array:
+    """x @ w + b, with the parameters cast to the dtype of x where they are used.
+
+    Args:
+        params: holds `name` (I, O) and perhaps `name_bias` (O,).
+        name: of the matrix.
+        x: (..., I)
+
+    Returns:
+        (..., O), dtype of x.
+    """
+    y = x @ params[name].astype(x.dtype)
+    bias = params.get(f"{name}_bias")
+    return y if bias is None else y + bias.astype(x.dtype)

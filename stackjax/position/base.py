@@ -1,0 +1,146 @@
+"""The position protocol."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from stackjax.sublayer import Params, Positions
+
+STREAM_HOOKS = ("embed",)
+ATTENTION_HOOKS = ("rotate", "score", "bias", "value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """A position encoding; this one does nothing. An encoding of your own overrides the hooks it needs.
+
+    In the order in which they act: `embed` on the stream, then inside attention `prepare` (once, outside the scan),
+    `rotate`, `score`, `bias`, `value`.
+    """
+
+    @property
+    def limit(self) -> int | None:
+        """Number of indices that the encoding is defined for; None for no limit."""
+        return None
+
+    def stream_spec(self, d_model: int) -> dict[str, Any]:
+        """Parameters that `embed` reads."""
+        return {}
+
+    def shared(self, n_heads: int, d_head: int) -> dict[str, Any]:
+        """{name: specs} of attention parameters that exist once for the whole stack (T5's table)."""
+        return {}
+
+    def spec(self, n_heads: int, d_head: int) -> dict[str, Any]:
+        """Attention parameters of one layer (Shaw's tables, Transformer-XL's projections)."""
+        return {}
+
+    def embed(self, params: Params, position: Positions, x: jax.Array) -> jax.Array:
+        """Tell the stream: (..., T, D) to (..., T, D), before the first layer."""
+        return x
+
+    def prepare(
+        self,
+        shared: Params,
+        *,
+        query: Positions,
+        key: Positions,
+        new_key: Positions,
+        n_heads: int,
+        d_head: int,
+    ) -> Any:
+        """A table for the hooks below, computed once for all layers, outside the scan.
+
+        Args:
+            shared: the stack's shared parameters.
+            query: positions of the queries, (B or 1, T).
+            key: positions of all keys, those already in the cache first, (B or 1, S).
+            new_key: positions of the keys that `rotate` will get; without a cache the same as `key`.
+            n_heads: H.
+            d_head: K.
+        """
+        return None
+
+    def rotate(self, table: Any, side: str, x: jax.Array) -> jax.Array:
+        """Transform queries (side "query") or keys (side "key"), (..., T, H, K)."""
+        return x
+
+    def score(self, params: Params, table: Any, query: jax.Array, key: jax.Array) -> jax.Array | None:
+        """Logits (..., H, T, S) that depend on content, added before the 1/sqrt(K) scale; None for none."""
+        return None
+
+    def bias(self, table: Any) -> jax.Array | None:
+        """Logits (..., H, T, S) that do not depend on content, added after the scale; None for none."""
+        return None
+
+    def value(self, params: Params, table: Any, weights: jax.Array) -> jax.Array | None:
+        """Values (..., T, H, K) added to the weighted sum, from the attention weights (..., H, T, S); None for none."""
+        return None
+
+    def acts_on(self, hooks: tuple[str, ...]) -> bool:
+        """Whether this encoding overrides any of the named hooks."""
+        return any(getattr(type(self), hook) is not getattr(Position, hook) for hook in hooks)
+
+
+NoPosition = Position
+
+
+def total(terms: list[jax.Array | None]) -> jax.Array | None:
+    """Sum of the terms that are there; None if none is."""
+    there = [term for term in terms if term is not None]
+    return sum(there[1:], there[0]) if there else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Both(Position):
+    """Two encodings at once, for instance a rotary index and a tree bias; nest it for more.
+
+    Args:
+        first: acts first wherever order matters (embed, rotate).
+        second: acts second.
+    """
+
+    first: Position
+    second: Position
+
+    def _each(self) -> tuple[tuple[str, Position], tuple[str, Position]]:
+        return (("first", self.first), ("second", self.second))
+
+    @property
+    def limit(self) -> int | None:
+        return min((p.limit for _, p in self._each() if p.limit is not None), default=None)
+
+    def stream_spec(self, d_model: int) -> dict[str, Any]:
+        return {name: position.stream_spec(d_model) for name, position in self._each()}
+
+    def shared(self, n_heads: int, d_head: int) -> dict[str, Any]:
+        return self.first.shared(n_heads, d_head) | self.second.shared(n_heads, d_head)
+
+    def spec(self, n_heads: int, d_head: int) -> dict[str, Any]:
+        return {name: position.spec(n_heads, d_head) for name, position in self._each()}
+
+    def embed(self, params: Params, position: Positions, x: jax.Array) -> jax.Array:
+        for name, encoding in self._each():
+            x = encoding.embed(params[name], position, x)
+        return x
+
+    def prepare(self, shared: Params, **given: Any) -> Any:
+        return {name: position.prepare(shared, **given) for name, position in self._each()}
+
+    def rotate(self, table: Any, side: str, x: jax.Array) -> jax.Array:
+        for name, position in self._each():
+            x = position.rotate(table[name], side, x)
+        return x
+
+    def score(self, params: Params, table: Any, query: jax.Array, key: jax.Array) -> jax.Array | None:
+        return total([position.score(params[name], table[name], query, key) for name, position in self._each()])
+
+    def bias(self, table: Any) -> jax.Array | None:
+        return total([position.bias(table[name]) for name, position in self._each()])
+
+    def value(self, params: Params, table: Any, weights: jax.Array) -> jax.Array | None:
+        return total([position.value(params[name], table[name], weights) for name, position in self._each()])
+
+    def acts_on(self, hooks: tuple[str, ...]) -> bool:
+        return self.first.acts_on(hooks) or self.second.acts_on(hooks)

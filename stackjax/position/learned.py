@@ -1,0 +1,42 @@
+"""A learned vector for each index, added to the stream."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from stackjax.parameter import Normal, Spec
+from stackjax.position.base import Position
+from stackjax.sublayer import Params, Positions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned(Position):
+    """x_t + P[t], with a learned table P (n_positions, D).
+
+    Undefined from `n_positions` on: the model refuses a longer sequence, and an explicit index beyond gives NaN.
+    Padded slots (index -1) get zeros.
+
+    Args:
+        n_positions: rows of the table.
+        std: of its initial entries.
+
+    Source: Gehring et al. 2017, section 3.1, arXiv:1705.03122.
+    """
+
+    n_positions: int = 1024
+    std: float = 0.02
+
+    @property
+    def limit(self) -> int | None:
+        return self.n_positions
+
+    def stream_spec(self, d_model: int) -> dict[str, Any]:
+        return {"table": Spec(shape=(self.n_positions, d_model), role="position", init=Normal(self.std))}
+
+    def embed(self, params: Params, position: Positions, x: jax.Array) -> jax.Array:
+        index = position["index"]
+        row = params["table"].at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        row = jnp.where(index[..., None] < 0, 0, row)
+        return x + row.astype(x.dtype)

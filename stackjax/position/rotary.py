@@ -1,0 +1,71 @@
+"""Rotary positions: turn queries and keys by angles proportional to their index, so that scores see differences."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from stackjax.position.base import Position
+from stackjax.sublayer import Params, Positions
+
+
+def turn(x: jax.Array, cosine: jax.Array, sine: jax.Array, *, interleaved: bool = False) -> jax.Array:
+    """Rotate pairs of features: (a, b) to (a cos - b sin, a sin + b cos).
+
+    Args:
+        x: (..., T, H, K)
+        cosine: (..., T, R/2) for the first R <= K features; the rest pass through.
+        sine: like cosine.
+        interleaved: pairs are features (2k, 2k+1), as in RoFormer; otherwise (k, k + R/2), as in GPT-NeoX and LLaMA.
+
+    Returns:
+        (..., T, H, K), dtype of x.
+
+    Source: Su et al. 2021, eq. (34), arXiv:2104.09864.
+    """
+    half = cosine.shape[-1]
+    chex.assert_equal_shape((cosine, sine))
+    head, rest = x[..., : 2 * half], x[..., 2 * half :]
+    c, s = cosine[..., None, :], sine[..., None, :]
+    if interleaved:
+        a, b = head[..., 0::2], head[..., 1::2]
+        turned = jnp.stack((a * c - b * s, a * s + b * c), -1).reshape(head.shape)
+    else:
+        a, b = head[..., :half], head[..., half:]
+        turned = jnp.concatenate((a * c - b * s, a * s + b * c), -1)
+    return jnp.concatenate((turned.astype(x.dtype), rest), -1) if rest.shape[-1] else turned.astype(x.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotary(Position):
+    """RoPE: score(i, j) depends on the content and on i - j alone.
+
+    Args:
+        d_rotary: R, how many features of each head turn; None means all K.
+        base: of the frequencies base^(-2k/R).
+        interleaved: the pairing, see `turn`.
+
+    Source: Su et al. 2021, arXiv:2104.09864.
+    """
+
+    d_rotary: int | None = None
+    base: float = 10_000.0
+    interleaved: bool = False
+
+    def prepare(self, shared: Params, *, query: Positions, new_key: Positions, d_head: int, **_: Any) -> Any:
+        width = d_head if self.d_rotary is None else self.d_rotary
+        if width % 2 or not 0 < width <= d_head:
+            raise ValueError(f"rotary features must be even and at most the head width; got {width} of {d_head}")
+        frequency = self.base ** (-jnp.arange(0, width, 2, dtype=float) / width)
+
+        def table(position: Positions) -> tuple[jax.Array, jax.Array]:
+            angle = position["index"][..., None] * frequency
+            return jnp.cos(angle), jnp.sin(angle)
+
+        return {"query": table(query), "key": table(new_key)}
+
+    def rotate(self, table: Any, side: str, x: jax.Array) -> jax.Array:
+        cosine, sine = table[side]
+        return turn(x, cosine, sine, interleaved=self.interleaved)

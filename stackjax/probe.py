@@ -1,0 +1,158 @@
+"""Reading a stack: what each layer does to the stream, to the gradient and to itself.
+
+A measure is a pure function of one layer's `Trace`; pass it to `apply(measure=...)` and its results come back with a
+leading layer axis. Measures run inside the scan and reduce at once, so nothing of size (L, B, T, D) is ever kept.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from stackjax.layer import Trace
+from stackjax.norm import wide
+from stackjax.parameter import Declared, is_spec
+from stackjax.sublayer import Params
+
+EPS = 1e-30
+
+
+def rms(x: jax.Array) -> jax.Array:
+    """sqrt(mean x²) over everything, ()."""
+    return jnp.sqrt(jnp.mean(jnp.square(wide(x))))
+
+
+def cosine(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Mean over tokens of the cosine between x and y (..., T, D), ().
+
+    1 - cosine(x_l, x_{l+1}) is the Block Influence of Men et al. 2024, eq. (1), arXiv:2403.03853.
+    """
+    x, y = wide(x), wide(y)
+    dot = jnp.sum(x * y, -1)
+    return jnp.mean(dot * jax.lax.rsqrt(jnp.sum(x * x, -1) * jnp.sum(y * y, -1) + EPS))
+
+
+def token_similarity(x: jax.Array) -> jax.Array:
+    """Mean cosine between different tokens of a sequence, (); 1 is rank collapse.
+
+    Computed in O(T D) from the sum of the unit vectors: (|Σ x̂|² - T) / (T (T - 1)). 1 for a single token.
+
+    Args:
+        x: (..., T, D)
+    """
+    x = wide(x)
+    n_tokens = x.shape[-2]
+    if n_tokens < 2:
+        return jnp.ones((), x.dtype)
+    unit = x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + EPS)
+    total = jnp.sum(jnp.square(jnp.sum(unit, -2)), -1)
+    return jnp.mean((total - n_tokens) / (n_tokens * (n_tokens - 1)))
+
+
+def rank_residual(x: jax.Array) -> jax.Array:
+    """|X - 1 mean_t X|_F / |X|_F, (): how much of the tokens is not shared by all of them.
+
+    Source: after Dong et al. 2021, section 2, arXiv:2103.03404, with Frobenius norms.
+    """
+    x = wide(x)
+    away = x - jnp.mean(x, -2, keepdims=True)
+    return jnp.sqrt(jnp.sum(away * away) / (jnp.sum(x * x) + EPS))
+
+
+def attention_entropy(weights: jax.Array) -> jax.Array:
+    """Mean entropy of attention weights (..., T, S) in nats, ().
+
+    Source: Zhai et al. 2023, arXiv:2303.06296 (entropy collapse).
+    """
+    return jnp.mean(jnp.sum(jax.scipy.special.entr(weights), -1))
+
+
+def stream(trace: Trace) -> dict[str, jax.Array]:
+    """What happens to the stream: stream_rms and token_similarity of x_{l+1}, cosine of x_l and x_{l+1}."""
+    return {
+        "stream_rms": rms(trace.after),
+        "cosine": cosine(trace.before, trace.after),
+        "token_similarity": token_similarity(trace.after),
+    }
+
+
+def branches(trace: Trace) -> dict[str, jax.Array]:
+    """For each sublayer: branch_rms, and branch_ratio, its size against the stream that it joins."""
+    found = {}
+    for name, seen in trace.seen.items():
+        size = rms(seen["y"])
+        found[f"branch_rms/{name}"] = size
+        found[f"branch_ratio/{name}"] = size / (rms(seen["stream"]) + EPS)
+    return found
+
+
+def attention(trace: Trace) -> dict[str, jax.Array]:
+    """For each attention sublayer: attention_entropy in nats, and max_logit."""
+    found = {}
+    for name, seen in trace.seen.items():
+        if "weights" in seen:
+            found[f"attention_entropy/{name}"] = attention_entropy(seen["weights"])
+            finite = jnp.where(jnp.isfinite(seen["logits"]), jnp.abs(seen["logits"]), 0)
+            found[f"max_logit/{name}"] = jnp.max(finite)
+    return found
+
+
+def standard(trace: Trace) -> dict[str, jax.Array]:
+    """`stream`, `branches` and `attention` together."""
+    return {**stream(trace), **branches(trace), **attention(trace)}
+
+
+def layer_norms(tree: Params, declaration: Any, depth: int) -> jax.Array:
+    """Norm of a parameter-like tree (gradients, updates, weights) in each layer, (L,).
+
+    A stacked leaf is reduced over all axes but the layer's. The squares of these, plus those of the two ends, sum to
+    the square of the global norm.
+
+    Args:
+        tree: like the parameters.
+        declaration: the same tree of `Declared`.
+        depth: L.
+    """
+    squares = jnp.zeros(depth, jnp.float32)
+    for leaf, declared in _pairs(tree, declaration):
+        if declared.layers:
+            square = jnp.square(wide(leaf))
+            each = jnp.sum(square, tuple(range(1, leaf.ndim))) if declared.stacked else jnp.sum(square)
+            squares = squares.at[jnp.asarray(declared.layers)].add(each)
+    return jnp.sqrt(squares)
+
+
+def role_norms(tree: Params, declaration: Any, depth: int) -> dict[str, jax.Array]:
+    """`layer_norms` split by role: {role: (L,)}."""
+    roles = {declared.spec.role for _, declared in _pairs(tree, declaration) if declared.layers}
+
+    def only(role: str) -> Params:
+        return jax.tree.map(
+            lambda d, leaf: leaf if d.spec.role == role else jnp.zeros_like(leaf),
+            declaration,
+            tree,
+            is_leaf=is_spec,
+        )
+
+    return {role: layer_norms(only(role), declaration, depth) for role in sorted(roles)}
+
+
+def update_ratio(updates: Params, params: Params, declaration: Any, depth: int) -> jax.Array:
+    """|update| / |weights| in each layer, (L,)."""
+    return layer_norms(updates, declaration, depth) / (layer_norms(params, declaration, depth) + EPS)
+
+
+def stream_gradients(loss: Callable[[jax.Array], jax.Array], depth: int) -> jax.Array:
+    """|dLoss/dx_l| for x_0 .. x_L, (L + 1,), in O(L) memory.
+
+    Args:
+        loss: function of taps (L + 1,) that passes them on to `apply(taps=...)` and returns the loss.
+        depth: L.
+    """
+    return jnp.sqrt(jax.grad(loss)(jnp.zeros(depth + 1, jnp.float32)))
+
+
+def _pairs(tree: Params, declaration: Any) -> list[tuple[jax.Array, Declared]]:
+    leaves = jax.tree.leaves(declaration, is_leaf=is_spec)
+    return list(zip(jax.tree.leaves(tree), leaves, strict=True))

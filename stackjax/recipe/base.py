@@ -1,0 +1,135 @@
+"""The recipe: the whole depth treatment as one object.
+
+What makes depth work is never one thing. A recipe holds all of it, so that no half of a paper can be used by accident:
+
+    adapt       what must be true inside a branch (norms on hidden layers, attention scale)
+    form        how a branch joins the stream; owns the ends of the stream and the final norm
+    schedule    depth -> numbers for each layer and sublayer, arrays that the scan reads as data
+    law, gain   what parameters are born with, by role and layer
+    multiplier  learning rate, weight decay and Adam's epsilon, by role and layer
+    constrain, calibrate    what happens after each step, and once before the first
+
+A recipe of your own is a subclass, in your own file, that overrides what differs from the plain one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from stackjax.parameter import Gain, Init, xavier
+from stackjax.recipe.residual import Form, Through
+from stackjax.sublayer import Params, Sublayer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """The numbers that a recipe's constants may depend on.
+
+    Args:
+        depth: L, layers in this stack.
+        d_model: D.
+        n_sublayers: sublayers in a layer (2; 3 with cross-attention; 1 when parallel).
+        side: whether this stack is an encoder or a decoder.
+        other_depth: layers in the stack on the other side of an encoder-decoder; 0 if there is none.
+    """
+
+    depth: int
+    d_model: int
+    n_sublayers: int = 2
+    side: Literal["encoder", "decoder"] = "decoder"
+    other_depth: int = 0
+
+    @property
+    def encoder_depth(self) -> int:
+        """N, 0 without an encoder."""
+        return self.depth if self.side == "encoder" else self.other_depth
+
+    @property
+    def decoder_depth(self) -> int:
+        """M, 0 without a decoder."""
+        return self.depth if self.side == "decoder" else self.other_depth
+
+
+@dataclass(frozen=True, kw_only=True)
+class Multiplier:
+    """Factors on the optimiser's numbers for the parameters of one role, each () or (L,).
+
+    Args:
+        learning_rate: on the learning rate.
+        weight_decay: on the weight decay, which is itself multiplied by the learning rate before this factor.
+        eps: on Adam's epsilon.
+    """
+
+    learning_rate: Any = 1.0
+    weight_decay: Any = 1.0
+    eps: Any = 1.0
+
+
+Schedule = dict[str, Any]
+"""sub: {name: (L, S)}, outer: {name: (L,)}, embed: (), unembed: ()."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Base of every recipe: one residual form for all sublayers, Xavier's init, no constant that depends on depth.
+
+    Args:
+        residual: the form.
+        law: init of the matrices whose declaration names none.
+    """
+
+    residual: Form
+    law: Init = xavier
+
+    def adapt(self, sub: Sublayer, geometry: Geometry) -> Sublayer:
+        """What the recipe changes inside a sublayer."""
+        return sub
+
+    def form(self, sub: Sublayer, slot: int, layer: int, geometry: Geometry) -> Form:
+        """The residual form of sublayer `slot` (0 .. S-1) of layer `layer` (0 .. L-1)."""
+        return self.residual
+
+    def outer(self, layer: int, geometry: Geometry) -> Form:
+        """The form of the whole layer."""
+        return Through()
+
+    def schedule(self, geometry: Geometry) -> Schedule:
+        """Numbers for each sublayer (L, S), each layer (L,) and the two ends ()."""
+        one = jnp.ones((geometry.depth, geometry.n_sublayers), jnp.float32)
+        return {
+            "sub": {"alpha": one, "beta": one, "gamma": one},
+            "outer": {},
+            "embed": jnp.float32(1),
+            "unembed": jnp.float32(1),
+        }
+
+    def gain(self, role: str, geometry: Geometry) -> Gain:
+        """Factor on the init of parameters of this role, () or (L,)."""
+        return 1.0
+
+    def multiplier(self, role: str, geometry: Geometry) -> Multiplier:
+        """Factors on the optimiser's numbers for parameters of this role."""
+        return Multiplier()
+
+    def constrain(self, params: Params, declaration: Any) -> Params:
+        """Parameters after each optimiser step."""
+        return params
+
+    def calibrate(self, params: Params, run: Callable[[Params], Any]) -> Params:
+        """Parameters before the first step; `run` gives what a batch's forward pass saw."""
+        return params
+
+
+def with_sub(schedule: Schedule, **numbers: Any) -> Schedule:
+    """`schedule` with some of its sublayer numbers replaced, each broadcast to (L, S)."""
+    shape = schedule["sub"]["alpha"].shape
+    new = {name: jnp.broadcast_to(jnp.asarray(x, jnp.float32), shape) for name, x in numbers.items()}
+    return {**schedule, "sub": {**schedule["sub"], **new}}
+
+
+def block_index(geometry: Geometry) -> jax.Array:
+    """l = 1 .. L, (L, 1): the layer's number as papers count it."""
+    return jnp.arange(1, geometry.depth + 1, dtype=jnp.float32)[:, None]

@@ -1,0 +1,70 @@
+"""CompleteP: hyper-parameters found on a small model hold for a wide and deep one."""
+
+from dataclasses import dataclass
+
+from stackjax.parameter import MATRICES, Normal
+from stackjax.recipe.base import Geometry, Multiplier, Recipe, Schedule, with_sub
+from stackjax.recipe.residual import Form, Pre
+
+ENDS = frozenset({"embed", "unembed", "position", "end_norm"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompleteP(Recipe):
+    """x + m_L^(-alpha) f(norm(x)), with init, learning rates, weight decay and epsilon that follow depth and width.
+
+    With m_L = L / base_depth and m_D = D / base_width:
+
+        role                init variance   learning rate          weight decay   epsilon
+        hidden matrices     / m_D           m_D^-1 m_L^(alpha-1)   m_D            m_D^-1 m_L^-alpha
+        hidden bias, norm   .               m_L^(alpha-1)          .              m_D^-1 m_L^-alpha
+        the two ends        .               .                      .              m_D^-1
+
+    and logits are divided by m_D. At L = base_depth and D = base_width it is pre-norm to the bit.
+
+    The width rule of the init is already in laws that divide by a fan; a `Normal` law is divided here. Embeddings keep
+    their step size against a stream of unit RMS although `Embedding` multiplies them by sqrt(D). Keep the head width
+    fixed as D grows, as the paper does: then its 1/K attention scale is a constant.
+
+    Args:
+        alpha: 1 is CompleteP; 1/2 is depth-muP; 0 leaves depth alone.
+        base_depth: depth at which hyper-parameters were found.
+        base_width: width at which they were found; None leaves the width alone.
+
+    Source: Dey et al. 2025, table 1, arXiv:2505.01618.
+    """
+
+    residual: Form = Pre()
+    alpha: float = 1.0
+    base_depth: int = 2
+    base_width: int | None = None
+
+    def _ratios(self, geometry: Geometry) -> tuple[float, float]:
+        return max(geometry.depth, 1) / self.base_depth, geometry.d_model / (self.base_width or geometry.d_model)
+
+    def schedule(self, geometry: Geometry) -> Schedule:
+        m_depth, m_width = self._ratios(geometry)
+        schedule = with_sub(super().schedule(geometry), beta=m_depth**-self.alpha)
+        return {
+            **schedule,
+            "embed": schedule["embed"] * m_width**-0.5,
+            "unembed": schedule["unembed"] / m_width,
+        }
+
+    def gain(self, role: str, geometry: Geometry) -> float:
+        m_width = self._ratios(geometry)[1]
+        fixed_law = isinstance(self.law, Normal)
+        if role == "embed" or (role == "unembed" and not fixed_law):
+            return m_width**0.5
+        if role in MATRICES and fixed_law:
+            return m_width**-0.5
+        return 1.0
+
+    def multiplier(self, role: str, geometry: Geometry) -> Multiplier:
+        m_depth, m_width = self._ratios(geometry)
+        if role in ENDS:
+            return Multiplier(eps=1 / m_width)
+        by_depth, eps = m_depth ** (self.alpha - 1), m_depth**-self.alpha / m_width
+        if role in MATRICES or role == "router":
+            return Multiplier(learning_rate=by_depth / m_width, weight_decay=m_width, eps=eps)
+        return Multiplier(learning_rate=by_depth, eps=eps)

@@ -1,0 +1,91 @@
+"""Four ways to run one body over n layers: scanned or looped, with every kind of rematerialisation.
+
+The body is `body(carry, x) -> (carry, y)`, as for `jax.lax.scan`. All of them give the same values and gradients.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+Remat = Literal["none", "layer", "nested"] | Callable[..., Any]
+"""What the backward pass recomputes: nothing, each layer, blocks of about sqrt(n) layers and in them each layer, or
+each layer with a `jax.checkpoint` policy that says what to keep."""
+
+Body = Callable[[Any, Any], tuple[Any, Any]]
+
+
+def rematerialise(layer: Body, remat: Remat, *, loop: bool) -> Body:
+    """Wrap one layer so that the backward pass recomputes what `remat` says.
+
+    Raises:
+        ValueError: an unknown remat.
+    """
+    if remat == "none":
+        return layer
+    if not (callable(remat) or remat in ("layer", "nested")):
+        raise ValueError(f"remat must be 'none', 'layer', 'nested' or a jax checkpoint policy; got {remat!r}")
+    return jax.checkpoint(layer, policy=remat if callable(remat) else None, prevent_cse=loop)
+
+
+def run(
+    body: Body, carry: Any, xs: Any, n: int, *, nested: bool = False, loop: bool = False, unroll: int = 1
+) -> tuple[Any, Any]:
+    """Run the body n times over the leading axis of xs.
+
+    Args:
+        body: one layer, or one period of layers.
+        carry: what the next layer needs.
+        xs: pytree of arrays with leading axis n.
+        n: number of repeats, 0 included.
+        nested: whether the backward pass keeps only about sqrt(n) carries and recomputes the rest.
+        loop: a Python loop, the plain reference, instead of `jax.lax.scan`.
+        unroll: iterations per scan step.
+
+    Returns:
+        The carry, and the ys stacked on axis 0.
+    """
+    drive = _drive_nested if nested and n > 1 else _drive
+    return drive(body, carry, xs, n, loop, unroll)
+
+
+def chunks(n: int) -> tuple[int, int, int]:
+    """How nested rematerialisation splits n layers: (number of chunks, their length, length of the tail).
+
+    The divisors nearest sqrt(n) if they are within a factor of 2 of it, else chunks of ceil(sqrt(n)) and a tail.
+    """
+    root = math.isqrt(n)
+    length = next((d for d in range(root, 0, -1) if n % d == 0), 1)
+    if 2 * length > root:
+        return n // length, length, 0
+    length = math.ceil(math.sqrt(n))
+    return n // length, length, n % length
+
+
+def _drive_nested(body: Body, carry: Any, xs: Any, n: int, loop: bool, unroll: int):
+    count, length, tail = chunks(n)
+    split = count * length
+
+    def chunk(carry: Any, xs: Any) -> tuple[Any, Any]:
+        return _drive(body, carry, xs, length, loop, unroll)
+
+    head = jax.tree.map(lambda a: a[:split].reshape(count, length, *a.shape[1:]), xs)
+    carry, ys = _drive(jax.checkpoint(chunk, prevent_cse=loop), carry, head, count, loop, 1)
+    ys = jax.tree.map(lambda a: a.reshape(split, *a.shape[2:]), ys)
+    if not tail:
+        return carry, ys
+    rest = jax.tree.map(lambda a: a[split:], xs)
+    carry, more = _drive(body, carry, rest, tail, loop, unroll)
+    return carry, jax.tree.map(lambda a, b: jnp.concatenate((a, b)), ys, more)
+
+
+def _drive(body: Body, carry: Any, xs: Any, n: int, loop: bool, unroll: int):
+    if not loop or n == 0:
+        return jax.lax.scan(body, carry, xs, length=n, unroll=unroll)
+    ys = []
+    for i in range(n):
+        carry, y = body(carry, jax.tree.map(lambda a, i=i: a[i], xs))
+        ys.append(y)
+    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys)

@@ -1,0 +1,439 @@
+"""The stack: one layer, scanned.
+
+A stack is a tuple of segments; a segment is a short period of layers repeated n times by one scan. Most stacks are one
+segment of period one: a single compiled layer, whatever the depth. Parameters are born stacked on axis 0 and stay so.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from stackjax import scan
+from stackjax.layer import Layer, Trace
+from stackjax.norm import wide
+from stackjax.parameter import declare, is_spec, realise
+from stackjax.recipe.base import Geometry, Recipe, Schedule
+from stackjax.sublayer import Given, Params
+
+Measure = Callable[[Trace], dict[str, jax.Array]]
+"""Reduces what happened in one layer to a few arrays; the stack returns them with a leading axis L."""
+
+
+@struct.dataclass
+class Result:
+    """What a stack returns beside its output.
+
+    Args:
+        loss: {name: scalar}, summed over the layers.
+        state: what the next call needs, nested like the segments: {segment: {layer of the period: {sublayer: state}}}.
+        measure: {name: (L, ...)} from the `measure` asked for; rows of NaN for layers that do not have the name.
+    """
+
+    loss: dict[str, jax.Array]
+    state: dict[str, Any]
+    measure: dict[str, jax.Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A period of layers, repeated.
+
+    Args:
+        layers: the period.
+        n: how many times it is repeated.
+        looped: whether all repeats share one copy of the parameters.
+    """
+
+    layers: tuple[Layer, ...]
+    n: int
+    looped: bool = False
+
+    @property
+    def depth(self) -> int:
+        """Layers in all."""
+        return self.n * len(self.layers)
+
+
+def fold(layers: Sequence[Layer]) -> tuple[Segment, ...]:
+    """Fold a list of layers into segments, so that each scan is as long as it can be.
+
+    At every point the period that covers the most layers is taken, the shortest of those: five local layers and a
+    global one, 26 layers in all, fold into 4 x 6 + 2 x 1.
+    """
+    numbers = {layer: i for i, layer in enumerate(dict.fromkeys(layers))}
+    kinds = [numbers[layer] for layer in layers]
+    segments, start = [], 0
+    while start < len(kinds):
+        rest = kinds[start:]
+        spans = ((_repeats(rest, period) * period, -period) for period in range(1, len(rest) // 2 + 1))
+        covered, period = max(spans, default=(1, -1))
+        period = -period if covered > -period else 1
+        repeats = _repeats(rest, period)
+        segments.append(Segment(layers=tuple(layers[start : start + period]), n=repeats))
+        start += period * repeats
+    return tuple(segments)
+
+
+def _repeats(kinds: list[int], period: int) -> int:
+    """How often the first `period` entries stand one after another at the front."""
+    n = 1
+    while kinds[n * period : (n + 1) * period] == kinds[:period]:
+        n += 1
+    return n
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """A deep stack as a description; make one with `Stack.of`.
+
+    Args:
+        segments: what is scanned, in order; the layers are dressed by the recipe.
+        recipe: the depth treatment.
+        geometry: depth, width and side.
+    """
+
+    segments: tuple[Segment, ...]
+    recipe: Recipe
+    geometry: Geometry
+
+    def __post_init__(self):
+        layers = [layer for segment in self.segments for layer in segment.layers]
+        for kinds in (
+            {form.kind for layer in layers for form in layer.forms},
+            {layer.outer.kind for layer in layers},
+        ):
+            if len(kinds) > 1:
+                raise ValueError(
+                    f"forms with different streams cannot meet in one stack; got {sorted(map(str, kinds))}"
+                )
+
+    @classmethod
+    def of(
+        cls,
+        *layers: Layer,
+        depth: int,
+        d_model: int,
+        recipe: Recipe,
+        looped: bool = False,
+        side: Literal["encoder", "decoder"] = "decoder",
+        other_depth: int = 0,
+    ) -> "Stack":
+        """Describe a stack.
+
+        Args:
+            *layers: one layer, or a period of them that is cycled through, or one for each layer of the stack.
+            depth: L, 0 or more.
+            d_model: D.
+            recipe: the depth treatment.
+            looped: whether all layers share one copy of the parameters (`depth` must then be whole periods).
+            side: "encoder" or "decoder", for recipes whose constants depend on it.
+            other_depth: layers in the stack on the other side of an encoder-decoder.
+
+        Raises:
+            ValueError: a depth that is negative, or not whole periods when looped; forms that cannot meet.
+        """
+        if depth < 0:
+            raise ValueError(f"depth must be 0 or more; got {depth}")
+        if d_model < 1:
+            raise ValueError(f"d_model must be positive; got {d_model}")
+        if looped and depth % len(layers):
+            raise ValueError(f"a looped stack repeats whole periods; got depth={depth}, period={len(layers)}")
+        width = max(len(layer.subs) for layer in layers)
+        geometry = Geometry(depth=depth, d_model=d_model, n_sublayers=width, side=side, other_depth=other_depth)
+        dressed = [layers[i % len(layers)].dress(recipe, i, geometry) for i in range(max(depth, 1))]
+        if depth == 0:
+            segments = (Segment(layers=tuple(dressed), n=0),)
+        elif looped:
+            period = tuple(dressed[: len(layers)])
+            segments = (Segment(layers=period, n=depth // len(period), looped=True),)
+        else:
+            segments = fold(dressed)
+        return cls(segments=segments, recipe=recipe, geometry=geometry)
+
+    @property
+    def depth(self) -> int:
+        """L."""
+        return self.geometry.depth
+
+    @property
+    def d_model(self) -> int:
+        """D."""
+        return self.geometry.d_model
+
+    def declaration(self) -> Params:
+        """The tree of parameters, each leaf a `Declared`.
+
+        {enter: {inner, outer}, segments: {segment: {layer of the period: {sublayer, ..., residual}}}, shared, leave}
+        """
+        segments: Params = {}
+        shared: Params = {}
+        for i, start, segment in self._placed():
+            period = len(segment.layers)
+            segments[i] = {}
+            for j, layer in enumerate(segment.layers):
+                mine = tuple(range(start + j, start + segment.depth, period))
+                segments[i][str(j)] = declare(
+                    layer.spec(self.d_model, self.depth),
+                    layers=(start + j,) if segment.looped else mine,
+                    stacked=not segment.looped,
+                )
+                for sub in layer.subs:
+                    shared |= sub.shared(self.d_model)
+        return {
+            "enter": self._end("enter"),
+            "segments": segments,
+            "shared": declare(shared, prefix="shared/"),
+            "leave": self._end("leave"),
+        }
+
+    def init(self, key: jax.Array, dtype: Any = jnp.float32) -> Params:
+        """Draw the parameters, stacked on axis 0 within each segment."""
+        return realise(key, self.declaration(), law=self.recipe.law, gain=self.gain, dtype=dtype)
+
+    def gain(self, role: str) -> Any:
+        """The recipe's factor on the init of a role, () or (L,)."""
+        return self.recipe.gain(role, self.geometry)
+
+    def multipliers(self) -> Params:
+        """The tree of parameters, each leaf the recipe's `Multiplier`."""
+        return multipliers(self.declaration(), self.recipe, self.geometry)
+
+    def schedule(self) -> Schedule:
+        """The recipe's numbers for this depth: data that `apply` reads, and that may be replaced or vmapped."""
+        return self.recipe.schedule(self.geometry)
+
+    def enter(self, params: Params, x: jax.Array) -> Any:
+        """Open the stream from x (..., T, D)."""
+        layer, own = self.segments[0].layers[0], params["enter"]
+        return layer.outer.enter(own["outer"], layer.forms[0].enter(own["inner"], x))
+
+    def leave(self, params: Params, stream: Any) -> jax.Array:
+        """Close the stream to (..., T, D)."""
+        layer, own = self.segments[-1].layers[-1], params["leave"]
+        return layer.forms[-1].leave(own["inner"], layer.outer.leave(own["outer"], stream))
+
+    def apply(
+        self,
+        params: Params,
+        x: jax.Array,
+        given: Given | None = None,
+        *,
+        schedule: Schedule | None = None,
+        key: jax.Array | None = None,
+        cache: Params | None = None,
+        taps: jax.Array | None = None,
+        probes: Any = None,
+        measure: Measure | None = None,
+        remat: scan.Remat = "none",
+        loop: bool = False,
+        unroll: int = 1,
+    ) -> tuple[jax.Array, Result]:
+        """Run x through all layers.
+
+        Args:
+            params: as drawn by `init`.
+            x: (..., T, D)
+            given: positions, memory and whatever else travels beside x.
+            schedule: the numbers of each sublayer and layer; None takes the recipe's.
+            key: PRNG key for dropout and stochastic depth; None means evaluation.
+            cache: decoding cache, see `stackjax.decode`; read, never written.
+            taps: (L + 1,) zeros whose gradient is |dLoss/dx_l|² for x_0 .. x_L, in O(L) memory.
+            probes: like the stream with a leading axis L, zeros that are added to the stream before each layer; their
+                gradient is dLoss/dx_l itself.
+            measure: what to reduce each layer's `Trace` to.
+            remat: what the backward pass recomputes: "none", "layer", "nested" or a jax checkpoint policy.
+            loop: run a Python loop over the layers, the plain reference, instead of scans.
+            unroll: layers (periods) per scan step.
+
+        Returns:
+            (..., T, D), and the `Result`.
+        """
+        chex.assert_shape(x, (..., None, self.d_model))
+        given = Given() if given is None else given
+        schedule = self.schedule() if schedule is None else schedule
+        tables = self._prepare(params, given, x.shape[-2], cache)
+        per_layer = {
+            "scale": schedule["sub"],
+            "outer": schedule["outer"],
+            "key": None if key is None else jax.vmap(lambda l: jax.random.fold_in(key, l))(jnp.arange(self.depth)),
+            "tap": None if taps is None else taps[:-1],
+            "probe": probes,
+        }
+        stream = self.enter(params, x)
+        loss: dict[str, jax.Array] = {}
+        state: Params = {}
+        measures = []
+        for i, start, segment in self._placed():
+            xs: dict[str, Any] = jax.tree.map(
+                lambda a, start=start, segment=segment: a[start : start + segment.depth].reshape(
+                    segment.n, len(segment.layers), *a.shape[1:]
+                ),
+                per_layer,
+            )
+            own = params["segments"][i]
+            xs["params"] = None if segment.looped else own
+            xs["cache"] = None if cache is None else cache["segments"][i]
+            body = _body(segment, own, given, tables, measure, remat, loop)
+            stream, ys = scan.run(body, stream, xs, segment.n, nested=remat == "nested", loop=loop, unroll=unroll)
+            for name, value in ys[0].items():
+                loss[name] = loss.get(name, 0.0) + jnp.sum(value, 0)
+            state[i], measured = ys[1], ys[2]
+            measures.append((segment.n, measured))
+        if taps is not None:
+            stream = tap(stream, taps[-1])
+        return self.leave(params, stream), Result(loss=loss, state=state, measure=_by_layer(measures))
+
+    def _placed(self) -> list[tuple[str, int, Segment]]:
+        """Each segment with its name and the index of its first layer."""
+        placed, start = [], 0
+        for i, segment in enumerate(self.segments):
+            placed.append((str(i), start, segment))
+            start += segment.depth
+        return placed
+
+    def _end(self, side: str) -> Params:
+        """Declared parameters of `enter` or `leave`; a norm there has the role end_norm."""
+        layer = self.segments[0].layers[0] if side == "enter" else self.segments[-1].layers[-1]
+        inner = layer.forms[0] if side == "enter" else layer.forms[-1]
+        specs = {
+            "inner": inner.ends(self.d_model, self.depth)[side],
+            "outer": layer.outer.ends(self.d_model, self.depth)[side],
+        }
+        outside = jax.tree.map(
+            lambda spec: replace(spec, role="end_norm") if spec.role == "norm" else spec,
+            specs,
+            is_leaf=is_spec,
+        )
+        return declare(outside, prefix=f"{side}/")
+
+    def _prepare(self, params: Params, given: Given, n_tokens: int, cache: Params | None) -> dict[Any, Any]:
+        """Each different sublayer's table, computed once, outside the scan."""
+        tables = {}
+        for segment in self.segments:
+            for layer in segment.layers:
+                for sub in layer.subs:
+                    if sub not in tables:
+                        past = None if cache is None else cache["position"].get(sub)
+                        tables[sub] = sub.prepare(params["shared"], given, n_tokens, self.d_model, past)
+        return tables
+
+
+def _body(
+    segment: Segment,
+    own: Params,
+    given: Given,
+    tables: dict[Any, Any],
+    measure: Measure | None,
+    remat: scan.Remat,
+    loop: bool,
+) -> scan.Body:
+    """One period of layers, as the body of a scan."""
+
+    def one(layer: Layer, stream: Any, x: Params) -> tuple[Any, tuple[Any, Any, Any]]:
+        entered = stream
+        if x["tap"] is not None:
+            stream = tap(stream, x["tap"])
+        if x["probe"] is not None:
+            stream = jax.tree.map(jnp.add, stream, x["probe"])
+        mine = {
+            sub.name: replace(given, table=tables[sub], cache=None if x["cache"] is None else x["cache"].get(sub.name))
+            for sub in layer.subs
+        }
+        stream, out, trace = layer.apply(
+            x["params"], stream, mine, scale=x["scale"], outer_scale=x["outer"], key=x["key"]
+        )
+        stream = jax.tree.map(lambda new, old: new.astype(old.dtype), stream, entered)
+        return stream, (out.loss, out.state, {} if measure is None else measure(trace))
+
+    def body(stream: Any, xs: Params) -> tuple[Any, tuple[Any, Any, Any]]:
+        loss: dict[str, jax.Array] = {}
+        states, measured = {}, {}
+        for j, layer in enumerate(segment.layers):
+            x = jax.tree.map(lambda a, j=j: a[j], {k: xs[k] for k in ("scale", "outer", "key", "tap", "probe")})
+            x["params"] = (own if segment.looped else xs["params"])[str(j)]
+            x["cache"] = None if xs["cache"] is None else xs["cache"].get(str(j))
+            run = scan.rematerialise(partial(one, layer), remat, loop=loop)
+            stream, (losses, states[str(j)], measured[str(j)]) = run(stream, x)
+            for name, value in losses.items():
+                loss[name] = loss.get(name, 0.0) + value
+        return stream, (loss, states, measured)
+
+    return body
+
+
+@jax.custom_vjp
+def tap(stream: Any, t: jax.Array) -> Any:
+    """The identity in `stream`; the gradient with respect to t () is the squared norm of the stream's cotangent."""
+    return stream
+
+
+def _tap_forward(stream: Any, t: jax.Array) -> tuple[Any, None]:
+    return stream, None
+
+
+def _tap_backward(_: None, cotangent: Any) -> tuple[Any, jax.Array]:
+    return cotangent, jnp.sum(jnp.stack([jnp.sum(jnp.square(wide(leaf))) for leaf in jax.tree.leaves(cotangent)]))
+
+
+tap.defvjp(_tap_forward, _tap_backward)
+
+
+def _by_layer(measures: list[tuple[int, dict[str, dict[str, jax.Array]]]]) -> dict[str, jax.Array]:
+    """Measures of all segments in the order of the layers, NaN where a layer lacks a name."""
+    shapes = {
+        name: value.shape[1:] for _, period in measures for layer in period.values() for name, value in layer.items()
+    }
+    columns = {}
+    for name, shape in shapes.items():
+        rows = [
+            jnp.stack([layer.get(name, jnp.full((n, *shape), jnp.nan)) for layer in period.values()], 1)
+            for n, period in measures
+        ]
+        columns[name] = jnp.concatenate([row.reshape(-1, *shape) for row in rows])
+    return columns
+
+
+def multipliers(declaration: Params, recipe: Recipe, geometry: Geometry) -> Params:
+    """A tree of `Declared` as a tree of the recipe's `Multiplier`."""
+    return jax.tree.map(lambda d: recipe.multiplier(d.spec.role, geometry), declaration, is_leaf=is_spec)
+
+
+def unstack(stack: Stack, params: Params) -> list[Params]:
+    """The layers' parameters one by one, in order: a list of L trees without a layer axis."""
+    layers = []
+    for i, _, segment in stack._placed():
+        own = params["segments"][i]
+        for r in range(segment.n):
+            for j in range(len(segment.layers)):
+                tree = own[str(j)]
+                layers.append(tree if segment.looped else jax.tree.map(lambda a, r=r: a[r], tree))
+    return layers
+
+
+def restack(stack: Stack, layers: Sequence[Params], params: Params) -> Params:
+    """The inverse of `unstack`: `params` with its layers replaced.
+
+    Raises:
+        ValueError: the wrong number of layers.
+    """
+    if len(layers) != stack.depth:
+        raise ValueError(f"the stack has {stack.depth} layers; got {len(layers)}")
+    segments: Params = {}
+    for i, start, segment in stack._placed():
+        period = len(segment.layers)
+        segments[i] = {}
+        for j in range(period):
+            mine = list(layers[start + j : start + segment.depth : period])
+            if segment.looped:
+                segments[i][str(j)] = mine[0]
+            elif mine:
+                segments[i][str(j)] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *mine)
+            else:
+                segments[i][str(j)] = params["segments"][i][str(j)]
+    return {**params, "segments": segments}

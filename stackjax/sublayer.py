@@ -1,0 +1,120 @@
+"""The sublayer protocol: what a sublayer declares, what it may read, what it returns.
+
+A sublayer maps the (..., T, D) input of its branch to an output of the same shape. Everything it reads that is not a
+parameter comes through `Given`; everything it returns beside the output goes through `Out`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+Params = dict[str, Any]
+Positions = dict[str, jax.Array]
+"""Where tokens stand, as data: index (..., T) integers; optionally segment (..., T), path (..., T, P).
+
+An index of -1 marks an empty or padded slot; masks follow from the index alone. Tokens attend only within their
+segment (packed documents)."""
+
+
+@struct.dataclass
+class Given:
+    """What travels beside x.
+
+    Set by the caller, the same for all layers:
+        position: of the tokens; None means 0 .. T-1 without padding.
+        memory: (..., S, D) encoder output for cross-attention.
+        memory_position: of the memory's tokens; None means no padding.
+
+    Filled in by the stack for each sublayer:
+        table: what this sublayer's `prepare` returned.
+        cache: this sublayer's slice of the decoding cache, read-only; None outside decoding.
+        key: PRNG key of this sublayer; None means evaluation (no dropout).
+
+    Filled in by a residual form:
+        value: (a, b, v) asks attention to use a * own values + b * v.
+    """
+
+    position: Positions | None = None
+    memory: jax.Array | None = None
+    memory_position: Positions | None = None
+    table: Any = None
+    cache: Any = None
+    key: jax.Array | None = None
+    value: tuple[jax.Array, jax.Array, jax.Array] | None = None
+
+
+@struct.dataclass
+class Out:
+    """What a sublayer returns beside its output.
+
+    Args:
+        loss: {name: scalar}, summed over the layers (a router's balance loss).
+        state: what the next call needs. `cache`: new cache entries; `statistic`: new values of parameters of that role.
+        seen: what a form or an observer may look at; dead code otherwise.
+    """
+
+    loss: dict[str, jax.Array] = struct.field(default_factory=dict)
+    state: dict[str, Any] = struct.field(default_factory=dict)
+    seen: dict[str, Any] = struct.field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sublayer:
+    """Base of every sublayer: a frozen description with do-nothing defaults.
+
+    A sublayer of your own is a subclass that overrides `spec` and `apply`.
+
+    Args:
+        name: of its parameters within a layer; unique there.
+        dropout: rate on the branch output while training (Vaswani et al. 2017, section 5.4).
+    """
+
+    name: str = "sublayer"
+    dropout: float = 0.0
+
+    def spec(self, d_model: int) -> dict[str, Any]:
+        """Parameters of one layer's copy."""
+        raise NotImplementedError(f"{type(self).__name__} must override spec")
+
+    def shared(self, d_model: int) -> dict[str, Any]:
+        """{name: specs} of parameters that exist once for the whole stack; the same name means the same parameters."""
+        return {}
+
+    def prepare(self, shared: Params, given: Given, n_tokens: int, d_model: int, past: Positions | None = None) -> Any:
+        """All that does not depend on the layer (masks, rotary tables, biases), computed once, outside the scan.
+
+        Args:
+            shared: the stack's shared parameters.
+            given: the caller's.
+            n_tokens: T of this call.
+            d_model: D.
+            past: in decoding, the positions held by this sublayer's cache.
+        """
+        return None
+
+    def apply(self, params: Params, x: Any, given: Given) -> tuple[jax.Array, Out]:
+        """(..., T, D) to (..., T, D)."""
+        raise NotImplementedError(f"{type(self).__name__} must override apply")
+
+    def cache(self, batch: int, slots: int, d_model: int, dtype: Any) -> Any:
+        """One layer's empty decoding cache, or None if the sublayer needs none."""
+        return None
+
+    def cache_slots(self, slots: int) -> int:
+        """How many of the `slots` wanted this sublayer keeps (a sliding window keeps its window)."""
+        return slots
+
+    def remember(self, params: Params, memory: jax.Array) -> Any:
+        """What cross-attention keeps of the memory for decoding, computed once per layer; None elsewhere."""
+        return None
+
+
+def dropout(key: jax.Array | None, x: jax.Array, rate: float) -> jax.Array:
+    """Zero entries with probability `rate` and scale the rest by 1 / (1 - rate); the identity if key is None."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)

@@ -1,0 +1,21 @@
+"""Settings for all tests: fast compiles, strict ranks and dtypes, reproducible properties."""
+
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import jax
+import pytest
+
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=20)
+hypothesis.settings.load_profile("ci")
+jax.config.update("jax_numpy_rank_promotion", "allow")
+
+
+@pytest.fixture
+def x64():
+    """Run a test in float64."""
+    with jax.enable_x64(True):
+        yield
