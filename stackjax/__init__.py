@@ -22,24 +22,12 @@ A hundred layers, looked into:
 
 `layers["stream_rms"]` is then an array over the 100 layers, and `squares` is |dLoss/dx_l|² for all of them.
 
-Reading order: `parameter` (declared once), `norm`, `feed_forward`, `position`, `attention` (the pure functions),
-`sublayer` (what travels beside x), `recipe.residual` and `recipe.base` (the depth treatment), `layer`, `scan`, `stack`,
-`model`; then `probe`, `optim`, `decode`.
+Reading order: `parameter` (declared once), `norm`, `feed_forward`, `position`, `attend` (the pure functions),
+`sublayer` (what travels beside x), `attention`, `recipe.residual` and `recipe.base` (the depth treatment), `layer`,
+`segment`, `scan`, `stack`, `model`; then `probe`, `optim`, `decode`.
 """
 
-from stackjax import (
-    attention,
-    feed_forward,
-    loss,
-    norm,
-    optim,
-    parameter,
-    position,
-    probe,
-    recipe,
-    scan,
-    stack,
-)
+from stackjax import attend, convert, feed_forward, loss, norm, optim, parameter, position, probe, recipe, scan
 from stackjax.attention import Attention
 from stackjax.feed_forward import FeedForward
 from stackjax.layer import Layer, Trace
@@ -47,7 +35,8 @@ from stackjax.model import Embedding, Head, Model, decoder, encoder
 from stackjax.norm import BatchNorm, DynamicTanh, LayerNorm, NoNorm, RMSNorm
 from stackjax.parameter import Spec
 from stackjax.recipe import residual
-from stackjax.stack import Result, Segment, Stack
+from stackjax.segment import Segment
+from stackjax.stack import Result, Stack
 from stackjax.sublayer import Given, Out, Sublayer
 
 __all__ = [
@@ -70,7 +59,8 @@ __all__ = [
     "Stack",
     "Sublayer",
     "Trace",
-    "attention",
+    "attend",
+    "convert",
     "decoder",
     "encoder",
     "feed_forward",
@@ -83,5 +73,4 @@ __all__ = [
     "recipe",
     "residual",
     "scan",
-    "stack",
 ]

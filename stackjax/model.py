@@ -10,7 +10,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from stackjax.attention import Attention, first_positions
+from stackjax.attend import first_positions
+from stackjax.attention import Attention
 from stackjax.feed_forward import FeedForward
 from stackjax.layer import Layer
 from stackjax.norm import NoNorm, Norm, wide

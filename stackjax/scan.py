@@ -10,6 +10,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from stackjax.norm import wide
+
 Remat = Literal["none", "layer", "nested"] | Callable[..., Any]
 """What the backward pass recomputes: nothing, each layer, blocks of about sqrt(n) layers and in them each layer, or
 each layer with a `jax.checkpoint` policy that says what to keep."""
@@ -89,3 +91,20 @@ def _drive(body: Body, carry: Any, xs: Any, n: int, loop: bool, unroll: int):
         carry, y = body(carry, jax.tree.map(lambda a, i=i: a[i], xs))
         ys.append(y)
     return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys)
+
+
+@jax.custom_vjp
+def tap(stream: Any, t: jax.Array) -> Any:
+    """The identity in `stream`; the gradient with respect to t () is the squared norm of the stream's cotangent."""
+    return stream
+
+
+def _tap_forward(stream: Any, t: jax.Array) -> tuple[Any, None]:
+    return stream, None
+
+
+def _tap_backward(_: None, cotangent: Any) -> tuple[Any, jax.Array]:
+    return cotangent, jnp.sum(jnp.stack([jnp.sum(jnp.square(wide(leaf))) for leaf in jax.tree.leaves(cotangent)]))
+
+
+tap.defvjp(_tap_forward, _tap_backward)

@@ -4,7 +4,7 @@ A stack is a tuple of segments; a segment is a short period of layers repeated n
 segment of period one: a single compiled layer, whatever the depth. Parameters are born stacked on axis 0 and stay so.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -16,9 +16,9 @@ from flax import struct
 
 from stackjax import scan
 from stackjax.layer import Layer, Trace
-from stackjax.norm import wide
 from stackjax.parameter import declare, is_spec, realise
 from stackjax.recipe.base import Geometry, Recipe, Schedule
+from stackjax.segment import Segment, fold
 from stackjax.sublayer import Given, Params
 
 Measure = Callable[[Trace], dict[str, jax.Array]]
@@ -38,54 +38,6 @@ class Result:
     loss: dict[str, jax.Array]
     state: dict[str, Any]
     measure: dict[str, jax.Array]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """A period of layers, repeated.
-
-    Args:
-        layers: the period.
-        n: how many times it is repeated.
-        looped: whether all repeats share one copy of the parameters.
-    """
-
-    layers: tuple[Layer, ...]
-    n: int
-    looped: bool = False
-
-    @property
-    def depth(self) -> int:
-        """Layers in all."""
-        return self.n * len(self.layers)
-
-
-def fold(layers: Sequence[Layer]) -> tuple[Segment, ...]:
-    """Fold a list of layers into segments, so that each scan is as long as it can be.
-
-    At every point the period that covers the most layers is taken, the shortest of those: five local layers and a
-    global one, 26 layers in all, fold into 4 x 6 + 2 x 1.
-    """
-    numbers = {layer: i for i, layer in enumerate(dict.fromkeys(layers))}
-    kinds = [numbers[layer] for layer in layers]
-    segments, start = [], 0
-    while start < len(kinds):
-        rest = kinds[start:]
-        spans = ((_repeats(rest, period) * period, -period) for period in range(1, len(rest) // 2 + 1))
-        covered, period = max(spans, default=(1, -1))
-        period = -period if covered > -period else 1
-        repeats = _repeats(rest, period)
-        segments.append(Segment(layers=tuple(layers[start : start + period]), n=repeats))
-        start += period * repeats
-    return tuple(segments)
-
-
-def _repeats(kinds: list[int], period: int) -> int:
-    """How often the first `period` entries stand one after another at the front."""
-    n = 1
-    while kinds[n * period : (n + 1) * period] == kinds[:period]:
-        n += 1
-    return n
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +125,7 @@ class Stack:
         """
         segments: Params = {}
         shared: Params = {}
-        for i, start, segment in self._placed():
+        for i, start, segment in self.placed():
             period = len(segment.layers)
             segments[i] = {}
             for j, layer in enumerate(segment.layers):
@@ -269,7 +221,7 @@ class Stack:
         loss: dict[str, jax.Array] = {}
         state: Params = {}
         measures = []
-        for i, start, segment in self._placed():
+        for i, start, segment in self.placed():
             xs: dict[str, Any] = jax.tree.map(
                 lambda a, start=start, segment=segment: a[start : start + segment.depth].reshape(
                     segment.n, len(segment.layers), *a.shape[1:]
@@ -286,10 +238,10 @@ class Stack:
             state[i], measured = ys[1], ys[2]
             measures.append((segment.n, measured))
         if taps is not None:
-            stream = tap(stream, taps[-1])
+            stream = scan.tap(stream, taps[-1])
         return self.leave(params, stream), Result(loss=loss, state=state, measure=_by_layer(measures))
 
-    def _placed(self) -> list[tuple[str, int, Segment]]:
+    def placed(self) -> list[tuple[str, int, Segment]]:
         """Each segment with its name and the index of its first layer."""
         placed, start = [], 0
         for i, segment in enumerate(self.segments):
@@ -338,7 +290,7 @@ def _body(
     def one(layer: Layer, stream: Any, x: Params) -> tuple[Any, tuple[Any, Any, Any]]:
         entered = stream
         if x["tap"] is not None:
-            stream = tap(stream, x["tap"])
+            stream = scan.tap(stream, x["tap"])
         if x["probe"] is not None:
             stream = jax.tree.map(jnp.add, stream, x["probe"])
         mine = {
@@ -367,23 +319,6 @@ def _body(
     return body
 
 
-@jax.custom_vjp
-def tap(stream: Any, t: jax.Array) -> Any:
-    """The identity in `stream`; the gradient with respect to t () is the squared norm of the stream's cotangent."""
-    return stream
-
-
-def _tap_forward(stream: Any, t: jax.Array) -> tuple[Any, None]:
-    return stream, None
-
-
-def _tap_backward(_: None, cotangent: Any) -> tuple[Any, jax.Array]:
-    return cotangent, jnp.sum(jnp.stack([jnp.sum(jnp.square(wide(leaf))) for leaf in jax.tree.leaves(cotangent)]))
-
-
-tap.defvjp(_tap_forward, _tap_backward)
-
-
 def _by_layer(measures: list[tuple[int, dict[str, dict[str, jax.Array]]]]) -> dict[str, jax.Array]:
     """Measures of all segments in the order of the layers, NaN where a layer lacks a name."""
     shapes = {
@@ -402,38 +337,3 @@ def _by_layer(measures: list[tuple[int, dict[str, dict[str, jax.Array]]]]) -> di
 def multipliers(declaration: Params, recipe: Recipe, geometry: Geometry) -> Params:
     """A tree of `Declared` as a tree of the recipe's `Multiplier`."""
     return jax.tree.map(lambda d: recipe.multiplier(d.spec.role, geometry), declaration, is_leaf=is_spec)
-
-
-def unstack(stack: Stack, params: Params) -> list[Params]:
-    """The layers' parameters one by one, in order: a list of L trees without a layer axis."""
-    layers = []
-    for i, _, segment in stack._placed():
-        own = params["segments"][i]
-        for r in range(segment.n):
-            for j in range(len(segment.layers)):
-                tree = own[str(j)]
-                layers.append(tree if segment.looped else jax.tree.map(lambda a, r=r: a[r], tree))
-    return layers
-
-
-def restack(stack: Stack, layers: Sequence[Params], params: Params) -> Params:
-    """The inverse of `unstack`: `params` with its layers replaced.
-
-    Raises:
-        ValueError: the wrong number of layers.
-    """
-    if len(layers) != stack.depth:
-        raise ValueError(f"the stack has {stack.depth} layers; got {len(layers)}")
-    segments: Params = {}
-    for i, start, segment in stack._placed():
-        period = len(segment.layers)
-        segments[i] = {}
-        for j in range(period):
-            mine = list(layers[start + j : start + segment.depth : period])
-            if segment.looped:
-                segments[i][str(j)] = mine[0]
-            elif mine:
-                segments[i][str(j)] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *mine)
-            else:
-                segments[i][str(j)] = params["segments"][i][str(j)]
-    return {**params, "segments": segments}

@@ -1,0 +1,179 @@
+"""The arithmetic of attention, as pure functions.
+
+`attend`, written out, is the reference and expresses everything; `attend_fused` hands the cases that
+`jax.nn.dot_product_attention` can express to XLA or cuDNN; `visible` says who may look at whom, from positions alone.
+"""
+
+from typing import Any, Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from stackjax.norm import wide
+from stackjax.sublayer import Positions
+
+
+def attention_weights(
+    query: jax.Array,
+    key: jax.Array,
+    *,
+    scale: float,
+    mask: jax.Array | None = None,
+    score: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    soft_cap: float | None = None,
+    sinks: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """softmax(cap(scale (q·k + score)) + bias), and the logits under the softmax.
+
+    Args:
+        query: (B, T, H, K)
+        key: (B, S, G, K); each key head serves H / G query heads.
+        scale: of the dot products, normally 1/sqrt(K).
+        mask: (B or 1, H or 1, T, S) booleans, True where a query may look.
+        score: (B or 1, H or 1, T, S) content-dependent position logits, added before the scale.
+        bias: (B or 1, H or 1, T, S) position logits, added after the scale and the cap.
+        soft_cap: c in c tanh(logits / c) (Gemma 2, arXiv:2408.00118, section 2).
+        sinks: (H,) a logit for each head that takes part in the softmax and has no value (gpt-oss).
+
+    Returns:
+        Weights and logits, both (B, H, T, S), at least float32. A row that may look nowhere has weights of zero.
+    """
+    n_heads, n_groups = query.shape[-2], key.shape[-2]
+    chex.assert_is_divisible(n_heads, n_groups)
+    batch, n_queries, _, width = query.shape
+    grouped = query.reshape(batch, n_queries, n_groups, n_heads // n_groups, width)
+    accumulate = jnp.promote_types(query.dtype, jnp.float32)
+    logits = jnp.einsum("btgmk,bsgk->bgmts", grouped, key, preferred_element_type=accumulate)
+    logits = logits.reshape(batch, n_heads, n_queries, key.shape[1])
+    logits = scale * (logits if score is None else logits + wide(score))
+    if soft_cap is not None:
+        logits = soft_cap * jnp.tanh(logits / soft_cap)
+    if bias is not None:
+        logits = logits + wide(bias)
+    if mask is not None:
+        logits = jnp.where(mask, logits, -jnp.inf)
+    top = jnp.max(logits, -1, keepdims=True)
+    if sinks is not None:
+        top = jnp.maximum(top, wide(sinks)[:, None, None])
+    top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0))
+    weights = jnp.exp(logits - top)
+    norm = jnp.sum(weights, -1, keepdims=True)
+    if sinks is not None:
+        norm = norm + jnp.exp(wide(sinks)[:, None, None] - top)
+    return weights / jnp.where(norm == 0, 1, norm), logits
+
+
+def weighted_sum(weights: jax.Array, value: jax.Array) -> jax.Array:
+    """Sum values by attention weights.
+
+    Args:
+        weights: (B, H, T, S)
+        value: (B, S, G, K)
+
+    Returns:
+        (B, T, H, K), dtype of value.
+    """
+    batch, n_heads, n_queries, n_keys = weights.shape
+    n_groups = value.shape[-2]
+    grouped = weights.reshape(batch, n_groups, n_heads // n_groups, n_queries, n_keys).astype(value.dtype)
+    summed = jnp.einsum("bgmts,bsgk->btgmk", grouped, value)
+    return summed.reshape(batch, n_queries, n_heads, value.shape[-1])
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, **options: Any) -> jax.Array:
+    """Scaled dot-product attention, written out.
+
+    Args:
+        query: (B, T, H, K)
+        key: (B, S, G, K)
+        value: (B, S, G, K)
+        **options: those of `attention_weights`.
+
+    Returns:
+        (B, T, H, K), dtype of value.
+
+    Source: Vaswani et al. 2017, eq. (1), arXiv:1706.03762; grouped keys: Ainslie et al. 2023, arXiv:2305.13245.
+    """
+    chex.assert_rank([query, key, value], 4)
+    return weighted_sum(attention_weights(query, key, **options)[0], value)
+
+
+def attend_fused(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    backend: Literal["xla", "cudnn"],
+    scale: float,
+    causal: bool = False,
+    window: int | None = None,
+    mask: jax.Array | None = None,
+    bias: jax.Array | None = None,
+) -> jax.Array:
+    """The same through `jax.nn.dot_product_attention`, which has no soft cap, no sinks and no value positions.
+
+    Args:
+        query: (B, T, H, K)
+        key: (B, S, G, K)
+        value: (B, S, G, K)
+        backend: XLA or cuDNN (GPU, 16-bit floats).
+        scale: of the dot products.
+        causal: whether token t sees only s <= t; here T = S.
+        window: how many tokens back a query sees, itself included.
+        mask: (B or 1, H or 1, T, S) booleans on top of the two.
+        bias: (B or 1, H or 1, T, S) logits added after the scale.
+
+    Returns:
+        (B, T, H, K), dtype of value.
+    """
+    chex.assert_rank([query, key, value], 4)
+    batch, n_queries, n_heads, _ = query.shape
+    full = (batch, n_heads, n_queries, key.shape[1])
+    reach = None if window is None else (window - 1, 0 if causal else window - 1)
+    return jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        bias=None if bias is None else jnp.broadcast_to(bias, full).astype(query.dtype),
+        mask=None if mask is None else jnp.broadcast_to(mask, full),
+        scale=scale,
+        is_causal=causal,
+        local_window_size=reach,
+        implementation=backend,
+    )
+
+
+def visible(query: Positions, key: Positions, *, causal: bool = False, window: int | None = None) -> jax.Array:
+    """Which keys each query may look at, from positions alone.
+
+    Args:
+        query: index (..., T) and perhaps segment (..., T); index -1 is an empty slot.
+        key: index (..., S) and perhaps segment (..., S).
+        causal: only keys whose index is at most the query's.
+        window: only keys less than `window` indices away.
+
+    Returns:
+        (..., 1, T, S) booleans.
+    """
+    i, j = query["index"][..., :, None], key["index"][..., None, :]
+    seen = j >= 0
+    if causal:
+        seen = seen & (j <= i)
+    if window is not None:
+        seen = seen & (jnp.abs(i - j) < window)
+    if "segment" in query and "segment" in key:
+        seen = seen & (query["segment"][..., :, None] == key["segment"][..., None, :])
+    return jnp.broadcast_to(seen, jnp.broadcast_shapes(seen.shape, i.shape[:-1] + j.shape[-1:]))[..., None, :, :]
+
+
+def flat_positions(position: Positions) -> Positions:
+    """Positions with exactly one leading axis, (B or 1, T, ...)."""
+    lead = position["index"].ndim - 1
+    return {name: x.reshape(-1, *x.shape[lead:]) for name, x in position.items()}
+
+
+def first_positions(n: int) -> Positions:
+    """0 .. n-1, (1, n)."""
+    return {"index": jnp.arange(n, dtype=jnp.int32)[None]}

@@ -1,0 +1,44 @@
+"""Between stacked parameters and one tree per layer, for the outside world."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from stackjax.stack import Stack
+from stackjax.sublayer import Params
+
+
+def unstack(stack: Stack, params: Params) -> list[Params]:
+    """The layers' parameters one by one, in order: a list of L trees without a layer axis."""
+    layers = []
+    for i, _, segment in stack.placed():
+        own = params["segments"][i]
+        for r in range(segment.n):
+            for j in range(len(segment.layers)):
+                tree = own[str(j)]
+                layers.append(tree if segment.looped else jax.tree.map(lambda a, r=r: a[r], tree))
+    return layers
+
+
+def restack(stack: Stack, layers: Sequence[Params], params: Params) -> Params:
+    """The inverse of `unstack`: `params` with its layers replaced.
+
+    Raises:
+        ValueError: the wrong number of layers.
+    """
+    if len(layers) != stack.depth:
+        raise ValueError(f"the stack has {stack.depth} layers; got {len(layers)}")
+    segments: Params = {}
+    for i, start, segment in stack.placed():
+        period = len(segment.layers)
+        segments[i] = {}
+        for j in range(period):
+            mine = list(layers[start + j : start + segment.depth : period])
+            if segment.looped:
+                segments[i][str(j)] = mine[0]
+            elif mine:
+                segments[i][str(j)] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *mine)
+            else:
+                segments[i][str(j)] = params["segments"][i][str(j)]
+    return {**params, "segments": segments}

@@ -1,0 +1,54 @@
+"""Segments: a list of layers, folded into as few scans as it allows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stackjax.layer import Layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A period of layers, repeated.
+
+    Args:
+        layers: the period.
+        n: how many times it is repeated.
+        looped: whether all repeats share one copy of the parameters.
+    """
+
+    layers: tuple[Layer, ...]
+    n: int
+    looped: bool = False
+
+    @property
+    def depth(self) -> int:
+        """Layers in all."""
+        return self.n * len(self.layers)
+
+
+def fold(layers: Sequence[Layer]) -> tuple[Segment, ...]:
+    """Fold a list of layers into segments, so that each scan is as long as it can be.
+
+    At every point the period that covers the most layers is taken, the shortest of those: five local layers and a
+    global one, 26 layers in all, fold into 4 x 6 + 2 x 1.
+    """
+    numbers = {layer: i for i, layer in enumerate(dict.fromkeys(layers))}
+    kinds = [numbers[layer] for layer in layers]
+    segments, start = [], 0
+    while start < len(kinds):
+        rest = kinds[start:]
+        spans = ((_repeats(rest, period) * period, -period) for period in range(1, len(rest) // 2 + 1))
+        covered, period = max(spans, default=(1, -1))
+        period = -period if covered > -period else 1
+        repeats = _repeats(rest, period)
+        segments.append(Segment(layers=tuple(layers[start : start + period]), n=repeats))
+        start += period * repeats
+    return tuple(segments)
+
+
+def _repeats(kinds: list[int], period: int) -> int:
+    """How often the first `period` entries stand one after another at the front."""
+    n = 1
+    while kinds[n * period : (n + 1) * period] == kinds[:period]:
+        n += 1
+    return n
