@@ -12,16 +12,21 @@ import jax.numpy as jnp
 
 from stackjax.attend import first_positions
 from stackjax.attention import Attention
-from stackjax.feed_forward import FeedForward
+from stackjax.feed_forward import Activation, FeedForward
 from stackjax.layer import Layer
 from stackjax.norm import NoNorm, Norm, wide
-from stackjax.parameter import Normal, Spec, count, declare, realise, zeros
+from stackjax.parameter import Normal, Spec, count, declare, linear, matrix, realise, zeros
 from stackjax.position.base import ATTENTION_HOOKS, STREAM_HOOKS, NoPosition, Position
 from stackjax.position.rotary import Rotary
 from stackjax.recipe.base import Recipe, Schedule
 from stackjax.recipe.placement import PreNorm
 from stackjax.stack import Result, Stack, multipliers
 from stackjax.sublayer import Given, Params, Positions, dropout
+
+
+def end_norm(norm: Norm, d_model: int) -> dict[str, Spec]:
+    """Parameters of a norm at an end of the model, where their role is end_norm."""
+    return {name: replace(spec, role="end_norm") for name, spec in norm.spec(d_model).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +65,7 @@ class Embedding:
         specs: dict[str, Any] = {
             "token": Spec(shape=(self.vocab, d_model), role="embed", init=Normal(std)),
             "position": self.position.stream_spec(d_model),
-            "norm": jax.tree.map(lambda s: replace(s, role="end_norm"), self.norm.spec(d_model)),
+            "norm": end_norm(self.norm, d_model),
         }
         if self.n_types:
             specs["type"] = Spec(shape=(self.n_types, d_model), role="embed", init=Normal(std))
@@ -110,21 +115,29 @@ class Embedding:
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """Vectors to logits.
+    """Vectors to logits: cap(scale E x + bias), where x may first pass norm(activation(x W + b)).
 
     Args:
         tied: whether the embedding's matrix is used again.
         bias: whether logits have a bias.
+        scale: on the logits; T5 divides by sqrt(D) where it ties.
         soft_cap: c in c tanh(logits / c); None for none.
+        transform: activation of a dense layer (D, D) in front, as BERT has one; None for no such layer.
+        norm: behind the dense layer.
     """
 
     tied: bool = False
     bias: bool = False
+    scale: float = 1.0
     soft_cap: float | None = None
+    transform: Activation | None = None
+    norm: Norm = NoNorm()
 
     def spec(self, d_model: int, vocab: int) -> dict[str, Any]:
         """Parameters."""
-        specs: dict[str, Any] = {}
+        specs: dict[str, Any] = {"norm": end_norm(self.norm, d_model)}
+        if self.transform is not None:
+            specs |= matrix(d_model, d_model, "unembed", name="transform", bias=True)
         if not self.tied:
             specs["unembed"] = Spec(shape=(d_model, vocab), role="unembed")
         if self.bias:
@@ -143,9 +156,12 @@ class Head:
         Returns:
             (..., V), at least float32.
         """
+        if self.transform is not None:
+            x = self.transform(linear(params, "transform", x))
+        x = self.norm.apply(params["norm"], x)
         weight = table.T if self.tied else params["unembed"]
         accumulate = jnp.promote_types(x.dtype, jnp.float32)
-        logits = multiplier * jnp.matmul(x, weight.astype(x.dtype), preferred_element_type=accumulate)
+        logits = self.scale * multiplier * jnp.matmul(x, weight.astype(x.dtype), preferred_element_type=accumulate)
         if self.bias:
             logits = logits + params["bias"]
         return logits if self.soft_cap is None else self.soft_cap * jnp.tanh(logits / self.soft_cap)

@@ -178,15 +178,21 @@ class RMSNorm(Norm):
     Args:
         eps: added to the mean square.
         scale: whether to learn a scale.
+        unit_offset: whether the scale is stored as its difference from 1, so that weight decay pulls it towards 1
+            (Gemma).
     """
 
     eps: float = 1e-6
     scale: bool = True
+    unit_offset: bool = False
 
     def spec(self, d: int) -> dict[str, Spec]:
-        return {"scale": Spec(shape=(d,), role="norm", init=ones)} if self.scale else {}
+        init = zeros if self.unit_offset else ones
+        return {"scale": Spec(shape=(d,), role="norm", init=init)} if self.scale else {}
 
     def apply(self, params: Params, x: jax.Array) -> jax.Array:
+        if self.unit_offset:
+            params = {name: 1 + wide(value) for name, value in params.items()}
         return rms_norm(params, x, eps=self.eps)
 
 

@@ -1,0 +1,1 @@
+"""What is done with stackjax: sweeps, claims, benchmarks, and checks against others."""

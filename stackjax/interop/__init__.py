@@ -1,0 +1,1 @@
+"""Between stackjax and the formats of others."""

@@ -1,0 +1,27 @@
+"""What an architecture's description consists of."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stackjax.interop.hf.config import Config
+from stackjax.interop.hf.mapping import Table
+from stackjax.model import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """One architecture of checkpoints, in stackjax's terms.
+
+    Args:
+        describe: config -> the model, and the table of where its parameters are.
+        classes: of the `transformers` models whose checkpoints these are.
+        renames: (pattern, replacement) pairs that bring older names of tensors to the present ones.
+        aliases: (name, canonical name) of tensors that are the same parameter, and may both be in a file.
+        unread: patterns of tensors that the computation does not need.
+    """
+
+    describe: Callable[[Config], tuple[Model, Table]]
+    classes: tuple[str, ...]
+    renames: tuple[tuple[str, str], ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
+    unread: tuple[str, ...] = ()

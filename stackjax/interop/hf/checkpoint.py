@@ -1,0 +1,225 @@
+"""Checkpoints in and out: a folder to a model and its stacked parameters, and back."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from stackjax.interop.hf.architecture import Architecture
+from stackjax.interop.hf.architectures import ARCHITECTURES
+from stackjax.interop.hf.config import Config
+from stackjax.interop.hf.folder import locate, read_config, read_tensors, write_folder
+from stackjax.interop.hf.mapping import Link, unfold
+from stackjax.interop.hf.tensor_file import Tensor
+from stackjax.model import Model
+from stackjax.parameter import is_spec, path_name
+from stackjax.sublayer import Params
+
+Architectures = Mapping[str, Architecture]
+
+
+class Checkpoint(NamedTuple):
+    """What a folder holds.
+
+    Args:
+        model: the description.
+        params: stacked, like `model.init` gives them.
+        config: config.json as it stands.
+    """
+
+    model: Model
+    params: Params
+    config: dict[str, Any]
+
+
+def load(
+    source: str | os.PathLike,
+    *,
+    dtype: Any = np.float32,
+    sharding: Any = None,
+    architectures: Architectures = ARCHITECTURES,
+) -> Checkpoint:
+    """Read a checkpoint.
+
+    Each stacked leaf is filled on the host a tensor at a time and then handed to JAX, so beside what JAX keeps the host
+    holds one leaf and one tensor.
+
+    Args:
+        source: a folder with config.json and safetensors, or a hub's repository.
+        dtype: of the parameters, whatever the file's.
+        sharding: tree of shardings like the parameters, or one for all; None puts them on the default device.
+        architectures: by config.json's model_type.
+
+    Raises:
+        ValueError: an architecture or option that is not supported, or a tensor that is missing, unexpected,
+            misshapen, truncated or of another kind than floating point; the message names it.
+    """
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(f"dtype={np.dtype(dtype)} needs jax.enable_x64")
+    path = locate(source)
+    config = read_config(path)
+    architecture = _architecture(config, architectures)
+    model, links = _describe(config, architecture)
+    tensors = _match(links, read_tensors(path), architecture)
+    shares: dict[str, list[tuple[Link, int]]] = {}
+    for link in links:
+        for i, part in enumerate(link.parts):
+            shares.setdefault(part.path, []).append((link, i))
+    declared, tree = jax.tree_util.tree_flatten_with_path(model.declaration(), is_leaf=is_spec)
+    one = sharding is None or isinstance(sharding, jax.sharding.Sharding)
+    places = [sharding] * len(declared) if one else tree.flatten_up_to(sharding)
+    leaves = []
+    for (where, leaf), place in zip(declared, places, strict=True):
+        values = np.empty(leaf.shape, dtype)
+        for link, i in shares[path_name(where)]:
+            values[link.parts[i].index] = link.split(tensors[link.name].read())[i]
+        leaves.append(jax.block_until_ready(jax.device_put(values, place)))
+    return Checkpoint(model, jax.tree.unflatten(tree, leaves), config)
+
+
+def save(
+    target: str | os.PathLike,
+    params: Params,
+    config: dict[str, Any],
+    *,
+    dtype: Any = None,
+    shard_bytes: int = 5_000_000_000,
+    architectures: Architectures = ARCHITECTURES,
+) -> None:
+    """Write a checkpoint that `transformers` loads.
+
+    Args:
+        target: a folder that holds no checkpoint yet.
+        params: like `describe(config).init` gives them.
+        config: what config.json is to say; it describes the model.
+        dtype: of the file; None means the parameters', if they share one.
+        shard_bytes: largest file.
+        architectures: by config's model_type.
+
+    Raises:
+        ValueError: parameters that are not those of the config's model, dtypes that differ, or a folder in use.
+    """
+    tensors = to_tensors(params, config, architectures=architectures)
+    if dtype is None:
+        dtypes = {np.dtype(leaf.dtype) for leaf in jax.tree.leaves(params)}
+        if len(dtypes) != 1:
+            raise ValueError(f"parameters have several dtypes, {sorted(map(str, dtypes))}; say which one to write")
+        dtype = dtypes.pop()
+    written = {name: value for name, value in config.items() if name != "torch_dtype"}
+    written["dtype"] = np.dtype(dtype).name
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    write_folder(Path(target), written, shapes, dtype, lambda name: tensors[name].read(), shard_bytes)
+
+
+@dataclass(frozen=True)
+class View:
+    """A tensor as the checkpoint stores it, made from the parameters when it is read."""
+
+    link: Link
+    leaves: tuple[Any, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As stored."""
+        return self.link.shape
+
+    def read(self) -> np.ndarray:
+        """Its values."""
+        parts = zip(self.leaves, self.link.parts, strict=True)
+        return self.link.join([np.asarray(leaf)[part.index] for leaf, part in parts])
+
+
+def to_tensors(
+    params: Params, config: dict[str, Any], *, architectures: Architectures = ARCHITECTURES
+) -> dict[str, View]:
+    """Parameters, or anything like them (gradients), as the tensors of a checkpoint by name.
+
+    Raises:
+        ValueError: parameters that are not those of the config's model.
+    """
+    model, links = _describe(config, _architecture(config, architectures))
+    expected = {
+        path_name(path): declared.shape
+        for path, declared in jax.tree_util.tree_leaves_with_path(model.declaration(), is_leaf=is_spec)
+    }
+    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    for path in sorted(expected.keys() | leaves.keys()):
+        shape = leaves[path].shape if path in leaves else None
+        if shape != expected.get(path):
+            raise ValueError(
+                f"the parameters are not those of the config's model: {path} is {shape}, expected {expected.get(path)}"
+            )
+    return {link.name: View(link, tuple(leaves[part.path] for part in link.parts)) for link in links}
+
+
+def describe(config: dict[str, Any], *, architectures: Architectures = ARCHITECTURES) -> Model:
+    """The model that a config.json describes.
+
+    Raises:
+        ValueError: an architecture or option that is not supported.
+    """
+    return _describe(config, _architecture(config, architectures))[0]
+
+
+def _architecture(config: dict[str, Any], architectures: Architectures) -> Architecture:
+    kind = str(config.get("model_type"))
+    if kind not in architectures:
+        raise ValueError(f"model_type={kind!r} is not supported; these are: {', '.join(sorted(architectures))}")
+    found = architectures[kind]
+    for name in config.get("architectures") or ():
+        if name not in found.classes:
+            raise ValueError(f"{name} is not supported; of model_type={kind!r} these are: {', '.join(found.classes)}")
+    return found
+
+
+def _describe(config: dict[str, Any], architecture: Architecture) -> tuple[Model, list[Link]]:
+    options = Config(config)
+    model, table = architecture.describe(options)
+    options.finish()
+    return model, unfold(model.declaration(), table)
+
+
+def _match(links: list[Link], found: dict[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
+    """The tensor of each link by name; names what does not fit."""
+    tensors = {}
+    for name, tensor in found.items():
+        for pattern, present in architecture.renames:
+            name = re.sub(pattern, present, name)
+        if not any(re.fullmatch(pattern, name) for pattern in architecture.unread):
+            tensors[name] = tensor
+    shapes = {link.name: link.shape for link in links}
+    for alias, name in architecture.aliases:
+        _resolve(alias, name, shapes, tensors)
+    missing = [name for name in shapes if name not in tensors]
+    unexpected = [name for name in tensors if name not in shapes]
+    if missing:
+        raise ValueError(f"missing {_listed('tensor', missing)}")
+    if unexpected:
+        raise ValueError(f"unexpected {_listed('tensor', unexpected)}: the description has no place for it")
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape:
+            raise ValueError(f"tensor {name} is {list(tensors[name].shape)}; config.json asks for {list(shape)}")
+    return tensors
+
+
+def _resolve(alias: str, name: str, shapes: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Let a tensor serve under its other name; refuse two that differ where the model has one."""
+    for one, other in ((alias, name), (name, alias)):
+        if one in shapes and one not in tensors and other in tensors:
+            tensors[one] = tensors[other]
+    for one, other in ((alias, name), (name, alias)):
+        if one in tensors and one not in shapes and other in tensors:
+            if not np.array_equal(tensors[one].read(), tensors[other].read()):
+                raise ValueError(f"config.json ties tensor {one} to {other}, but they differ")
+            del tensors[one]
+
+
+def _listed(what: str, names: list[str]) -> str:
+    """`tensor a`, or `tensors a, b, c and 4 more`."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{what}{'s' if len(names) > 1 else ''} {', '.join(names[:3])}{more}"

@@ -1,0 +1,63 @@
+"""Gemma 2 and 3: sandwich norms with scales stored around zero, local and global layers, soft caps or QK-norm.
+
+Gemma Team 2024, arXiv:2408.00118; Gemma Team 2025, arXiv:2503.19786.
+"""
+
+from dataclasses import replace
+
+from stackjax.interop.hf import causal
+from stackjax.interop.hf.architecture import Architecture
+from stackjax.interop.hf.config import Config, rotary, rotary_of
+from stackjax.interop.hf.mapping import Table, norm
+from stackjax.layer import Layer
+from stackjax.model import Model
+from stackjax.norm import RMSNorm
+from stackjax.recipe import SandwichNorm
+from stackjax.recipe.residual import Sandwich
+
+NORMS = {
+    "input_layernorm": norm("residual/attention/norm_in"),
+    "post_attention_layernorm": norm("residual/attention/norm_out"),
+    "pre_feedforward_layernorm": norm("residual/feed_forward/norm_in"),
+    "post_feedforward_layernorm": norm("residual/feed_forward/norm_out"),
+}
+TENSORS = causal.layers(NORMS, causal.ATTENTION, causal.FORWARD)
+
+
+def gemma2(config: Config) -> tuple[Model, Table]:
+    """Gemma 2 from its config."""
+    config.only(use_bidirectional_attention=(None, False), hidden_act=(None, config.take("hidden_activation", None)))
+    scale = config.take("query_pre_attn_scalar", 256) ** -0.5
+    cap = config.take("attn_logit_softcapping", 50.0)
+    attention = causal.attention(config, d_head=256, position=rotary(config), scale=scale, soft_cap=cap)
+    local = replace(attention, window=config.take("sliding_window", 4096))
+    return _model(config, {"sliding_attention": local, "full_attention": attention}, period=2)
+
+
+def gemma3(config: Config) -> tuple[Model, Table]:
+    """Gemma 3, the text model, from its config."""
+    config.only(use_bidirectional_attention=(False, None), attn_logit_softcapping=None)
+    scaling = config.take("rope_scaling", None) or {}
+    older = {
+        "full_attention": {"rope_theta": config.take("rope_theta", 1e6), **scaling},
+        "sliding_attention": {"rope_theta": config.take("rope_local_base_freq", 1e4)},
+    }
+    rope = config.take("rope_parameters", None) or older
+    scale = config.take("query_pre_attn_scalar", 256) ** -0.5
+    qk_norm = RMSNorm(eps=config.take("rms_norm_eps", 1e-6), unit_offset=True)
+    attention = causal.attention(config, d_head=256, scale=scale, qk_norm=qk_norm)
+    subs = {kind: replace(attention, position=rotary_of(rope[kind])) for kind in older}
+    subs["sliding_attention"] = replace(subs["sliding_attention"], window=config.take("sliding_window", 4096))
+    return _model(config, subs, period=config.take("sliding_window_pattern", 6))
+
+
+def _model(config: Config, attention: dict, period: int) -> tuple[Model, Table]:
+    forward = causal.feed_forward(config, "hidden_activation", "gelu_pytorch_tanh")
+    kinds = causal.kinds(config, lambda i: "sliding_attention" if (i + 1) % period else "full_attention")
+    layers = [Layer(subs=(attention[kind], forward)) for kind in kinds]
+    form = Sandwich(norm=RMSNorm(eps=config.take("rms_norm_eps", 1e-6), unit_offset=True))
+    return causal.decoder(config, *layers, recipe=SandwichNorm(residual=form), scale=None, tied=True), TENSORS
+
+
+GEMMA2 = Architecture(describe=gemma2, classes=("Gemma2ForCausalLM",), aliases=causal.ALIASES, unread=causal.UNREAD)
+GEMMA3 = Architecture(describe=gemma3, classes=("Gemma3ForCausalLM",), aliases=causal.ALIASES, unread=causal.UNREAD)

@@ -1,0 +1,215 @@
+"""Which tensors of a checkpoint are which parameters: a table for each architecture, and what it unfolds to.
+
+A table maps a module's name in the checkpoint to the parameters it holds:
+
+    {"h.{layer}.attn.c_attn": stored("stack/{layer}/attention/query", "stack/{layer}/attention/key", ...), ...}
+
+`{layer}` runs over the layers of a stack, `{expert}` over the first axis of the parameter. Tensors that a layer does
+not declare (a bias, the experts of a dense layer) are passed over; a table must account for every parameter.
+"""
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from stackjax.parameter import Declared, is_spec, path_name
+
+Table = dict[str, "Rule"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What one module of a checkpoint holds.
+
+    Args:
+        leaves: parameters, by address: their path in the tree, with `stack/{layer}/...` for those of a layer. Several
+            are stored side by side along their last axis.
+        tensors: for each tensor of the module: what ends its name, what ends the parameters', whether the last two
+            axes are stored the other way round.
+        groups: of how many groups the last axis consists, each with its share of every parameter: 1 for plain
+            concatenation, the number of heads for projections stored head by head, F for interleaved columns.
+        heads: where the last axis is stored as two, (heads, width); 0 where it is one.
+    """
+
+    leaves: tuple[str, ...]
+    tensors: tuple[tuple[str, str, bool], ...]
+    groups: int = 1
+    heads: int = 0
+
+
+def dense(*leaves: str, groups: int = 1) -> Rule:
+    """A torch Linear: `weight` (out, in) and perhaps `bias`."""
+    return Rule(leaves=leaves, tensors=((".weight", "", True), (".bias", "_bias", False)), groups=groups)
+
+
+def stored(*leaves: str) -> Rule:
+    """A layer whose `weight` is stored (in, out), like ours, and perhaps `bias`."""
+    return Rule(leaves=leaves, tensors=((".weight", "", False), (".bias", "_bias", False)))
+
+
+def norm(leaf: str) -> Rule:
+    """A norm: `weight` and perhaps `bias`."""
+    return Rule(leaves=(leaf,), tensors=((".weight", "/scale", False), (".bias", "/bias", False)))
+
+
+def tensor(*leaves: str, transposed: bool = False, groups: int = 1, heads: int = 0) -> Rule:
+    """A tensor by its full name."""
+    return Rule(leaves=leaves, tensors=(("", "", transposed),), groups=groups, heads=heads)
+
+
+def within(module: str, leaf: str, table: Table) -> Table:
+    """`table` with `module` in front of its names and `leaf` in front of its addresses."""
+    return {
+        module + name: replace(rule, leaves=tuple(leaf + each for each in rule.leaves)) for name, rule in table.items()
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A parameter, or one layer's or expert's share of it.
+
+    Args:
+        path: of the stored leaf in the tree of parameters.
+        index: of the share in the leaf.
+        shape: of the share.
+    """
+
+    path: str
+    index: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """One tensor of a checkpoint, and what it holds.
+
+    Args:
+        name: of the tensor.
+        parts: side by side along the last axis.
+        transposed: see `Rule`.
+        groups: see `Rule`.
+        heads: see `Rule`.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    transposed: bool = False
+    groups: int = 1
+    heads: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor as stored in the checkpoint."""
+        lead, last = self.parts[0].shape[:-1], sum(part.shape[-1] for part in self.parts if part.shape)
+        if self.transposed:
+            lead, last = (*lead[:-1], last), lead[-1]
+        if not self.parts[0].shape:
+            return ()
+        return (*lead, self.heads, last // self.heads) if self.heads else (*lead, last)
+
+    def split(self, value: np.ndarray) -> list[np.ndarray]:
+        """The tensor's parts, in our orientation."""
+        if self.heads:
+            value = value.reshape(*value.shape[:-2], -1)
+        if self.transposed:
+            value = np.swapaxes(value, -1, -2)
+        if len(self.parts) == 1:
+            return [value]
+        grouped = value.reshape(*value.shape[:-1], self.groups, -1)
+        ends = np.cumsum([part.shape[-1] // self.groups for part in self.parts])[:-1]
+        return [x.reshape(part.shape) for x, part in zip(np.split(grouped, ends.tolist(), -1), self.parts, strict=True)]
+
+    def join(self, values: list[np.ndarray]) -> np.ndarray:
+        """The inverse of `split`."""
+        value = values[0]
+        if len(values) > 1:
+            grouped = [x.reshape(*x.shape[:-1], self.groups, -1) for x in values]
+            value = np.concatenate(grouped, -1).reshape(*value.shape[:-1], -1)
+        if self.transposed:
+            value = np.swapaxes(value, -1, -2)
+        return value.reshape(self.shape)
+
+
+def unfold(declaration: Any, table: Table) -> list[Link]:
+    """Every tensor that a checkpoint of a model has.
+
+    Args:
+        declaration: the model's.
+        table: of its architecture.
+
+    Raises:
+        ValueError: a table that leaves a parameter out, or names one twice.
+    """
+    addresses = _addresses(declaration)
+    links = [link for name, rule in table.items() for link in _links(name, rule, addresses)]
+    parts = Counter(part for link in links for part in link.parts)
+    covered: Counter[str] = Counter()
+    for part, times in parts.items():
+        if times > 1:
+            raise ValueError(f"the table of tensors names {part.path} {part.index} {times} times")
+        covered[part.path] += math.prod(part.shape)
+    for path, declared in _leaves(declaration).items():
+        if covered[path] != math.prod(declared.shape):
+            raise ValueError(f"the table of tensors does not account for all of {path} {declared.shape}")
+    return links
+
+
+def _leaves(declaration: Any) -> dict[str, Declared]:
+    pairs = jax.tree_util.tree_leaves_with_path(declaration, is_leaf=is_spec)
+    return {path_name(path): declared for path, declared in pairs}
+
+
+def _addresses(declaration: Any) -> dict[str, Part]:
+    """Each parameter of each layer by its address: `stack/3/attention/query`, whatever segment layer 3 is in."""
+    addresses = {}
+    for path, declared in _leaves(declaration).items():
+        found = re.fullmatch(r"(.*)/segments/\d+/\d+/(.*)", path)
+        if not found:
+            addresses[path] = Part(path=path, index=(), shape=declared.shape)
+            continue
+        for row, layer in enumerate(declared.layers):
+            index = (row,) if declared.stacked else ()
+            part = Part(path=path, index=index, shape=declared.spec.shape)
+            addresses[f"{found[1]}/{layer}/{found[2]}"] = part
+    return addresses
+
+
+def _links(name: str, rule: Rule, addresses: dict[str, Part]) -> list[Link]:
+    links = []
+    for ending, ours, transposed in rule.tensors:
+        for layer in _range(rule.leaves[0] + ours, addresses):
+            wanted = [leaf.replace("{layer}", layer) + ours for leaf in rule.leaves]
+            parts = [addresses[address] for address in wanted if address in addresses]
+            if not parts:
+                continue
+            if len(parts) < len(wanted):
+                raise ValueError(f"{name}{ending} is to hold {wanted}, but the model declares only some of them")
+            for expert in range(parts[0].shape[0]) if "{expert}" in name else [None]:
+                links.append(
+                    Link(
+                        name=(name + ending).replace("{layer}", layer).replace("{expert}", str(expert)),
+                        parts=tuple(part if expert is None else _row(part, expert) for part in parts),
+                        transposed=transposed,
+                        groups=rule.groups,
+                        heads=rule.heads,
+                    )
+                )
+    return links
+
+
+def _range(address: str, addresses: dict[str, Part]) -> list[str]:
+    """The layers that have the parameter; one empty text for an address outside the layers."""
+    if "{layer}" not in address:
+        return [""]
+    before, after = address.split("{layer}")
+    layers = [a[len(before) : len(a) - len(after)] for a in addresses if a.startswith(before) and a.endswith(after)]
+    return [layer for layer in layers if layer.isdecimal()]
+
+
+def _row(part: Part, expert: int) -> Part:
+    return replace(part, index=(*part.index, expert), shape=part.shape[1:])
