@@ -142,7 +142,8 @@ def test_sharding(tmp_path):
 
 def test_memory_beside_the_weights_is_a_leaf(tmp_path):
     """Beside what JAX keeps, the host holds one leaf and one tensor (and a leaf that JAX has not let go of yet)."""
-    config = {**CONFIGS["llama"], "num_hidden_layers": 16, "hidden_size": 256, "intermediate_size": 256}
+    sizes = {"num_hidden_layers": 16, "hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
+    config = {**CONFIGS["llama"], **sizes}
     params = random_params(config)
     hf.save(tmp_path / "a", params, config, shard_bytes=4_000_000)
     leaf = max(leaf.nbytes for leaf in jax.tree.leaves(params))
