@@ -24,34 +24,61 @@ A hundred layers, looked into:
 
 Reading order: `parameter` (declared once), `norm`, `feed_forward`, `position`, `attend` (the pure functions),
 `sublayer` (what travels beside x), `attention`, `recipe.residual` and `recipe.base` (the depth treatment), `layer`,
-`segment`, `scan`, `stack`, `model`; then `probe`, `optim`, `decode`.
+`segment`, `scan`, `stack`, `model`; then `latent_attention`, `moe`, `parallel`, `seq2seq`; then `cache`, `sample`,
+`decode`, `beam`; then `probe` and `optim`.
 """
 
-from stackjax import attend, convert, feed_forward, loss, norm, optim, parameter, position, probe, recipe, scan
+from stackjax import (
+    attend,
+    beam,
+    cache,
+    convert,
+    decode,
+    feed_forward,
+    loss,
+    moe,
+    norm,
+    optim,
+    parameter,
+    position,
+    probe,
+    recipe,
+    sample,
+    scan,
+)
 from stackjax.attention import Attention
 from stackjax.feed_forward import FeedForward
+from stackjax.latent_attention import LatentAttention
 from stackjax.layer import Layer, Trace
 from stackjax.model import Embedding, Head, Model, decoder, encoder
+from stackjax.moe import MixtureOfExperts
 from stackjax.norm import BatchNorm, DynamicTanh, LayerNorm, NoNorm, RMSNorm
+from stackjax.parallel import Parallel
 from stackjax.parameter import Spec
 from stackjax.recipe import residual
 from stackjax.segment import Segment
+from stackjax.seq2seq import EncoderDecoder, encoder_decoder
 from stackjax.stack import Result, Stack
-from stackjax.sublayer import Given, Out, Sublayer
+from stackjax.sublayer import Cache, Given, Out, Sublayer
 
 __all__ = [
     "Attention",
     "BatchNorm",
+    "Cache",
     "DynamicTanh",
     "Embedding",
+    "EncoderDecoder",
     "FeedForward",
     "Given",
     "Head",
+    "LatentAttention",
     "Layer",
     "LayerNorm",
+    "MixtureOfExperts",
     "Model",
     "NoNorm",
     "Out",
+    "Parallel",
     "RMSNorm",
     "Result",
     "Segment",
@@ -60,11 +87,16 @@ __all__ = [
     "Sublayer",
     "Trace",
     "attend",
+    "beam",
+    "cache",
     "convert",
+    "decode",
     "decoder",
     "encoder",
+    "encoder_decoder",
     "feed_forward",
     "loss",
+    "moe",
     "norm",
     "optim",
     "parameter",
@@ -72,5 +104,6 @@ __all__ = [
     "probe",
     "recipe",
     "residual",
+    "sample",
     "scan",
 ]

@@ -145,7 +145,14 @@ def attend_fused(
     )
 
 
-def visible(query: Positions, key: Positions, *, causal: bool = False, window: int | None = None) -> jax.Array:
+def visible(
+    query: Positions,
+    key: Positions,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    chunk: int | None = None,
+) -> jax.Array:
     """Which keys each query may look at, from positions alone.
 
     Args:
@@ -153,6 +160,7 @@ def visible(query: Positions, key: Positions, *, causal: bool = False, window: i
         key: index (..., S) and perhaps segment (..., S).
         causal: only keys whose index is at most the query's.
         window: only keys less than `window` indices away.
+        chunk: only keys in the query's own chunk of that many indices.
 
     Returns:
         (..., 1, T, S) booleans.
@@ -163,15 +171,24 @@ def visible(query: Positions, key: Positions, *, causal: bool = False, window: i
         seen = seen & (j <= i)
     if window is not None:
         seen = seen & (jnp.abs(i - j) < window)
+    if chunk is not None:
+        seen = seen & (i // chunk == j // chunk)
     if "segment" in query and "segment" in key:
         seen = seen & (query["segment"][..., :, None] == key["segment"][..., None, :])
     return jnp.broadcast_to(seen, jnp.broadcast_shapes(seen.shape, i.shape[:-1] + j.shape[-1:]))[..., None, :, :]
 
 
-def flat_positions(position: Positions) -> Positions:
-    """Positions with exactly one leading axis, (B or 1, T, ...)."""
+def flat_positions(position: Positions | None, n: int) -> Positions:
+    """Positions with exactly one leading axis, (B or 1, n, ...); None means 0 .. n-1."""
+    if position is None:
+        return first_positions(n)
     lead = position["index"].ndim - 1
     return {name: x.reshape(-1, *x.shape[lead:]) for name, x in position.items()}
+
+
+def with_past(past: Positions, new: Positions) -> Positions:
+    """Positions of the tokens in a cache, followed by those of new ones."""
+    return {name: jnp.concatenate((past[name], x), 1) for name, x in new.items()}
 
 
 def first_positions(n: int) -> Positions:

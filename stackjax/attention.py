@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from stackjax.attend import attend_fused, attention_weights, first_positions, flat_positions, visible, weighted_sum
-from stackjax.norm import NoNorm, Norm
+from stackjax.attend import attend_fused, attention_weights, flat_positions, visible, weighted_sum, with_past
+from stackjax.norm import NoNorm, Norm, wide
 from stackjax.parameter import Spec, linear, matrix, zeros
 from stackjax.position.base import ATTENTION_HOOKS, NoPosition, Position, total
-from stackjax.sublayer import Given, Out, Params, Positions, Sublayer, dropout
+from stackjax.sublayer import Given, Out, Params, Past, Sublayer, dropout
 
 Backend = Literal["plain", "xla", "cudnn"]
 
@@ -25,16 +25,19 @@ class Attention(Sublayer):
         n_heads: H.
         n_kv_heads: G, a divisor of H; None means H. 1 is multi-query attention.
         d_head: K; None means D / H.
-        causal: whether a token sees only itself and earlier ones.
+        causal: whether a token sees only itself and earlier ones; cross-attention sees all of the memory.
         window: how many tokens back a token sees, itself included; None for all.
+        chunk: a token sees only its own chunk of this many tokens (Llama 4); None for all.
         cross: whether keys and values come from `given.memory`.
         position: encoding that acts inside attention.
         scale: of the dot products; None means 1/sqrt(K).
         soft_cap: bound on the logits; None for none.
         sinks: whether each head learns a logit that takes weight and gives nothing.
+        gate: "head" or "feature" multiplies each head's output, or each feature of it, by the sigmoid of a linear map
+            of the query's input (Qiu et al. 2025, section 2.2, arXiv:2505.06708); None for no gate.
         qk_norm: over K, on queries and keys before rotation.
         inner_norm: over H K, before the output projection (sub-LN).
-        bias: which projections have biases.
+        bias: which projections have biases: of query, key, value, out, gate.
         backend: "plain" is written out, "xla" and "cudnn" go through jax.nn.dot_product_attention; None takes cuDNN
             on a GPU in 16 bits where it can express the case, else "plain".
         dropout: rate on the output while training.
@@ -49,11 +52,13 @@ class Attention(Sublayer):
     d_head: int | None = None
     causal: bool = True
     window: int | None = None
+    chunk: int | None = None
     cross: bool = False
     position: Position = NoPosition()
     scale: float | None = None
     soft_cap: float | None = None
     sinks: bool = False
+    gate: Literal["head", "feature"] | None = None
     qk_norm: Norm = NoNorm()
     inner_norm: Norm = NoNorm()
     bias: tuple[str, ...] = ()
@@ -64,8 +69,13 @@ class Attention(Sublayer):
             raise ValueError(
                 f"n_kv_heads must divide n_heads; got n_heads={self.n_heads}, n_kv_heads={self.n_kv_heads}"
             )
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"window must be at least 1 (the token itself); got {self.window}")
+        for name, reach in (("window", self.window), ("chunk", self.chunk)):
+            if reach is not None and reach < 1:
+                raise ValueError(f"{name} must be at least 1 (the token itself); got {reach}")
+            if reach is not None and self.cross:
+                raise ValueError(f"cross-attention sees all of the memory; got {name}={reach}")
+        if self.gate not in (None, "head", "feature"):
+            raise ValueError(f"gate must be None, 'head' or 'feature'; got {self.gate!r}")
         if not self.position.acts_on(ATTENTION_HOOKS) and type(self.position) is not NoPosition:
             raise ValueError(
                 f"{type(self.position).__name__} does not act inside attention; give it to the model's embedding"
@@ -116,35 +126,37 @@ class Attention(Sublayer):
         specs["position"] = self.position.spec(self.n_heads, width)
         if self.sinks:
             specs["sinks"] = Spec(shape=(self.n_heads,), role="bias", init=zeros)
+        if self.gate is not None:
+            n_gates = self.n_heads * (width if self.gate == "feature" else 1)
+            specs |= matrix(d_model, n_gates, prefix + "query", name="gate", bias="gate" in self.bias)
         return specs
 
     def shared(self, d_model: int) -> dict[str, Any]:
         return self.position.shared(self.n_heads, self.head_width(d_model))
 
-    def prepare(self, shared: Params, given: Given, n_tokens: int, d_model: int, past: Positions | None = None) -> Any:
-        query = first_positions(n_tokens) if given.position is None else flat_positions(given.position)
-        new_key = query
+    def prepare(self, shared: Params, given: Given, n_tokens: int, d_model: int, past: Past | None = None) -> Any:
+        query = new_key = key = flat_positions(given.position, n_tokens)
         if self.cross:
             n_keys = n_tokens if given.memory is None else given.memory.shape[-2]
-            known = given.memory_position
-            new_key = first_positions(n_keys) if known is None else flat_positions(known)
-        key = new_key
-        if past is not None:
-            key = {name: jnp.concatenate((past[name], new), 1) for name, new in new_key.items()}
+            new_key = key = flat_positions(given.memory_position, n_keys)
+        elif past is not None:
+            key = with_past(past[self._slots(max(past))], new_key)
+        reach = {"window": self.window, "chunk": self.chunk}
         sizes = {"n_heads": self.n_heads, "d_head": self.head_width(d_model)}
         return {
-            "mask": visible(query, key, causal=self.causal, window=self.window),
+            "mask": visible(query, key, causal=self.causal and not self.cross, **reach),
             "position": self.position.prepare(shared, query=query, key=key, new_key=new_key, **sizes),
         }
 
     def cache(self, batch: int, slots: int, d_model: int, dtype: Any) -> Any:
         if self.cross:
             return None
-        shape = (batch, slots, self.groups, self.head_width(d_model))
+        shape = (batch, self._slots(slots), self.groups, self.head_width(d_model))
         return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
 
-    def cache_slots(self, slots: int) -> int:
-        return slots if self.window is None else min(slots, self.window)
+    def _slots(self, slots: int) -> int:
+        """How many of the last `slots` tokens are worth keeping."""
+        return min(reach for reach in (slots, self.window, self.chunk) if reach is not None)
 
     def remember(self, params: Params, memory: jax.Array) -> Any:
         if not self.cross:
@@ -203,6 +215,9 @@ class Attention(Sublayer):
             value = jnp.concatenate((given.cache["value"].astype(value.dtype), value), 1)
 
         y, weights, logits = self._attend(params, query, key, value, given)
+        if self.gate is not None:
+            gate = jax.nn.sigmoid(wide(linear(params, "gate", query_input)))
+            y = (y * gate.reshape(batch, n_tokens, self.n_heads, -1)).astype(y.dtype)
         y = checkpoint_name(y.reshape(*lead, n_tokens, -1), "attention_heads")
         y = linear(params, "out", self.inner_norm.apply(params["inner_norm"], y))
         seen = {"value": own_value, "weights": weights, "logits": logits}
@@ -228,7 +243,7 @@ class Attention(Sublayer):
             y = weighted_sum(weights, value)
             extra = self.position.value(params["position"], table, weights)
             return (y if extra is None else y + extra.astype(y.dtype)), weights, logits
-        standard = given.position is None and given.cache is None and not self.cross
+        standard = given.position is None and given.cache is None and self.chunk is None and not self.cross
         y = attend_fused(
             query,
             key,

@@ -8,7 +8,7 @@ from flax import struct
 
 from stackjax.recipe.base import Geometry, Recipe
 from stackjax.recipe.residual import Form, Through
-from stackjax.sublayer import Given, Out, Params, Sublayer
+from stackjax.sublayer import Given, Out, Params, Sublayer, add_losses
 
 
 @struct.dataclass
@@ -49,7 +49,7 @@ class Layer:
 
     def dress(self, recipe: Recipe, index: int, geometry: Geometry) -> "Layer":
         """This layer with the recipe's sublayers and forms, as layer `index` of its stack."""
-        subs = tuple(recipe.adapt(sub, geometry) for sub in self.subs)
+        subs = tuple(sub.each(lambda inner: recipe.adapt(inner, geometry)) for sub in self.subs)
         forms = tuple(recipe.form(sub, slot, index, geometry) for slot, sub in enumerate(subs))
         return replace(self, subs=subs, forms=forms, outer=recipe.outer(index, geometry))
 
@@ -102,8 +102,7 @@ class Layer:
                 )
             loss: dict[str, jax.Array] = {}
             for out in outs.values():
-                for name, value in out.loss.items():
-                    loss[name] = loss.get(name, 0.0) + value
+                loss = add_losses(loss, out.loss)
             state = {name: out.state for name, out in outs.items() if out.state}
             return inner, Out(loss=loss, state=state, seen={name: out.seen for name, out in outs.items()})
 

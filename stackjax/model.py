@@ -218,13 +218,38 @@ class Model:
         tokens: jax.Array,
         given: Given | None = None,
         *,
+        schedule: Schedule | None = None,
+        **options: Any,
+    ) -> tuple[jax.Array, Result]:
+        """Logits of every token.
+
+        Args:
+            params: as drawn by `init`.
+            tokens: (..., T) integers.
+            given: positions and whatever else travels beside the stream.
+            schedule: the recipe's numbers; None takes them from the stack's depth.
+            **options: of `hidden`.
+
+        Returns:
+            (..., T, V), at least float32, and the stack's `Result`.
+        """
+        schedule = self.stack.schedule() if schedule is None else schedule
+        x, result = self.hidden(params, tokens, given, schedule=schedule, **options)
+        return self.logits(params, x, schedule=schedule), result
+
+    def hidden(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        given: Given | None = None,
+        *,
         types: jax.Array | None = None,
         schedule: Schedule | None = None,
         key: jax.Array | None = None,
         dtype: Any = jnp.float32,
         **options: Any,
     ) -> tuple[jax.Array, Result]:
-        """Logits.
+        """What the stack makes of the tokens, before the head.
 
         Args:
             params: as drawn by `init`.
@@ -237,7 +262,7 @@ class Model:
             **options: of `Stack.apply`: cache, taps, probes, measure, remat, loop, unroll.
 
         Returns:
-            (..., T, V), at least float32, and the stack's `Result`.
+            (..., T, D), and the stack's `Result`.
         """
         chex.assert_type(tokens, int)
         given = Given() if given is None else given
@@ -252,9 +277,19 @@ class Model:
             key=embed_key,
             dtype=dtype,
         )
-        x, result = self.stack.apply(params["stack"], x, given, schedule=schedule, key=stack_key, **options)
-        logits = self.head.apply(params["head"], params["embedding"]["token"], x, multiplier=schedule["unembed"])
-        return logits, result
+        return self.stack.apply(params["stack"], x, given, schedule=schedule, key=stack_key, **options)
+
+    def logits(self, params: Params, x: jax.Array, *, schedule: Schedule | None = None) -> jax.Array:
+        """The head: (..., D) as `hidden` returns it to (..., V), at least float32."""
+        schedule = self.stack.schedule() if schedule is None else schedule
+        return self.head.apply(params["head"], params["embedding"]["token"], x, multiplier=schedule["unembed"])
+
+
+def split_position(position: Position) -> tuple[Position, Position]:
+    """The encoding as the stream's and as attention's part, each `NoPosition` where it does not act."""
+    on_stream = position if position.acts_on(STREAM_HOOKS) else NoPosition()
+    inside = position if position.acts_on(ATTENTION_HOOKS) else NoPosition()
+    return on_stream, inside
 
 
 def decoder(
@@ -289,8 +324,7 @@ def decoder(
     Raises:
         ValueError: sizes or choices that do not fit together.
     """
-    inside = position if position.acts_on(ATTENTION_HOOKS) else NoPosition()
-    on_stream = position if position.acts_on(STREAM_HOOKS) else NoPosition()
+    on_stream, inside = split_position(position)
     attention = replace(
         attention or Attention(n_heads=n_heads),
         n_heads=n_heads,

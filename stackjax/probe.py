@@ -98,9 +98,30 @@ def attention(trace: Trace) -> dict[str, jax.Array]:
     return found
 
 
+def routing(trace: Trace) -> dict[str, jax.Array]:
+    """For each mixture of experts: router_entropy and load_entropy in nats, and max_load, 1 when all are used alike.
+
+    The router's entropy is that of one token's probabilities, averaged; the load's is that of all choices together.
+    """
+    found = {}
+    for name, seen in trace.seen.items():
+        if "load" in seen:
+            each = jnp.sum(jax.scipy.special.entr(seen["probabilities"]), -1)
+            counted = seen["counted"]
+            found[f"router_entropy/{name}"] = jnp.sum(each * counted) / jnp.maximum(jnp.sum(counted), 1)
+            found[f"load_entropy/{name}"] = jnp.sum(jax.scipy.special.entr(seen["load"]))
+            found[f"max_load/{name}"] = seen["load"].shape[-1] * jnp.max(seen["load"])
+    return found
+
+
+def expert_load(trace: Trace) -> dict[str, jax.Array]:
+    """For each mixture of experts: the share of all choices that falls on each expert, (E,)."""
+    return {f"expert_load/{name}": seen["load"] for name, seen in trace.seen.items() if "load" in seen}
+
+
 def standard(trace: Trace) -> dict[str, jax.Array]:
-    """`stream`, `branches` and `attention` together."""
-    return {**stream(trace), **branches(trace), **attention(trace)}
+    """`stream`, `branches`, `attention` and `routing` together."""
+    return {**stream(trace), **branches(trace), **attention(trace), **routing(trace)}
 
 
 def layer_norms(tree: Params, declaration: Any, depth: int) -> jax.Array:

@@ -19,7 +19,7 @@ from stackjax.layer import Layer, Trace
 from stackjax.parameter import declare, is_spec, realise
 from stackjax.recipe.base import Geometry, Recipe, Schedule
 from stackjax.segment import Segment, fold
-from stackjax.sublayer import Given, Params
+from stackjax.sublayer import Cache, Given, Params, add_losses
 
 Measure = Callable[[Trace], dict[str, jax.Array]]
 """Reduces what happened in one layer to a few arrays; the stack returns them with a leading axis L."""
@@ -37,7 +37,7 @@ class Result:
 
     loss: dict[str, jax.Array]
     state: dict[str, Any]
-    measure: dict[str, jax.Array]
+    measure: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +178,7 @@ class Stack:
         *,
         schedule: Schedule | None = None,
         key: jax.Array | None = None,
-        cache: Params | None = None,
+        cache: Cache | None = None,
         taps: jax.Array | None = None,
         probes: Any = None,
         measure: Measure | None = None,
@@ -230,11 +230,10 @@ class Stack:
             )
             own = params["segments"][i]
             xs["params"] = None if segment.looped else own
-            xs["cache"] = None if cache is None else cache["segments"][i]
+            xs["cache"] = None if cache is None else cache.segments[i]
             body = _body(segment, own, given, tables, measure, remat, loop)
             stream, ys = scan.run(body, stream, xs, segment.n, nested=remat == "nested", loop=loop, unroll=unroll)
-            for name, value in ys[0].items():
-                loss[name] = loss.get(name, 0.0) + jnp.sum(value, 0)
+            loss = add_losses(loss, {name: jnp.sum(value, 0) for name, value in ys[0].items()})
             state[i], measured = ys[1], ys[2]
             measures.append((segment.n, measured))
         if taps is not None:
@@ -264,14 +263,14 @@ class Stack:
         )
         return declare(outside, prefix=f"{side}/")
 
-    def _prepare(self, params: Params, given: Given, n_tokens: int, cache: Params | None) -> dict[Any, Any]:
+    def _prepare(self, params: Params, given: Given, n_tokens: int, cache: Cache | None) -> dict[Any, Any]:
         """Each different sublayer's table, computed once, outside the scan."""
         tables = {}
+        past = None if cache is None else cache.position
         for segment in self.segments:
             for layer in segment.layers:
                 for sub in layer.subs:
                     if sub not in tables:
-                        past = None if cache is None else cache["position"].get(sub)
                         tables[sub] = sub.prepare(params["shared"], given, n_tokens, self.d_model, past)
         return tables
 
@@ -312,8 +311,7 @@ def _body(
             x["cache"] = None if xs["cache"] is None else xs["cache"].get(str(j))
             run = scan.rematerialise(partial(one, layer), remat, loop=loop)
             stream, (losses, states[str(j)], measured[str(j)]) = run(stream, x)
-            for name, value in losses.items():
-                loss[name] = loss.get(name, 0.0) + value
+            loss = add_losses(loss, losses)
         return stream, (loss, states, measured)
 
     return body

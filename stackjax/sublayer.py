@@ -4,6 +4,7 @@ A sublayer maps the (..., T, D) input of its branch to an output of the same sha
 parameter comes through `Given`; everything it returns beside the output goes through `Out`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,9 @@ Positions = dict[str, jax.Array]
 
 An index of -1 marks an empty or padded slot; masks follow from the index alone. Tokens attend only within their
 segment (packed documents)."""
+
+Past = dict[int, Positions]
+"""Positions held by the decoding cache, -1 where a slot is empty: {number of slots: positions (B, slots)}."""
 
 
 @struct.dataclass
@@ -61,6 +65,24 @@ class Out:
     seen: dict[str, Any] = struct.field(default_factory=dict)
 
 
+@struct.dataclass
+class Cache:
+    """What decoding keeps of the tokens that went before, see `stackjax.decode`.
+
+    Sublayers with equally many slots hold the same tokens, so their positions are kept once.
+
+    Args:
+        position: of the tokens in the slots.
+        segments: {segment: {layer of the period: {sublayer: tree}}}; leaves (n, B, slots, ...), or what the sublayer
+            remembers of the memory.
+        memory_position: of the memory's tokens; None without a memory.
+    """
+
+    position: Past
+    segments: Params
+    memory_position: Positions | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sublayer:
     """Base of every sublayer: a frozen description with do-nothing defaults.
@@ -79,11 +101,15 @@ class Sublayer:
         """Parameters of one layer's copy."""
         raise NotImplementedError(f"{type(self).__name__} must override spec")
 
+    def each(self, change: Callable[["Sublayer"], "Sublayer"]) -> "Sublayer":
+        """This sublayer with `change` applied to it and, before that, to every sublayer inside it."""
+        return change(self)
+
     def shared(self, d_model: int) -> dict[str, Any]:
         """{name: specs} of parameters that exist once for the whole stack; the same name means the same parameters."""
         return {}
 
-    def prepare(self, shared: Params, given: Given, n_tokens: int, d_model: int, past: Positions | None = None) -> Any:
+    def prepare(self, shared: Params, given: Given, n_tokens: int, d_model: int, past: Past | None = None) -> Any:
         """All that does not depend on the layer (masks, rotary tables, biases), computed once, outside the scan.
 
         Args:
@@ -91,7 +117,7 @@ class Sublayer:
             given: the caller's.
             n_tokens: T of this call.
             d_model: D.
-            past: in decoding, the positions held by this sublayer's cache.
+            past: in decoding, the positions held by the cache.
         """
         return None
 
@@ -100,16 +126,24 @@ class Sublayer:
         raise NotImplementedError(f"{type(self).__name__} must override apply")
 
     def cache(self, batch: int, slots: int, d_model: int, dtype: Any) -> Any:
-        """One layer's empty decoding cache, or None if the sublayer needs none."""
-        return None
+        """One layer's empty decoding cache, leaves (B, S, ...); None if the sublayer needs none.
 
-    def cache_slots(self, slots: int) -> int:
-        """How many of the `slots` wanted this sublayer keeps (a sliding window keeps its window)."""
-        return slots
+        Args:
+            batch: B.
+            slots: tokens to be held; a sublayer that sees fewer keeps fewer (S <= slots).
+            d_model: D.
+            dtype: of the entries.
+        """
+        return None
 
     def remember(self, params: Params, memory: jax.Array) -> Any:
         """What cross-attention keeps of the memory for decoding, computed once per layer; None elsewhere."""
         return None
+
+
+def add_losses(a: dict[str, jax.Array], b: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Sum by name."""
+    return {**a, **{name: a[name] + x if name in a else x for name, x in b.items()}}
 
 
 def dropout(key: jax.Array | None, x: jax.Array, rate: float) -> jax.Array:

@@ -82,6 +82,61 @@ def _looped(rule, where, depth):
     return _with_stack(model, (layer,), rule, depth, looped=True)
 
 
+def _experts(rule, where, depth):
+    model = _decoder(rule, where, 1)
+    attention, forward = model.stack.segments[0].layers[0].subs
+    experts = sj.MixtureOfExperts(
+        n_experts=4, d_hidden=12, score="sigmoid", n_groups=2, top_groups=1, bias_rate=0.01, shared_expert=forward
+    )
+    return _with_stack(model, (sj.Layer(subs=(attention, experts)),), rule, depth)
+
+
+def _latent(rule, where, depth):
+    model = _decoder(rule, where, 1)
+    inside = model.stack.segments[0].layers[0].subs[0].position
+    attention = sj.LatentAttention(
+        n_heads=2, d_head=6, d_rotary=4, d_latent=5, d_query_latent=7, d_value=3, position=inside
+    )
+    return _with_stack(model, (sj.Layer(subs=(attention, FORWARD)),), rule, depth)
+
+
+def _parallel(rule, where, depth):
+    model = _decoder(rule, where, 1)
+    both = sj.Parallel(subs=model.stack.segments[0].layers[0].subs, norm=sj.LayerNorm())
+    return _with_stack(model, (sj.Layer(subs=(both,)),), rule, depth)
+
+
+@dataclasses.dataclass(frozen=True)
+class Translator:
+    """An encoder-decoder that reads its own target; taps are the encoder's, seen through the decoder."""
+
+    model: sj.EncoderDecoder
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def apply(self, params, tokens, taps=None, **options):
+        both = None if taps is None else {"encoder": taps, "decoder": None}
+        return self.model.apply(params, tokens[:, ::-1], tokens, taps=both, **options)
+
+
+def _encoder_decoder(rule, where, depth):
+    return Translator(
+        sj.encoder_decoder(
+            vocab=11,
+            source_vocab=11,
+            d_model=16,
+            depth=max(depth, 1),
+            encoder_depth=depth,
+            n_heads=2,
+            recipe=rule,
+            position=where,
+            attention=sj.Attention(n_heads=2, gate="head"),
+            feed_forward=FORWARD,
+        )
+    )
+
+
 def _with_stack(model, layers, rule, depth, **options):
     stack = sj.Stack.of(*layers, depth=depth, d_model=16, recipe=rule, **options)
     return dataclasses.replace(model, stack=stack)
@@ -93,6 +148,10 @@ KINDS = {
     "local_global": _local_global,
     "gated_grouped": _gated_grouped,
     "looped": _looped,
+    "experts": _experts,
+    "latent": _latent,
+    "parallel": _parallel,
+    "encoder_decoder": _encoder_decoder,
 }
 
 
@@ -153,6 +212,58 @@ def test_position(name):
 @pytest.mark.parametrize("kind", KINDS)
 def test_kind(kind, depth):
     check(recipe.PreNorm(), position.Rotary(), kind, depth)
+
+
+def check_decoding(rule, where, kind, *, left=True, dtype=jnp.float64, tolerance=1e-10):
+    """Ragged prompts, then a token at a time: logits equal those of the full forward pass."""
+    with jax.enable_x64(dtype == jnp.float64):
+        built = KINDS[kind](rule, where, 2)
+        whole = perturbed(built.init(jax.random.key(0), dtype))
+        tokens = jax.random.randint(jax.random.key(1), (2, 7), 0, 11, jnp.int32)
+        lengths = np.array([4, 2])
+        _, prompt = sj.decode.pad([[0] * n for n in lengths], left=left)
+        steps = {"index": jnp.asarray(lengths + np.arange(3)[:, None], jnp.int32)[..., None]}
+
+        @jax.jit
+        def run(whole):
+            reference, _ = built.apply(whole, tokens, dtype=dtype)
+            model, params, memory = built, whole, None
+            if isinstance(built, Translator):
+                memory, _ = built.encode(whole, tokens[:, ::-1], dtype=dtype)
+                model, params = built.decoder, whole["decoder"]
+            cache = sj.cache.empty(model.stack, params["stack"], prompt, 7, dtype=dtype, memory=memory)
+
+            def extend(cache, where):
+                now = jnp.take_along_axis(tokens, where["index"], 1, mode="clip")
+                x, cache = sj.decode.extend(model, params, now, where, cache, dtype=dtype)
+                wanted = jnp.take_along_axis(reference, where["index"][..., None], 1, mode="clip")
+                real = (where["index"] >= 0)[..., None]
+                return cache, jnp.where(real, (model.logits(params, x) - wanted) / jnp.max(jnp.abs(reference)), 0)
+
+            cache, first = extend(cache, prompt)
+            return first, jax.lax.scan(extend, cache, steps)[1]
+
+        assert max(np.abs(x).max() for x in run(whole)) < tolerance
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_decoding_recipe(name):
+    check_decoding(RECIPES[name], position.Rotary(), "decoder")
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_decoding_position(name):
+    check_decoding(recipe.PreNorm(), POSITIONS[name], "decoder", left=False)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "encoder"])
+def test_decoding_kind(kind):
+    check_decoding(recipe.PreNorm(), position.Rotary(), kind)
+
+
+@pytest.mark.parametrize("kind", ["local_global", "latent", "encoder_decoder"])
+def test_decoding_in_float32(kind):
+    check_decoding(recipe.PreNorm(), position.Rotary(), kind, left=False, dtype=jnp.float32, tolerance=1e-5)
 
 
 PRODUCT = list(itertools.product(RECIPES, POSITIONS, KINDS))

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from stackjax.norm import LayerNorm, Norm, wide
+from stackjax.norm import LayerNorm, NoNorm, Norm, wide
 from stackjax.parameter import Spec, zeros
 from stackjax.sublayer import Out, Params
 
@@ -93,7 +93,19 @@ class NoResidual(Form):
 
 @dataclass(frozen=True, kw_only=True)
 class Plain(Form):
-    """alpha x + beta f(gamma x): a skip and no norm."""
+    """alpha x + beta f(gamma x): a skip, and no norm but perhaps one at the end of the stack.
+
+    Args:
+        final: of the stack's output.
+    """
+
+    final: Norm = NoNorm()
+
+    def ends(self, d_model, depth):
+        return {"enter": {}, "leave": {"norm": self.final.spec(d_model)}}
+
+    def leave(self, params, stream):
+        return self.final.apply(params["norm"], stream)
 
     def apply(self, params, scale, stream, branch, key=None):
         y, out = branch(times(scale["gamma"], stream))

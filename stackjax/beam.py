@@ -1,0 +1,122 @@
+"""Beam search: the most probable continuations, several at a time."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from stackjax.decode import follow, start
+from stackjax.model import Model
+from stackjax.recipe.base import Schedule
+from stackjax.sublayer import Cache, Params, Positions
+
+
+@struct.dataclass
+class Beams:
+    """What `search` returns, best first.
+
+    Args:
+        tokens: (B, K, n) new tokens; a beam that has ended is filled with the stop token.
+        score: (B, K) log-probability of each, divided by the length penalty.
+        length: (B, K) tokens up to and with the stop token.
+    """
+
+    tokens: jax.Array
+    score: jax.Array
+    length: jax.Array
+
+
+@partial(jax.jit, static_argnames=("model", "n_tokens", "n_beams", "dtype"))
+def search(
+    model: Model,
+    params: Params,
+    tokens: jax.Array,
+    position: Positions | None = None,
+    *,
+    n_tokens: int,
+    n_beams: int,
+    stop: Any = None,
+    length_penalty: Any = 0.0,
+    memory: jax.Array | None = None,
+    memory_position: Positions | None = None,
+    schedule: Schedule | None = None,
+    dtype: Any = jnp.float32,
+) -> Beams:
+    """Keep the K most probable continuations of each prompt, token by token.
+
+    A beam that has ended stays among the K with the score it has, until better ones push it out. Ends early when all
+    beams have.
+
+    Args:
+        model: a decoder; of an encoder-decoder, its `decoder` together with the memory.
+        params: of the model.
+        tokens: (B, T) prompts, see `stackjax.decode.pad`.
+        position: {index: (B, T)}, -1 where padded; None means no padding.
+        n_tokens: n, how many to add.
+        n_beams: K.
+        stop: token that ends a beam; None for none.
+        length_penalty: a in ((5 + length) / 6)^a, by which the final scores are divided before they are ranked.
+        memory: (B, S, D), the encoder's output; None for a decoder alone.
+        memory_position: of the memory's tokens; None means no padding.
+        schedule: the recipe's numbers; None takes them from the depth.
+        dtype: of the stream and of the cache.
+
+    Source: Wu et al. 2016, section 7, arXiv:1609.08144, without its coverage penalty.
+    """
+    own = {"schedule": schedule, "dtype": dtype}
+    begun = start(model, params, tokens, position, n_tokens, memory=memory, memory_position=memory_position, **own)
+    batch, vocab = begun.logits.shape
+    each = jnp.arange(batch)[:, None]
+    first_index = jnp.repeat(begun.index, n_beams)
+
+    def choose(step: Any, logits: jax.Array, state: tuple[Cache, jax.Array, Beams]) -> tuple[Cache, jax.Array, Beams]:
+        """The K best of all K V continuations, with the cache of the beams that they continue."""
+        cache, done, beams = state
+        log_prob = jax.nn.log_softmax(logits, -1).reshape(batch, n_beams, vocab)
+        if stop is not None:
+            stay = jnp.where(jnp.arange(vocab) == stop, 0, -jnp.inf)
+            log_prob = jnp.where(done[:, :, None], stay, log_prob)
+        score, best = jax.lax.top_k((beams.score[:, :, None] + log_prob).reshape(batch, -1), n_beams)
+        parent, token = best // vocab, (best % vocab).astype(jnp.int32)
+        done = done[each, parent]
+        beams = Beams(
+            tokens=beams.tokens[each, parent].at[:, :, step].set(token),
+            score=score,
+            length=beams.length[each, parent] + ~done,
+        )
+        rows = (each * n_beams + parent).reshape(-1)
+        return _take_rows(cache, rows), done if stop is None else token == stop, beams
+
+    def going(loop: Any) -> jax.Array:
+        step, (_, done, _) = loop
+        return (step < n_tokens) & ~jnp.all(done)
+
+    def go_on(loop: Any) -> Any:
+        step, (cache, done, beams) = loop
+        token = beams.tokens[:, :, step - 1].reshape(-1)
+        index = jnp.where(done.reshape(-1), -1, first_index + step - 1)
+        logits, cache = follow(model, params, token, index, cache, **own)
+        return step + 1, choose(step, logits, (cache, done, beams))
+
+    only_one = jnp.where(jnp.arange(n_beams) == 0, 0, -jnp.inf).astype(begun.logits.dtype)
+    nothing = Beams(
+        tokens=jnp.full((batch, n_beams, n_tokens), 0 if stop is None else stop, jnp.int32),
+        score=jnp.broadcast_to(only_one, (batch, n_beams)),
+        length=jnp.zeros((batch, n_beams), jnp.int32),
+    )
+    cache = _take_rows(begun.cache, jnp.repeat(jnp.arange(batch), n_beams))
+    first = (cache, jnp.zeros((batch, n_beams), bool), nothing)
+    logits = jnp.repeat(begun.logits, n_beams, 0)
+    _, (_, _, beams) = jax.lax.while_loop(going, go_on, (1, choose(0, logits, first)))
+    score = beams.score / ((5 + beams.length) / 6) ** length_penalty
+    order = jnp.argsort(-score, -1)
+    return jax.tree.map(lambda x: x[each, order], replace(beams, score=score))
+
+
+def _take_rows(cache: Cache, rows: jax.Array) -> Cache:
+    """The cache of the given rows of the batch."""
+    position, known = jax.tree.map(lambda x: x[rows], (cache.position, cache.memory_position))
+    return Cache(position=position, segments=jax.tree.map(lambda x: x[:, rows], cache.segments), memory_position=known)

@@ -1,0 +1,184 @@
+"""Latent attention: keys and values are projections of one small latent, and the latent is all that decoding keeps."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from stackjax.attend import attention_weights, flat_positions, visible, weighted_sum, with_past
+from stackjax.norm import NoNorm, Norm, RMSNorm
+from stackjax.parameter import linear, matrix
+from stackjax.position.base import Position
+from stackjax.position.rotary import Rotary
+from stackjax.sublayer import Given, Out, Params, Past, Sublayer, dropout
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentAttention(Sublayer):
+    """Multi-head latent attention (MLA): per head, q·k = q_plain·(W_key c) + q_rotary·k_rotary, and v = W_value c.
+
+    The latent c = norm(W_latent x) and one rotary key for all heads are everything that attention reads of a token,
+    so the decoding cache holds C + R numbers a token. Where few queries meet many keys, W_key is moved to the query's
+    side and W_value behind the weighted sum (the absorbed form): attention then runs on the latents themselves, as
+    multi-query attention, and keys and values are never made. The form with fewer multiplications is taken.
+
+    Args:
+        n_heads: H.
+        d_head: K, width of the part of queries and keys that knows no position.
+        d_rotary: R, width of the part that does.
+        d_latent: C, width of the latent behind keys and values.
+        d_query_latent: width of the latent behind queries; None projects them directly.
+        d_value: width of a head's values; None means K.
+        causal: whether a token sees only itself and earlier ones.
+        position: turns the rotary part, and may add a bias.
+        scale: of the dot products; None means 1/sqrt(K + R).
+        norm: of the latents.
+        inner_norm: over the heads' outputs, before the output projection (sub-LN).
+        dropout: rate on the output while training.
+
+    Raises:
+        ValueError: a size below 1; a position that needs keys or values of its own.
+
+    Source: DeepSeek-AI 2024, eq. (9) to (19) and appendix C, arXiv:2405.04434; norms of the latents: section 2.1.
+    """
+
+    name: str = "attention"
+    n_heads: int
+    d_head: int
+    d_rotary: int
+    d_latent: int
+    d_query_latent: int | None = None
+    d_value: int | None = None
+    causal: bool = True
+    position: Position = Rotary(interleaved=True)
+    scale: float | None = None
+    norm: Norm = RMSNorm()
+    inner_norm: Norm = NoNorm()
+
+    def __post_init__(self):
+        for name in ("n_heads", "d_head", "d_rotary", "d_latent", "d_query_latent", "d_value"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise ValueError(f"{name} must be positive; got {size}")
+        if self.position.acts_on(("score", "value")):
+            raise ValueError(
+                f"{type(self.position).__name__} reads keys or adds values, which latent attention does not keep; "
+                "use a rotary encoding or a bias"
+            )
+
+    @property
+    def value_width(self) -> int:
+        """Width of a head's values."""
+        return self.d_head if self.d_value is None else self.d_value
+
+    def spec(self, d_model: int) -> dict[str, Any]:
+        query_width = self.d_head + self.d_rotary
+        specs: dict[str, Any] = {}
+        n_in = d_model
+        if self.d_query_latent is not None:
+            n_in = self.d_query_latent
+            specs |= matrix(d_model, n_in, "query", name="query_latent")
+            specs["query_norm"] = self.norm.spec(n_in)
+        return {
+            **specs,
+            **matrix(n_in, self.n_heads * query_width, "query"),
+            **matrix(d_model, self.d_latent, "key", name="latent"),
+            "latent_norm": self.norm.spec(self.d_latent),
+            **matrix(d_model, self.d_rotary, "key", name="rotary"),
+            **matrix(self.d_latent, self.n_heads * self.d_head, "key"),
+            **matrix(self.d_latent, self.n_heads * self.value_width, "value"),
+            "inner_norm": self.inner_norm.spec(self.n_heads * self.value_width),
+            **matrix(self.n_heads * self.value_width, d_model, "out"),
+        }
+
+    def shared(self, d_model: int) -> dict[str, Any]:
+        return self.position.shared(self.n_heads, self.d_rotary)
+
+    def prepare(self, shared: Params, given: Given, n_tokens: int, d_model: int, past: Past | None = None) -> Any:
+        new = flat_positions(given.position, n_tokens)
+        key = new if past is None else with_past(past[max(past)], new)
+        sizes = {"n_heads": self.n_heads, "d_head": self.d_rotary}
+        return {
+            "mask": visible(new, key, causal=self.causal),
+            "position": self.position.prepare(shared, query=new, key=key, new_key=new, **sizes),
+        }
+
+    def cache(self, batch: int, slots: int, d_model: int, dtype: Any) -> Any:
+        return {"latent": jnp.zeros((batch, slots, self.d_latent + self.d_rotary), dtype)}
+
+    def apply(self, params: Params, x: jax.Array, given: Given) -> tuple[jax.Array, Out]:
+        """Attend.
+
+        Args:
+            params: as declared by `spec`.
+            x: (..., T, D)
+            given: what travels beside x.
+
+        Returns:
+            (..., T, D). State while decoding: the new `cache` entries. Seen: `weights` and `logits` (B, H, T, S).
+        """
+        if given.value is not None:
+            raise ValueError("latent attention keeps no values that a residual form could mix; use Attention")
+        chex.assert_shape(x, (..., params["latent"].shape[0]))
+        lead, n_tokens = x.shape[:-2], x.shape[-2]
+        x = x.reshape(-1, *x.shape[-2:])
+        table = given.table["position"]
+
+        query_input = x
+        if self.d_query_latent is not None:
+            query_input = self.norm.apply(params["query_norm"], linear(params, "query_latent", x))
+        query = linear(params, "query", query_input).reshape(*x.shape[:2], self.n_heads, -1)
+        query_plain, query_rotary = query[..., : self.d_head], query[..., self.d_head :]
+        query_rotary = self.position.rotate(table, "query", query_rotary)
+
+        latent = self.norm.apply(params["latent_norm"], linear(params, "latent", x))
+        rotary = self.position.rotate(table, "key", linear(params, "rotary", x)[:, :, None])[:, :, 0]
+        kept = jnp.concatenate((latent, rotary), -1)
+        state = {}
+        if given.cache is not None:
+            state = {"cache": {"latent": kept}}
+            kept = jnp.concatenate((given.cache["latent"].astype(kept.dtype), kept), 1)
+
+        run = self._absorbed if self._absorbing(n_tokens, kept.shape[1]) else self._expanded
+        y, weights, logits = run(params, query_plain, query_rotary, kept, given)
+        y = checkpoint_name(y.reshape(*lead, n_tokens, -1), "attention_heads")
+        y = linear(params, "out", self.inner_norm.apply(params["inner_norm"], y))
+        return dropout(given.key, y, self.dropout), Out(state=state, seen={"weights": weights, "logits": logits})
+
+    def _absorbing(self, n_queries: int, n_keys: int) -> bool:
+        """Whether the absorbed form takes fewer multiplications (per head) than the expanded one."""
+        project = self.d_latent * (self.d_head + self.value_width)
+        absorbed = n_queries * (project + n_keys * (2 * self.d_latent + self.d_rotary))
+        expanded = n_keys * (project + n_queries * (self.d_head + self.d_rotary + self.value_width))
+        return absorbed < expanded
+
+    def _weights(self, query: jax.Array, key: jax.Array, given: Given) -> tuple[jax.Array, jax.Array]:
+        return attention_weights(
+            query,
+            key,
+            scale=(self.d_head + self.d_rotary) ** -0.5 if self.scale is None else self.scale,
+            mask=given.table["mask"],
+            bias=self.position.bias(given.table["position"]),
+        )
+
+    def _expanded(self, params: Params, plain: jax.Array, rotary: jax.Array, kept: jax.Array, given: Given):
+        batch, n_keys = kept.shape[:2]
+        latent, key_rotary = kept[..., : self.d_latent], kept[..., self.d_latent :]
+        key = linear(params, "key", latent).reshape(batch, n_keys, self.n_heads, -1)
+        value = linear(params, "value", latent).reshape(batch, n_keys, self.n_heads, -1)
+        for_all = jnp.broadcast_to(key_rotary[:, :, None], (*key.shape[:3], self.d_rotary))
+        query, key = jnp.concatenate((plain, rotary), -1), jnp.concatenate((key, for_all), -1)
+        weights, logits = self._weights(query, key, given)
+        return weighted_sum(weights, value), weights, logits
+
+    def _absorbed(self, params: Params, plain: jax.Array, rotary: jax.Array, kept: jax.Array, given: Given):
+        by_head = (self.d_latent, self.n_heads, -1)
+        to_latent = params["key"].astype(plain.dtype).reshape(by_head)
+        to_value = params["value"].astype(plain.dtype).reshape(by_head)
+        query = jnp.concatenate((jnp.einsum("bthk,chk->bthc", plain, to_latent), rotary), -1)
+        weights, logits = self._weights(query, kept[:, :, None], given)
+        mixed = weighted_sum(weights, kept[:, :, None, : self.d_latent])
+        return jnp.einsum("bthc,chk->bthk", mixed, to_value), weights, logits
