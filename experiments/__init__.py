@@ -1,0 +1,1 @@
+"""Experiments with stackjax: one question, one file, and what they share."""
