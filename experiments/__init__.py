@@ -1,0 +1,1 @@
+"""Experiments on depth: the main job (`depth_sweep`), and one question to a file."""
