@@ -1,1 +1,1 @@
-"""Experiments with stackjax: one question, one file, and what they share."""
+"""Experiments on depth: the main job (`depth_sweep`), and one question to a file."""
