@@ -1,1 +1,1 @@
-"""What is done with stackjax: sweeps, claims, benchmarks, and checks against others."""
+"""Experiments on depth: the main job (`depth_sweep`), and one question to a file."""

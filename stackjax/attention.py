@@ -227,7 +227,7 @@ class Attention(Sublayer):
         table, mask = given.table["position"], given.table["mask"]
         scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
         score = self.position.score(params["position"], table, query, key)
-        bias = self.position.bias(table)
+        bias = self.position.bias(params["position"], table)
         weights, logits = attention_weights(
             query,
             key,

@@ -136,7 +136,7 @@ class Stack:
                     stacked=not segment.looped,
                 )
                 for sub in layer.subs:
-                    shared |= sub.shared(self.d_model)
+                    _share(shared, sub.shared(self.d_model))
         return {
             "enter": self._end("enter"),
             "segments": segments,
@@ -273,6 +273,15 @@ class Stack:
                     if sub not in tables:
                         tables[sub] = sub.prepare(params["shared"], given, n_tokens, self.d_model, past)
         return tables
+
+
+def _share(shared: Params, more: Params) -> None:
+    """Add declarations to those of the stack; one name means one set of parameters."""
+    for name, specs in more.items():
+        if shared.setdefault(name, specs) != specs:
+            raise ValueError(
+                f"two sublayers share parameters {name!r} and declare them differently; rename one of them"
+            )
 
 
 def _body(

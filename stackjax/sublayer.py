@@ -17,7 +17,8 @@ Positions = dict[str, jax.Array]
 """Where tokens stand, as data: index (..., T) integers; optionally segment (..., T), path (..., T, P).
 
 An index of -1 marks an empty or padded slot; masks follow from the index alone. Tokens attend only within their
-segment (packed documents)."""
+segment (packed documents). A path is the way from the root of a tree to the token's node, one child index (0, 1, ..)
+a step, padded with -1 behind its end."""
 
 Past = dict[int, Positions]
 """Positions held by the decoding cache, -1 where a slot is empty: {number of slots: positions (B, slots)}."""

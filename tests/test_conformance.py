@@ -39,7 +39,29 @@ POSITIONS = {
     "learned": position.Learned(n_positions=16),
     "rotary": position.Rotary(),
     "rotary_and_learned": position.Both(first=position.Rotary(), second=position.Learned(n_positions=16)),
+    "shaw": position.Shaw(max_distance=2),
+    "transformer_xl": position.TransformerXL(),
+    "t5": position.T5Bias(n_buckets=4, max_distance=8),
+    "t5_per_layer": position.T5Bias(n_buckets=8, max_distance=8, bidirectional=True, per_layer=True),
+    "alibi": position.ALiBi(),
+    "fire": position.FIRE(d_hidden=4, threshold=3.0),
+    "tree_path": position.TreePath(arity=3, depth=4),
+    "tree_rotary": position.Both(first=position.Rotary(d_rotary=4), second=position.TreeRotary(n_depth=1, n_levels=1)),
+    "tree_bias": position.Both(first=position.Rotary(), second=position.TreeBias(max_steps=2)),
 }
+
+PATHS = ((), (0,), (0, 1), (1,), (1, 0, 2))
+"""Of five tokens, for the encodings that read them."""
+
+
+def given(name: str, n_batch: int = 2) -> sj.Given:
+    """What the encoding of this name has to be given."""
+    if not name.startswith("tree"):
+        return sj.Given()
+    path = np.array([path + (-1,) * (4 - len(path)) for path in PATHS], np.int32)
+    both = {"index": np.arange(5, dtype=np.int32), "path": path}
+    return sj.Given(position={k: jnp.broadcast_to(v, (n_batch, *v.shape)) for k, v in both.items()})
+
 
 FORWARD = sj.FeedForward(d_hidden=24)
 
@@ -155,7 +177,7 @@ KINDS = {
 }
 
 
-def check(rule, where, kind, depth):
+def check(rule, where, kind, depth, seen=None):
     """scan = loop = every rematerialisation, in values and gradients, and every parameter matters."""
     with jax.enable_x64(True):
         model = KINDS[kind](rule, where, depth)
@@ -167,6 +189,7 @@ def check(rule, where, kind, depth):
             logits, result = model.apply(
                 params,
                 tokens,
+                seen,
                 dtype=jnp.float64,
                 key=jax.random.key(3),
                 taps=taps,
@@ -205,7 +228,7 @@ def test_recipe(name):
 
 @pytest.mark.parametrize("name", POSITIONS)
 def test_position(name):
-    check(recipe.PreNorm(), POSITIONS[name], "decoder", 2)
+    check(recipe.PreNorm(), POSITIONS[name], "decoder", 2, given(name))
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2])
@@ -273,7 +296,7 @@ PRODUCT = list(itertools.product(RECIPES, POSITIONS, KINDS))
 @pytest.mark.parametrize("case", random.Random(0).sample(PRODUCT, min(len(PRODUCT), 200)), ids="-".join)
 def test_product(case):
     rule, where, kind = case
-    check(RECIPES[rule], POSITIONS[where], kind, 6)
+    check(RECIPES[rule], POSITIONS[where], kind, 6, given(where))
 
 
 @pytest.mark.parametrize("name", RECIPES)

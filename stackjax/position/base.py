@@ -70,7 +70,7 @@ class Position:
         """Logits (..., H, T, S) that depend on content, added before the 1/sqrt(K) scale; None for none."""
         return None
 
-    def bias(self, table: Any) -> jax.Array | None:
+    def bias(self, params: Params, table: Any) -> jax.Array | None:
         """Logits (..., H, T, S) that do not depend on content, added after the scale; None for none."""
         return None
 
@@ -136,8 +136,8 @@ class Both(Position):
     def score(self, params: Params, table: Any, query: jax.Array, key: jax.Array) -> jax.Array | None:
         return total([position.score(params[name], table[name], query, key) for name, position in self._each()])
 
-    def bias(self, table: Any) -> jax.Array | None:
-        return total([position.bias(table[name]) for name, position in self._each()])
+    def bias(self, params: Params, table: Any) -> jax.Array | None:
+        return total([position.bias(params[name], table[name]) for name, position in self._each()])
 
     def value(self, params: Params, table: Any, weights: jax.Array) -> jax.Array | None:
         return total([position.value(params[name], table[name], weights) for name, position in self._each()])

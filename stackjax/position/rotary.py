@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from stackjax.position.base import Position
+from stackjax.position.rotary_scaling import Scaling
 from stackjax.sublayer import Params, Positions
 
 
@@ -38,6 +39,37 @@ def turn(x: jax.Array, cosine: jax.Array, sine: jax.Array, *, interleaved: bool 
     return jnp.concatenate((turned.astype(x.dtype), rest), -1) if rest.shape[-1] else turned.astype(x.dtype)
 
 
+def to_halves(weight: jax.Array, *, d_head: int, d_rotary: int | None = None) -> jax.Array:
+    """Reorder a query or key projection trained with interleaved pairs, for use with pairs (k, k + R/2).
+
+    Rotating the reordered features in halves equals rotating the original ones interleaved and reordering then; scores
+    do not change. Biases and norms over the head width are reordered by the same call.
+
+    Args:
+        weight: (..., H K), heads one after another on the last axis; (..., K) will do.
+        d_head: K.
+        d_rotary: R; None means K.
+
+    Returns:
+        Like `weight`.
+    """
+    width = d_head if d_rotary is None else d_rotary
+    return _reorder(weight, d_head, [*range(0, width, 2), *range(1, width, 2), *range(width, d_head)])
+
+
+def to_interleaved(weight: jax.Array, *, d_head: int, d_rotary: int | None = None) -> jax.Array:
+    """The inverse of `to_halves`."""
+    width = d_head if d_rotary is None else d_rotary
+    pairs = [k + offset for k in range(width // 2) for offset in (0, width // 2)]
+    return _reorder(weight, d_head, [*pairs, *range(width, d_head)])
+
+
+def _reorder(weight: jax.Array, d_head: int, order: list[int]) -> jax.Array:
+    chex.assert_is_divisible(weight.shape[-1], d_head)
+    heads = weight.reshape(*weight.shape[:-1], -1, d_head)
+    return heads[..., jnp.asarray(order)].reshape(weight.shape)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rotary(Position):
     """RoPE: score(i, j) depends on the content and on i - j alone.
@@ -46,6 +78,7 @@ class Rotary(Position):
         d_rotary: R, how many features of each head turn; None means all K.
         base: of the frequencies base^(-2k/R).
         interleaved: the pairing, see `turn`.
+        scaling: of the frequencies, for contexts longer than those trained on.
 
     Source: Su et al. 2021, arXiv:2104.09864.
     """
@@ -53,16 +86,20 @@ class Rotary(Position):
     d_rotary: int | None = None
     base: float = 10_000.0
     interleaved: bool = False
+    scaling: Scaling = Scaling()
 
-    def prepare(self, shared: Params, *, query: Positions, new_key: Positions, d_head: int, **_: Any) -> Any:
+    def prepare(
+        self, shared: Params, *, query: Positions, key: Positions, new_key: Positions, d_head: int, **_: Any
+    ) -> Any:
         width = d_head if self.d_rotary is None else self.d_rotary
         if width % 2 or not 0 < width <= d_head:
             raise ValueError(f"rotary features must be even and at most the head width; got {width} of {d_head}")
-        frequency = self.base ** (-jnp.arange(0, width, 2, dtype=float) / width)
+        length = 1 + jnp.max(key["index"], -1, keepdims=True)
+        frequency = self.scaling.frequencies(width, self.base, length)[..., None, :]
 
         def table(position: Positions) -> tuple[jax.Array, jax.Array]:
             angle = position["index"][..., None] * frequency
-            return jnp.cos(angle), jnp.sin(angle)
+            return self.scaling.attention * jnp.cos(angle), self.scaling.attention * jnp.sin(angle)
 
         return {"query": table(query), "key": table(new_key)}
 

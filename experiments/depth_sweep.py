@@ -1,0 +1,210 @@
+"""The main job: train every recipe at every depth and learning rate, and report which of them can be stacked.
+
+    python -m experiments.depth_sweep
+    python -m experiments.depth_sweep --depths 4 16 64 --recipes pre_norm my.module:recipe --seeds 3 --out runs/mine
+
+Killed at any moment, the same command goes on. A larger grid in the same folder runs only what is new.
+"""
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import jax.numpy as jnp
+import tyro
+from rich.console import Console
+
+from experiments.lab import compile_cache, cost, data, progress, report
+from experiments.lab.grid import Grid, Setting
+from experiments.lab.results import Results
+from experiments.lab.store import Folder
+from experiments.lab.sweep import Interrupted, Sweep, run
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """What is read."""
+
+    data: str | None = None
+    """A file, folder or glob of text, of .jsonl(.gz), or .bin token files; None is Python's standard library."""
+    text_field: str = "text"
+    """Of the records of .jsonl files."""
+    token_dtype: Literal["uint8", "uint16", "uint32"] = "uint16"
+    """Of the tokens in .bin files."""
+    vocab: int | None = None
+    """Vocabulary of .bin files; None is the largest token and one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Train every recipe at every depth and learning rate, and report which of them can be stacked.
+
+    Exit status: 0 all cells ended (divergence is a result), 1 some failed, 2 bad usage, 130 interrupted.
+    """
+
+    grid: tyro.conf.OmitArgPrefixes[Grid] = Grid()
+    setting: tyro.conf.OmitArgPrefixes[Setting] = Setting()
+    text: tyro.conf.OmitArgPrefixes[Text] = Text()
+    out: str = "runs/depth_sweep"
+    """Folder of the run; a new one, or that of a sweep with the same setting and data."""
+    lanes: Literal["vmap", "loop"] = "vmap"
+    """Learning rates and seeds all at once, or one after another in less memory."""
+    dry_run: bool = False
+    """Print the grid, what it costs and what is done already; write nothing."""
+    report_only: bool = False
+    """Make results.csv and the report again from the cells that are there."""
+    retry_failed: bool = False
+    """Run failed cells again."""
+    keep_params: bool = False
+    """Keep each cell's trained parameters, as params.npz."""
+    checkpoint_seconds: float = 15.0
+    """Least time between two checkpoints."""
+    compile_cache: bool = True
+    """Keep compiled programs in the user's cache folder."""
+    scheduler: Literal["local", "ray", "slurm"] = "local"
+    """Where cells run. Several local workers may share one folder."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        options = parse(arguments)
+        if options.scheduler != "local":
+            raise ValueError(f"--scheduler {options.scheduler} comes later; start several workers on one --out instead")
+        if options.report_only:
+            return _report(Results.of(options.out))
+        sweep = prepare(options, "python -m experiments.depth_sweep " + shlex.join(arguments))
+        warnings = sweep.check()
+    except ValueError as error:
+        print(f"depth_sweep: {' '.join(str(error).split())}", file=sys.stderr)
+        return USAGE
+    for warning in warnings:
+        print(f"depth_sweep: warning: {warning}", file=sys.stderr)
+    if options.dry_run:
+        print(dry_run(sweep))
+        return OK
+    if options.compile_cache:
+        compile_cache.enable()
+    return _run(sweep, options.retry_failed)
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """Options from the command line.
+
+    Raises:
+        ValueError: anything wrong with them, in one line.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(Options, prog="python -m experiments.depth_sweep", args=arguments)
+    except SystemExit as stop:
+        if stop.code != USAGE:
+            raise
+        inside = [line.strip("│ ") for line in said.getvalue().splitlines() if line.startswith("│")]
+        message = " ".join(itertools.takewhile(lambda line: not re.fullmatch("─+", line), inside))
+        raise ValueError(re.sub(r"^Error parsing [A-Z]\w*: ", "", message) + " (see --help)") from None
+
+
+def prepare(options: Options, command: str) -> Sweep:
+    """The sweep that the options describe, its data read.
+
+    Raises:
+        ValueError: the data cannot be used.
+    """
+    text = options.text
+    return Sweep(
+        folder=Folder(options.out),
+        grid=options.grid,
+        setting=options.setting,
+        corpus=data.load(text.data, text_field=text.text_field, token_dtype=text.token_dtype, vocab=text.vocab),
+        mode=options.lanes,
+        command=command,
+        checkpoint_seconds=options.checkpoint_seconds,
+        keep_params=options.keep_params,
+    )
+
+
+def dry_run(sweep: Sweep) -> str:
+    """What would run, and what it costs, as text."""
+    setting = sweep.setting
+    lines = [progress.header(sweep), "", f"{'recipe':<20}{'depth':>6}{'cells':>7}{'done':>6}{'params':>13}{'FLOPs':>10}{'memory':>11}"]
+    total = 0
+    for group in sweep.groups():
+        done = sum(sweep.folder.summary(cell) is not None for cell in group.named(sweep.common)[1])
+        model = setting.model(group.recipe, group.depth, sweep.corpus.vocab)
+        flops = len(group.cells) * setting.steps * sweep.flops_per_step(group.recipe, group.depth)
+        total += 0 if done == len(group.cells) else flops
+        memory = cost.memory_estimate(
+            model,
+            n_heads=setting.n_heads,
+            lanes=len(group.cells),
+            batch=setting.batch,
+            context=setting.context,
+            remat=setting.remat,
+            at_once=group.mode == "vmap",
+            item_bytes=jnp.dtype(setting.dtype).itemsize,
+        )
+        lines.append(
+            f"{group.recipe:<20}{group.depth:>6}{len(group.cells):>7}{done:>6}{model.n_params:>13,}{flops:>10.1e}"
+            f"{memory / 2**20:>7.0f} MiB"
+        )
+    lines += ["", f"{total:.2e} model FLOPs are left to do. Memory is an estimate, to a factor of two. Nothing was written."]
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether someone pressed Ctrl-C, or asked the process to end. A second time ends it at once."""
+    asked: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        asked.append(number)
+        signal.signal(number, before[number])
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run(sweep: Sweep, retry_failed: bool) -> int:
+    if retry_failed:
+        for config in sweep.folder.configs():
+            if (sweep.folder.summary(config["cell"]) or {}).get("status") == "failed":
+                sweep.folder.remove(config["cell"])
+    console = Console()
+    show = progress.Screen(console) if console.is_terminal else progress.Plain()
+    try:
+        with asked_to_stop() as stop:
+            run(dataclasses.replace(sweep, stop=stop), show)
+    except (Interrupted, KeyboardInterrupt):
+        show.close()
+        print(f"\nInterrupted. This goes on from there:\n  {sweep.command}")
+        return INTERRUPTED
+    finally:
+        show.close()
+    return _report(Results.of(sweep.folder.path))
+
+
+def _report(results: Results) -> int:
+    results.save()
+    print(f"\n{report.summary(results)}\n\nThe report: {report.write(results)}")
+    return FAILED if any(cell["status"] == "failed" for cell in results.cells) else OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,15 @@
+"""What experiments share.
+
+Reading order: `names` (words on the command line to objects), `data` (text to batches), `train` (one run as pure
+functions), `lanes` (several runs side by side in one program), `cost` (FLOPs and memory, counted); then `grid`
+(cells, groups and their names), `store` (a run's folder), `sweep` (the loop over groups); then `results` (the folder
+read back as tables), `chart` and `report`.
+
+In a notebook:
+
+    from experiments.lab import data, lanes, train
+
+    corpus = data.standard_library()
+    trainer = train.Trainer(task=train.NextToken(model=model))
+    history = lanes.fit(trainer, corpus, learning_rates=(1e-3, 3e-3), steps=200)
+"""

@@ -1,0 +1,38 @@
+"""XLA's persistent cache of compiled programs, so that a resumed or extended sweep does not compile again.
+
+A program from the cache is the program that was compiled: it changes no number.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+_HIT = "/jax/compilation_cache/cache_hits"
+
+
+def enable() -> Path:
+    """Keep compiled programs in the user's cache folder, unless JAX was told of another."""
+    known = jax.config.jax_compilation_cache_dir
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(known) if known else home / "stackjax" / "xla"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    return folder
+
+
+@contextlib.contextmanager
+def hits() -> Iterator[list[str]]:
+    """A list that grows with each program that is read from the cache meanwhile."""
+    found: list[str] = []
+
+    def listen(event: str, **_) -> None:
+        if event == _HIT:
+            found.append(event)
+
+    jax.monitoring.register_event_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_listener(listen)

@@ -1,0 +1,235 @@
+"""The grid of a sweep: cells, and the lane groups that run them.
+
+A cell is one (recipe, depth, learning rate, seed) under one setting. Cells that share recipe and depth, and are new
+at the same time, form a group: the unit of work, of resumption and of naming, because the width of a vmap changes the
+last bits of its lanes.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import stackjax as sj
+from experiments.lab import names
+from experiments.lab.lanes import Mode
+from experiments.lab.train import Hyper, NextToken, Trainer
+
+SCHEMA = 1
+"""Version of what a cell's numbers depend on, and of the files that hold them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What is compared: every recipe at every depth, learning rate and seed."""
+
+    depths: tuple[int, ...] = (2, 8, 24)
+    """Numbers of layers, 0 or more."""
+    recipes: tuple[str, ...] = ("pre_norm", "post_norm", "deepnorm")
+    """Names, or dotted paths of your own (my.module:recipe)."""
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    """Peaks of the schedule; every recipe and depth gets all of them."""
+    seeds: int = 1
+    """How many: 3 means seeds 0, 1 and 2. A seed sets the init and the order of the data."""
+
+    def __post_init__(self):
+        for name, values in (("depths", self.depths), ("recipes", self.recipes), ("learning-rates", self.learning_rates)):
+            if not values:
+                raise ValueError(f"--{name} needs at least one value")
+        if min(self.depths) < 0:
+            raise ValueError(f"--depths must be 0 or more; got {min(self.depths)}")
+        if not all(0 < rate < float("inf") for rate in self.learning_rates):
+            raise ValueError(f"--learning-rates must be positive; got {' '.join(f'{r:g}' for r in self.learning_rates)}")
+        if self.seeds < 1:
+            raise ValueError(f"--seeds is how many, 1 or more; got {self.seeds}")
+
+    def cells(self) -> list["Cell"]:
+        """All cells, shallow ones first."""
+        axes = (sorted(set(self.depths)), dict.fromkeys(self.recipes), dict.fromkeys(self.learning_rates))
+        return [
+            Cell(recipe=recipe, depth=depth, learning_rate=rate, seed=seed)
+            for depth, recipe, rate, seed in itertools.product(*axes, range(self.seeds))
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all cells share and what, with the data, determines their numbers."""
+
+    steps: int = 200
+    """Updates in a run, the same for all."""
+    d_model: int = 64
+    """Width D."""
+    n_heads: int = 4
+    """Attention heads H, a divisor of the width."""
+    context: int = 32
+    """Tokens T that a window predicts."""
+    batch: int = 8
+    """Windows B in a batch."""
+    position: str = "rotary"
+    """Position encoding: a name or a dotted path."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """With the recipe's own multipliers by role and layer."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Of the learning rate after warm-up; cosine and linear end at zero."""
+    warmup: int | None = None
+    """Steps over which the learning rate rises linearly; None is a tenth of all."""
+    weight_decay: float = 0.1
+    """On matrices and embeddings, times the learning rate."""
+    clip_norm: float = 1.0
+    """Global gradient norm to which larger ones are scaled down."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the stream; parameters stay float32."""
+    remat: Literal["none", "layer", "nested"] = "layer"
+    """What the backward pass recomputes; on CPUs "layer" is also the fastest."""
+    eval_every: int = 25
+    """Steps between evaluations and looks into the layers; also the steps in a compiled chunk."""
+    eval_batches: int = 8
+    """Batches of validation windows in an evaluation, the same for all."""
+
+    def __post_init__(self):
+        whole = ("steps", "d_model", "n_heads", "context", "batch", "eval_every", "eval_batches")
+        for name in whole:
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be 1 or more; got {getattr(self, name)}")
+        if not 0 <= self.warmup_steps < self.steps:
+            raise ValueError(f"--warmup must be 0 or more and less than --steps {self.steps}; got {self.warmup}")
+        if self.weight_decay < 0 or not self.clip_norm > 0:
+            raise ValueError(
+                f"--weight-decay must be 0 or more and --clip-norm positive; got {self.weight_decay}, {self.clip_norm}"
+            )
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of warm-up."""
+        return self.steps // 10 if self.warmup is None else self.warmup
+
+    def model(self, recipe: str, depth: int, vocab: int, *, fused: bool = True) -> sj.Model:
+        """The decoder of a cell.
+
+        Args:
+            recipe: its name.
+            depth: L.
+            vocab: V.
+            fused: whether attention may use a fused kernel; False to count its FLOPs.
+
+        Raises:
+            ValueError: unknown names, or sizes that do not fit.
+        """
+        return sj.decoder(
+            vocab=vocab,
+            d_model=self.d_model,
+            depth=depth,
+            n_heads=self.n_heads,
+            recipe=names.recipe_named(recipe),
+            position=names.position_named(self.position, self.context),
+            attention=None if fused else sj.Attention(n_heads=self.n_heads, backend="plain"),
+        )
+
+    def task(self, recipe: str, depth: int, vocab: int, *, fused: bool = True) -> NextToken:
+        """What a cell learns; the arguments are those of `model`."""
+        return NextToken(model=self.model(recipe, depth, vocab, fused=fused), dtype=self.dtype)
+
+    def trainer(self, recipe: str, depth: int, vocab: int) -> Trainer:
+        """How a cell learns it."""
+        task = self.task(recipe, depth, vocab)
+        return Trainer(task=task, optimizer=self.optimizer, schedule=self.schedule, remat=self.remat)
+
+    def hyper(self, cell: "Cell") -> Hyper:
+        """A cell's numbers."""
+        return Hyper(
+            learning_rate=cell.learning_rate,
+            seed=cell.seed,
+            steps=self.steps,
+            warmup=self.warmup_steps,
+            weight_decay=self.weight_decay,
+            clip_norm=self.clip_norm,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run.
+
+    Args:
+        recipe: name.
+        depth: L.
+        learning_rate: at its peak.
+        seed: of init and data.
+    """
+
+    recipe: str
+    depth: int
+    learning_rate: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Cells that one program runs together.
+
+    Args:
+        cells: in the order of their lanes, alike in recipe and depth.
+        mode: how the lanes are run.
+    """
+
+    cells: tuple[Cell, ...]
+    mode: Mode
+
+    @property
+    def recipe(self) -> str:
+        """Name of the recipe."""
+        return self.cells[0].recipe
+
+    @property
+    def depth(self) -> int:
+        """L."""
+        return self.cells[0].depth
+
+    def named(self, common: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+        """Names of the group and of its cells: readable, and ending in a hash of all that determines the numbers.
+
+        Args:
+            common: the setting, the data's hash and whatever else all cells share.
+        """
+        everything = {
+            "schema": SCHEMA,
+            "recipe": names.describe(names.recipe_named(self.recipe)),
+            "lanes": [asdict(cell) for cell in self.cells],
+            "mode": self.mode,
+            **common,
+        }
+        kind = f"{re.sub(r'[^A-Za-z0-9_.-]', '-', self.recipe)}-L{self.depth}"
+        own = tuple(
+            f"{kind}-lr{cell.learning_rate:g}-s{cell.seed}-{digest({**everything, 'lane': i})}"
+            for i, cell in enumerate(self.cells)
+        )
+        return f"{kind}-{digest(everything)}", own
+
+
+def digest(value: Any) -> str:
+    """Ten hexadecimal digits of a hash of plain JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def plan(wanted: Iterable[Cell], known: Sequence[Group], mode: Mode) -> list[Group]:
+    """The groups that hold the wanted cells: those already begun, and new ones for the cells that are in none.
+
+    Args:
+        wanted: cells of the grid, in the order in which they are to run.
+        known: groups begun earlier.
+        mode: of the new groups.
+    """
+    begun = {cell: group for group in known for cell in group.cells}
+    new: dict[tuple[str, int], list[Cell]] = {}
+    order: dict[Any, None] = {}
+    for cell in wanted:
+        if cell in begun:
+            order[begun[cell]] = None
+        else:
+            new.setdefault((cell.recipe, cell.depth), []).append(cell)
+            order[cell.recipe, cell.depth] = None
+    return [item if isinstance(item, Group) else Group(cells=tuple(new[item]), mode=mode) for item in order]

@@ -1,0 +1,241 @@
+"""Several runs of one program side by side: lanes of learning rates and seeds.
+
+All lanes take every step together. A lane that diverged is frozen, never removed, for the width of a vmap changes
+the last bits of its lanes' numbers.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.lab import compile_cache
+from experiments.lab.corpus import Corpus
+from experiments.lab.train import Batch, Hyper, State, Steps, Trainer
+
+Mode = Literal["vmap", "loop"]
+"""All lanes at once by vmap, or one after another inside the same program (less memory)."""
+
+RUNS_ONCE = {"xla_backend_optimization_level": "0"}
+"""For a program that compiles for longer than it runs."""
+
+Feed = Callable[[int, int], Batch]
+"""`feed(seed, step) -> batch`, a pure function."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Programs:
+    """What a group of lanes runs, compiled.
+
+    Args:
+        start: (hyper, batches) -> states
+        advance: (hyper, states, batches) -> (states, steps); the states are donated.
+        evaluate: (states, batches) -> (losses, measures)
+        mode: how the lanes are run.
+        compile_seconds: wall time of tracing and compiling all three; None if any came from a cache.
+        temp_bytes: XLA's own count of temporary memory in `advance`.
+    """
+
+    start: Callable[..., State]
+    advance: Callable[..., tuple[State, Steps]]
+    evaluate: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+    mode: Mode
+    compile_seconds: float | None
+    temp_bytes: int
+
+
+def over(function: Callable, mode: Mode) -> Callable:
+    """`function` over a leading axis of all its arguments."""
+    return jax.vmap(function) if mode == "vmap" else lambda *args: jax.lax.map(lambda lane: function(*lane), args)
+
+
+def compile_lanes(trainer: Trainer, hyper: Hyper, batches: Batch, valid: Batch, mode: Mode) -> Programs:
+    """Compile the programs of a group.
+
+    Args:
+        trainer: what is run.
+        hyper: numbers with a leading axis of lanes.
+        batches: of one chunk, with leading axes of lanes and steps; only shapes are read.
+        valid: validation batches with a leading axis, the same for all lanes.
+        mode: how the lanes are run.
+    """
+
+    def evaluate(states: State, valid: Batch):
+        return over(lambda state: trainer.evaluate_all(state, valid), mode)(states)
+
+    began = time.perf_counter()
+    first = jax.tree.map(lambda x: x[:, 0], batches)
+    start = jax.jit(over(trainer.start, mode)).lower(hyper, first)
+    states = start.out_info
+    advance = jax.jit(over(trainer.advance, mode), donate_argnums=1).lower(hyper, states, batches)
+    lowered = ((start, RUNS_ONCE), (advance, {}), (jax.jit(evaluate).lower(states, valid), {}))
+    with compile_cache.hits() as cached, ThreadPoolExecutor(len(lowered)) as pool:
+        programs = list(pool.map(lambda job: job[0].compile(compiler_options=job[1]), lowered))
+    memory = programs[1].memory_analysis()
+    return Programs(
+        start=programs[0],
+        advance=programs[1],
+        evaluate=programs[2],
+        mode=mode,
+        compile_seconds=None if cached else time.perf_counter() - began,
+        temp_bytes=0 if memory is None else memory.temp_size_in_bytes,
+    )
+
+
+def stack_hyper(lanes: Sequence[Hyper]) -> Hyper:
+    """Numbers of several runs with a leading axis of lanes."""
+    as_array = {int: jnp.int32, float: jnp.float32}
+    return jax.tree.map(lambda *xs: jnp.asarray(xs, as_array[type(xs[0])]), *lanes)
+
+
+class Run:
+    """A group of lanes under way, chunk by chunk.
+
+    Args:
+        trainer: what is run.
+        hypers: the numbers of each lane, as Python numbers; `steps` is the same for all.
+        feed: the training data.
+        valid: validation batches with a leading axis.
+        eval_every: steps in a chunk; each ends with an evaluation and a look into the layers.
+        mode: how the lanes are run.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        hypers: Sequence[Hyper],
+        feed: Feed,
+        valid: Batch,
+        *,
+        eval_every: int,
+        mode: Mode = "vmap",
+    ):
+        self.hypers, self.feed, self.eval_every = tuple(hypers), feed, eval_every
+        self.steps = int(hypers[0].steps)
+        self._hyper = stack_hyper(hypers)
+        self._valid = jax.tree.map(jnp.asarray, valid)
+        self.programs = compile_lanes(trainer, self._hyper, self._batches(0), self._valid, mode)
+        self.state: State | None = None
+        self.metrics: list[list[dict[str, Any]]] = [[] for _ in hypers]
+        self.layers: list[list[dict[str, Any]]] = [[] for _ in hypers]
+        self.step_seconds: list[float] = []
+
+    def begin(self) -> None:
+        """Draw the parameters and evaluate them."""
+        self.state = self.programs.start(self._hyper, jax.tree.map(lambda x: x[:, 0], self._batches(0)))
+        self._record(None)
+
+    def resume(self, state: State, metrics: list[list[dict[str, Any]]], layers: list[list[dict[str, Any]]]) -> None:
+        """Go on from a checkpoint."""
+        self.state = jax.tree.map(jnp.asarray, state)
+        self.metrics, self.layers = metrics, layers
+
+    @property
+    def step(self) -> int:
+        """Steps behind us, those of frozen lanes included."""
+        return max((row["step"] for rows in self.metrics for row in rows[-1:]), default=0)
+
+    @property
+    def ended(self) -> bool:
+        """Whether every lane is at its last step, or diverged."""
+        return self.step >= self.steps or not bool(np.any(self.state.alive))
+
+    def chunk(self) -> None:
+        """Take `eval_every` steps, or those that are left, and evaluate."""
+        batches = self._batches(self.step)
+        began = time.perf_counter()
+        self.state, seen = self.programs.advance(self._hyper, self.state, batches)
+        seen = jax.device_get(seen)
+        self.step_seconds.append((time.perf_counter() - began) / self.eval_every)
+        self._record(seen)
+
+    def _batches(self, step: int) -> Batch:
+        """A chunk of batches with leading axes of lanes and steps; lanes of one seed read the same."""
+        steps = range(step, step + self.eval_every)
+        seeds = dict.fromkeys(int(hyper.seed) for hyper in self.hypers)
+        chunks = {seed: [self.feed(seed, step) for step in steps] for seed in seeds}
+        stacked = {seed: jax.tree.map(lambda *xs: np.stack(xs), *chunk) for seed, chunk in chunks.items()}
+        return jax.tree.map(lambda *xs: np.stack(xs), *(stacked[int(hyper.seed)] for hyper in self.hypers))
+
+    def _record(self, seen: Steps | None) -> None:
+        losses, measures = jax.device_get(self.programs.evaluate(self.state, self._valid))
+        alive, first = np.asarray(self.state.alive), self.step
+        for lane in range(len(self.hypers)):
+            rows = []
+            if seen is not None:
+                numbers = zip(seen.loss[lane], seen.gradient_norm[lane], seen.made[lane], strict=True)
+                rows = [_row(first + i, *pair) for i, (*pair, made) in enumerate(numbers, 1) if made]
+            elif first == 0:
+                rows = [_row(0, None, None)]
+            self.metrics[lane] += rows
+            if rows and alive[lane]:
+                rows[-1]["valid_loss"] = number(losses[lane])
+                last = {} if seen is None else {name: x[lane][len(rows) - 1] for name, x in seen.layers.items()}
+                profile = {name: x[lane] for name, x in measures.items()} | last
+                arrays = {name: [number(x) for x in profile[name]] for name in sorted(profile)}
+                self.layers[lane].append({"step": rows[-1]["step"], **arrays})
+
+
+def _row(step: int, loss: Any, gradient_norm: Any) -> dict[str, Any]:
+    return {"step": step, "train_loss": number(loss), "valid_loss": None, "grad_norm": number(gradient_norm)}
+
+
+def number(x: Any) -> float | None:
+    """A float32 as the shortest number that gives it back; None if it is not finite."""
+    return None if x is None or not np.isfinite(x) else float(str(np.float32(x)))
+
+
+def fit(
+    trainer: Trainer,
+    corpus: Corpus,
+    *,
+    learning_rates: Sequence[float] = (1e-3,),
+    seeds: Sequence[int] = (0,),
+    steps: int = 200,
+    batch: int = 8,
+    context: int = 32,
+    eval_every: int = 25,
+    eval_batches: int = 8,
+    mode: Mode = "vmap",
+    **numbers: Any,
+) -> Run:
+    """Train every learning rate with every seed, for use in a notebook.
+
+    Args:
+        trainer: what is run.
+        corpus: what it reads.
+        learning_rates: at their peaks.
+        seeds: of init and data.
+        steps: of each run.
+        batch: B.
+        context: T.
+        eval_every: steps between evaluations.
+        eval_batches: batches in an evaluation.
+        mode: how the lanes are run.
+        **numbers: the rest of `Hyper`: warmup, weight_decay, clip_norm.
+
+    Returns:
+        The run at its end: `metrics` and `layers`, lists of rows for each lane (rates outside, seeds inside), and
+        `state`, whose arrays have a leading axis of lanes.
+    """
+    corpus.check(batch=batch, context=context)
+    hypers = [
+        Hyper(learning_rate=rate, seed=seed, steps=steps, **numbers) for rate in learning_rates for seed in seeds
+    ]
+    run = Run(
+        trainer,
+        hypers,
+        lambda seed, step: corpus.batch(seed=seed, step=step, batch=batch, context=context),
+        corpus.valid_batches(eval_batches, batch=batch, context=context),
+        eval_every=min(eval_every, steps),
+        mode=mode,
+    )
+    run.begin()
+    while not run.ended:
+        run.chunk()
+    return run

@@ -1,0 +1,92 @@
+"""Words on a command line, and the objects they stand for: the one table of each kind.
+
+Anything that is not in a table is named by its dotted path, `my.module:thing`.
+"""
+
+import dataclasses
+import difflib
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from stackjax import position, recipe
+from stackjax.position.base import Position
+from stackjax.recipe.base import Recipe
+
+RECIPES: Mapping[str, Callable[[], Recipe]] = {
+    "no_residual": recipe.WithoutResidual,
+    "plain": recipe.PlainResidual,
+    "pre_norm": recipe.PreNorm,
+    "post_norm": recipe.PostNorm,
+    "sandwich": recipe.SandwichNorm,
+    "deepnorm": recipe.DeepNorm,
+    "rezero": recipe.ReZero,
+    "complete_p": recipe.CompleteP,
+    "hyper_connections": recipe.HyperConnections,
+}
+"""Recipes by name, each called without arguments."""
+
+POSITIONS: Mapping[str, Callable[[int], Position]] = {
+    "none": lambda context: position.NoPosition(),
+    "scalar": lambda context: position.Scalar(),
+    "sinusoidal": lambda context: position.Sinusoidal(),
+    "learned": lambda context: position.Learned(n_positions=context),
+    "rotary": lambda context: position.Rotary(),
+}
+"""Position encodings by name, each called with the number of tokens in a window."""
+
+
+def recipe_named(name: str) -> Recipe:
+    """The recipe of this name.
+
+    Args:
+        name: a key of `RECIPES`, or the dotted path of a `Recipe`, or of something that makes one without arguments.
+
+    Raises:
+        ValueError: nothing of that name, or not a recipe.
+    """
+    return _made(name, "recipe", RECIPES, Recipe)
+
+
+def position_named(name: str, context: int) -> Position:
+    """The position encoding of this name, for windows of `context` tokens; like `recipe_named`."""
+    tables = {key: functools.partial(make, context) for key, make in POSITIONS.items()}
+    return _made(name, "position", tables, Position)
+
+
+def _made(name: str, kind: str, table: Mapping[str, Callable[[], Any]], wanted: type) -> Any:
+    found = _dotted(name, kind) if ":" in name else table.get(name)
+    if found is None:
+        near = difflib.get_close_matches(name, table, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(table)}"
+        raise ValueError(f"unknown {kind} {name!r}; {hint} (or give a dotted path, my.module:{kind})")
+    try:
+        made = found if isinstance(found, wanted) else found()
+    except TypeError as error:
+        raise ValueError(f"{kind} {name!r} cannot be made without arguments: {error}") from error
+    if not isinstance(made, wanted):
+        raise ValueError(f"{name!r} is no {kind}: it gives {type(made).__name__}, not {wanted.__name__}")
+    return made
+
+
+def _dotted(name: str, kind: str) -> Any:
+    module, _, path = name.partition(":")
+    try:
+        return functools.reduce(getattr, path.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{kind} {name!r} cannot be imported: {error}") from error
+
+
+def describe(value: Any) -> Any:
+    """A frozen description (a recipe, a model, a task) as plain JSON, equal for equal descriptions."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"is": f"{type(value).__module__}:{type(value).__qualname__}", **fields}
+    if isinstance(value, (tuple, list)):
+        return [describe(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): describe(item) for key, item in value.items()}
+    if callable(value):
+        return f"{value.__module__}:{getattr(value, '__qualname__', type(value).__qualname__)}"
+    return value

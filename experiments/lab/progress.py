@@ -1,0 +1,171 @@
+"""How a sweep is getting on: a live table on a terminal, plain lines elsewhere."""
+
+import time
+from typing import Any
+
+from rich.console import Console, Group as Rows
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from experiments.lab.grid import Group
+from experiments.lab.lanes import Run
+from experiments.lab.store import Json
+from experiments.lab.sweep import Sweep
+
+MOST_ROWS = 30
+STYLE = {"ok": "green", "diverged": "yellow", "failed": "red", "compiling": "cyan", "training": "cyan"}
+
+
+def header(sweep: Sweep) -> str:
+    """What is about to run, in two lines."""
+    setting, corpus = sweep.setting, sweep.corpus
+    return (
+        f"{corpus.name}: {len(corpus.train):,} training and {len(corpus.valid):,} validation tokens, V = {corpus.vocab}, "
+        f"sha256 {corpus.sha256[:10]}\n"
+        f"D = {setting.d_model}, H = {setting.n_heads}, T = {setting.context}, B = {setting.batch}, {setting.steps} steps "
+        f"of {setting.optimizer}, on {sweep.device}"
+    )
+
+
+class Plain:
+    """One line for each event."""
+
+    def __init__(self, say: Any = print):
+        self._say, self._n, self._began = say, 0, time.monotonic()
+        self._total = 0
+
+    def planned(self, sweep: Sweep, groups: list[Group]) -> None:
+        """The sweep begins."""
+        self._say(header(sweep))
+        self._total = sum(len(group.cells) for group in groups)
+        done = sum(sweep.folder.summary(cell) is not None for g in groups for cell in g.named(sweep.common)[1])
+        self._n = done
+        self._say(f"{self._total} cells in {len(groups)} groups, {done} done before, in {sweep.folder.path}")
+
+    def compiling(self, group: Group) -> None:
+        """A group begins."""
+        self._say(f"{_title(group)}: compiling {len(group.cells)} lanes ({group.mode})")
+
+    def moved(self, group: Group, run: Run) -> None:
+        """A chunk is done."""
+
+    def ended(self, group: Group, summaries: list[Json]) -> None:
+        """A group has ended."""
+        for cell, summary in zip(group.cells, summaries, strict=True):
+            self._n += 1
+            self._say(
+                f"[{self._n}/{self._total} {time.monotonic() - self._began:.0f} s] {_title(group)} "
+                f"lr {cell.learning_rate:g} seed {cell.seed}: {outcome(summary)}"
+            )
+
+    def left(self, group: Group, who: str) -> None:
+        """A group is someone else's."""
+        self._say(f"{_title(group)}: left to {who}")
+
+    def close(self) -> None:
+        """Nothing more to say."""
+
+
+def outcome(summary: Json) -> str:
+    """How a cell ended, in a few words."""
+    loss = summary.get("valid_loss")
+    words = [summary["status"], "" if loss is None else f"validation {loss:.3f}", summary["message"]]
+    return ", ".join(word for word in words if word)
+
+
+class Screen:
+    """A header, a bar and a table of cells, redrawn in place."""
+
+    def __init__(self, console: Console):
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+        )
+        self._task = self._bar.add_task("layer-steps", total=None)
+        self._rows: dict[Any, list[str]] = {}
+        self._notes: list[str] = []
+        self._steps = 0
+        self._live = Live(console=console, get_renderable=self._draw, refresh_per_second=4)
+        self._header = ""
+
+    def planned(self, sweep: Sweep, groups: list[Group]) -> None:
+        """The sweep begins."""
+        self._header, self._steps = header(sweep), sweep.setting.steps
+        for group in groups:
+            for cell, name in zip(group.cells, group.named(sweep.common)[1], strict=True):
+                summary = sweep.folder.summary(name)
+                self._rows[cell] = _row(group, cell, "waiting") if summary is None else _ended(group, cell, summary)
+        left = [g for g in groups if any(self._rows[cell][4] == "waiting" for cell in g.cells)]
+        self._bar.update(self._task, total=sum(_work(group) * self._steps for group in left))
+        self._live.start()
+
+    def compiling(self, group: Group) -> None:
+        """A group begins."""
+        for cell in group.cells:
+            self._rows[cell] = _row(group, cell, "compiling")
+
+    def moved(self, group: Group, run: Run) -> None:
+        """A chunk is done."""
+        before = max((int(self._rows[cell][5] or 0) for cell in group.cells), default=0)
+        self._bar.advance(self._task, _work(group) * (run.step - before))
+        for cell, metrics in zip(group.cells, run.metrics, strict=True):
+            valid = [row["valid_loss"] for row in metrics if row["valid_loss"] is not None]
+            speed = f"{1e3 * run.step_seconds[-1] / len(group.cells):.1f}" if run.step_seconds else ""
+            self._rows[cell] = _row(
+                group, cell, "training", str(metrics[-1]["step"]), f"{valid[-1]:.3f}", f"{min(valid):.3f}", speed
+            )
+
+    def ended(self, group: Group, summaries: list[Json]) -> None:
+        """A group has ended."""
+        for cell, summary in zip(group.cells, summaries, strict=True):
+            self._rows[cell] = _ended(group, cell, summary)
+
+    def left(self, group: Group, who: str) -> None:
+        """A group is someone else's."""
+        self._notes.append(f"{_title(group)}: left to {who}")
+
+    def close(self) -> None:
+        """Leave the last picture on the terminal."""
+        self._live.stop()
+
+    def _draw(self) -> Rows:
+        table = Table(box=None, pad_edge=False)
+        for name in ("recipe", "depth", "learning rate", "seed", "state", "step", "valid", "best", "ms/step"):
+            table.add_column(name, justify="left" if name in ("recipe", "state") else "right")
+        rows = list(self._rows.values())
+        active = [i for i, row in enumerate(rows) if row[4] in ("compiling", "training")]
+        first = max(0, min((active[-1] if active else len(rows)) + 5, len(rows)) - MOST_ROWS)
+        for row in rows[first : first + MOST_ROWS]:
+            table.add_row(*row, style=STYLE.get(row[4], "dim"))
+        hidden = len(rows) - MOST_ROWS
+        notes = self._notes[-3:] + ([f"{hidden} more cells"] if hidden > 0 else [])
+        return Rows(self._header, self._bar, table, *notes)
+
+
+def _title(group: Group) -> str:
+    return f"{group.recipe} L={group.depth}"
+
+
+def _work(group: Group) -> int:
+    """Layer-steps in one step of a group; the two ends of the model count as one layer."""
+    return len(group.cells) * (group.depth + 1)
+
+
+def _row(group: Group, cell: Any, state: str, step: str = "", valid: str = "", best: str = "", speed: str = "") -> list[str]:
+    return [group.recipe, str(group.depth), f"{cell.learning_rate:g}", str(cell.seed), state, step, valid, best, speed]
+
+
+def _ended(group: Group, cell: Any, summary: Json) -> list[str]:
+    def text(name: str, form: str, factor: float = 1) -> str:
+        value = summary.get(name)
+        return "" if value is None else format(factor * value, form)
+
+    return _row(
+        group,
+        cell,
+        summary["status"],
+        text("steps", "d"),
+        text("valid_loss", ".3f"),
+        text("best_valid_loss", ".3f"),
+        text("step_seconds", ".1f", 1e3),
+    )

@@ -1,0 +1,153 @@
+"""A run's folder read back: tables as lists of dicts, for a notebook, a chart or a file."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from experiments.lab.store import Folder, Json, read_rows, write
+
+COLUMNS = (
+    "cell",
+    "recipe",
+    "depth",
+    "learning_rate",
+    "seed",
+    "status",
+    "message",
+    "params",
+    "tokens",
+    "flops",
+    "train_loss",
+    "valid_loss",
+    "best_valid_loss",
+    "best_step",
+    "diverged_step",
+    "compile_seconds",
+    "step_seconds",
+    "temp_bytes",
+)
+"""Of results.csv."""
+
+SMOOTHING = 10
+"""Training losses of this many steps make one point of a curve."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a folder holds. Make one with `Results.of`.
+
+    Args:
+        folder: where it was read.
+        base: what all cells share: setting, data, versions, device.
+        cells: one row for each cell, with the columns of results.csv and its config's; the status of one that has not
+            ended is `unfinished`.
+    """
+
+    folder: Folder
+    base: Json
+    cells: list[Json]
+
+    @classmethod
+    def of(cls, path: str | Path) -> "Results":
+        """Read a folder.
+
+        Raises:
+            ValueError: there is no sweep in it.
+        """
+        folder = Folder(path)
+        base = folder.base()
+        if base is None:
+            raise ValueError(f"{path} holds no sweep")
+        cells = []
+        for config in folder.configs():
+            summary = folder.summary(config["cell"]) or {"status": "unfinished", "message": ""}
+            cells.append({**dict.fromkeys(COLUMNS), **config, **summary})
+        cells.sort(key=lambda cell: (cell["depth"], cell["recipe"], cell["learning_rate"], cell["seed"]))
+        return cls(folder, base, cells)
+
+    @cached_property
+    def recipes(self) -> list[str]:
+        """Names, in the order of the first sweep's command where it is known."""
+        begun = [lanes["lanes"][0]["recipe"] for lanes in self.base.get("groups", {}).values()]
+        return list(dict.fromkeys([*begun, *(cell["recipe"] for cell in self.cells)]))
+
+    @cached_property
+    def depths(self) -> list[int]:
+        """Shallow first."""
+        return sorted({cell["depth"] for cell in self.cells})
+
+    def metrics(self, cell: Json) -> list[Json]:
+        """The rows of metrics.jsonl."""
+        return read_rows(self.folder.cell(cell["cell"]) / "metrics.jsonl")
+
+    def layers(self, cell: Json) -> list[Json]:
+        """The rows of layers.jsonl."""
+        return read_rows(self.folder.cell(cell["cell"]) / "layers.jsonl")
+
+    def best(self) -> list[Json]:
+        """One row for each recipe and depth, at its best learning rate: the lowest mean validation loss over seeds.
+
+        A rate at which any seed diverged or failed has no mean. Fields: recipe, depth, learning_rate, loss (None if
+        no rate has a mean), edge ("lowest", "highest" or None: where the best rate is the end of those tried), seeds
+        and cells.
+        """
+        rows = []
+        for recipe in self.recipes:
+            for depth in self.depths:
+                here = [c for c in self.cells if c["recipe"] == recipe and c["depth"] == depth]
+                if here:
+                    rows.append({"recipe": recipe, "depth": depth, **_best_rate(here)})
+        return rows
+
+    def curve(self, cell: Json) -> list[Json]:
+        """Points of a cell's curve: step, tokens, flops, validation loss, and training loss averaged over a few steps."""
+        metrics, points, recent = self.metrics(cell), [], []
+        steps = max((row["step"] for row in metrics), default=0) or 1
+        for row in metrics:
+            if row["train_loss"] is not None:
+                recent.append(row["train_loss"])
+            if row["step"] % SMOOTHING and row["valid_loss"] is None:
+                continue
+            share = row["step"] / steps
+            points.append(
+                {
+                    "step": row["step"],
+                    "tokens": share * (cell["tokens"] or 0),
+                    "flops": share * (cell["flops"] or 0),
+                    "train_loss": sum(recent) / len(recent) if recent else None,
+                    "valid_loss": row["valid_loss"],
+                }
+            )
+            recent = []
+        return points
+
+    def csv(self) -> str:
+        """results.csv."""
+        out = io.StringIO()
+        writer = csv.DictWriter(out, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.cells)
+        return out.getvalue()
+
+    def save(self) -> None:
+        """Write results.csv."""
+        write(self.folder.path / "results.csv", self.csv())
+
+
+def _best_rate(cells: Sequence[Json]) -> Json:
+    rates = sorted({cell["learning_rate"] for cell in cells})
+    groups = {rate: [cell for cell in cells if cell["learning_rate"] == rate] for rate in rates}
+    means: dict[float, Any] = {
+        rate: sum(cell["valid_loss"] for cell in same) / len(same)
+        for rate, same in groups.items()
+        if all(cell["status"] == "ok" and cell["valid_loss"] is not None for cell in same)
+    }
+    if not means:
+        return {"learning_rate": None, "loss": None, "edge": None, "cells": []}
+    best = min(means, key=lambda rate: means[rate])
+    edge = {rates[0]: "lowest", rates[-1]: "highest"}.get(best)
+    return {"learning_rate": best, "loss": means[best], "edge": edge, "cells": groups[best]}

@@ -1,0 +1,161 @@
+"""A run's folder.
+
+    cells/<cell>/   config.json, metrics.jsonl, layers.jsonl, summary.json, error.txt, params.npz if kept
+    groups/<group>/ claim and checkpoint of a group under way; gone when it has ended
+    sweep.json, results.csv, report.html, figures/    made from the cells at any time
+
+Every write replaces a whole file at once, so no reader and no killed writer ever sees half of one.
+"""
+
+import json
+import os
+import shutil
+import uuid
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.lab.grid import Cell, Group
+from experiments.lab.lanes import Run
+from stackjax.model import Model
+from stackjax.parameter import path_name
+from stackjax.sublayer import Params
+
+Json = dict[str, Any]
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Replace a file at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with open(part, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def read(path: Path) -> Json | None:
+    """A JSON file; None if it is not there."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+
+
+def read_rows(path: Path) -> list[Json]:
+    """The rows of a JSONL file; none if it is not there."""
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except FileNotFoundError:
+        return []
+
+
+class Folder:
+    """A run's folder and what is in it."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.sweep_file = self.path / "sweep.json"
+
+    def cell(self, name: str) -> Path:
+        """A cell's own folder."""
+        return self.path / "cells" / name
+
+    def claim_file(self, group: str) -> Path:
+        """Who is at work on a group."""
+        return self.path / "groups" / group / "claim.json"
+
+    def configs(self) -> list[Json]:
+        """config.json of every cell that was begun, in the order of their names."""
+        found = (read(path) for path in sorted((self.path / "cells").glob("*/config.json")))
+        return [config for config in found if config is not None]
+
+    def summary(self, name: str) -> Json | None:
+        """How a cell ended; None if it has not."""
+        return read(self.cell(name) / "summary.json")
+
+    def groups(self) -> dict[str, Group]:
+        """Every group that was begun, by name."""
+        found = {}
+        for config in self.configs():
+            group = config["group"]
+            found[group["name"]] = Group(cells=tuple(Cell(**cell) for cell in group["cells"]), mode=group["mode"])
+        return found
+
+    def clean(self, group: str, names: tuple[str, ...]) -> None:
+        """Remove what killed writers left half-written."""
+        for folder in (self.claim_file(group).parent, *map(self.cell, names)):
+            for part in folder.glob(".*"):
+                part.unlink(missing_ok=True)
+
+    def base(self) -> Json | None:
+        """What all cells share (setting, data, versions, device), from sweep.json or else from any cell."""
+        return read(self.sweep_file) or next(iter(self.configs()), None)
+
+    def remove(self, name: str) -> None:
+        """Forget a cell."""
+        shutil.rmtree(self.cell(name), ignore_errors=True)
+
+    def save_rows(self, names: tuple[str, ...], run: Run) -> None:
+        """Write the curves and the layers of every lane."""
+        for name, metrics, layers in zip(names, run.metrics, run.layers, strict=True):
+            write(self.cell(name) / "metrics.jsonl", _lines(metrics))
+            write(self.cell(name) / "layers.jsonl", _lines(layers))
+
+    def save_checkpoint(self, group: str, names: tuple[str, ...], run: Run) -> None:
+        """Write all that a run needs to go on; the rows first, so that none is ever missing."""
+        self.save_rows(names, run)
+        arrays = {f"leaf_{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(run.state))}
+        path = self._checkpoint(group)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{uuid.uuid4().hex}.npz")
+        np.savez(part, step=run.step, **arrays)
+        os.replace(part, path)
+
+    def load_checkpoint(self, group: str, names: tuple[str, ...], run: Run) -> bool:
+        """Bring a run to its last checkpoint; False if there is none that is whole."""
+        leaves, tree = jax.tree.flatten(run.programs.start.out_info)
+        try:
+            with np.load(self._checkpoint(group)) as saved:
+                step = int(saved["step"])
+                arrays = [saved[f"leaf_{i}"] for i in range(len(leaves))]
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+            return False
+        if any(a.shape != leaf.shape or a.dtype != leaf.dtype for a, leaf in zip(arrays, leaves, strict=True)):
+            return False
+        metrics, layers = (
+            [[row for row in read_rows(self.cell(name) / file) if row["step"] <= step] for name in names]
+            for file in ("metrics.jsonl", "layers.jsonl")
+        )
+        if max((row["step"] for rows in metrics for row in rows), default=-1) != step:
+            return False
+        run.resume(jax.tree.unflatten(tree, arrays), metrics, layers)
+        return True
+
+    def drop_checkpoint(self, group: str) -> None:
+        """Forget a group's checkpoint."""
+        self._checkpoint(group).unlink(missing_ok=True)
+
+    def _checkpoint(self, group: str) -> Path:
+        return self.path / "groups" / group / "checkpoint.npz"
+
+
+def _lines(rows: list[Json]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def save_params(path: Path, params: Params, lane: int) -> None:
+    """Write one lane's parameters as an npz, each under its path in the tree."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    np.savez(path, **{path_name(key): np.asarray(leaf[lane]) for key, leaf in leaves})
+
+
+def load_params(path: Path, model: Model) -> Params:
+    """The parameters of a cell that was run with `--keep-params`."""
+    with np.load(path) as saved:
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        return jax.tree_util.tree_map_with_path(lambda key, _: saved[path_name(key)], shapes)

@@ -1,0 +1,314 @@
+"""The loop over a sweep's groups: claim, compile, train, save, and go on whatever happens to one of them."""
+
+import json
+import math
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from experiments.lab import cost, environment, names
+from experiments.lab.claim import Claim, holder
+from experiments.lab.corpus import Corpus
+from experiments.lab.grid import SCHEMA, Grid, Group, Setting, plan
+from experiments.lab.lanes import Mode, Run
+from experiments.lab.store import Folder, Json, read, save_params, write
+
+
+class Show(Protocol):
+    """What tells people how a sweep is getting on."""
+
+    def planned(self, sweep: "Sweep", groups: list[Group]) -> None: ...
+    def compiling(self, group: Group) -> None: ...
+    def moved(self, group: Group, run: Run) -> None: ...
+    def ended(self, group: Group, summaries: list[Json]) -> None: ...
+    def left(self, group: Group, who: str) -> None: ...
+
+
+class Interrupted(Exception):
+    """Asked to stop; what was done is saved."""
+
+
+class TakenOver(Exception):
+    """Another worker took this group."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A sweep, checked and ready to run.
+
+    Args:
+        folder: where everything is kept.
+        grid: what is compared.
+        setting: what all cells share.
+        corpus: what they read.
+        mode: how lanes of new groups are run.
+        command: the line that started it.
+        checkpoint_seconds: time between checkpoints, which are made between chunks.
+        keep_params: whether trained parameters are kept.
+        stop: asked between chunks whether to stop.
+        versions: of what may change a number.
+        device: where it is computed.
+    """
+
+    folder: Folder
+    grid: Grid
+    setting: Setting
+    corpus: Corpus
+    mode: Mode = "vmap"
+    command: str = ""
+    checkpoint_seconds: float = 15.0
+    keep_params: bool = False
+    stop: Callable[[], bool] = lambda: False
+    versions: dict[str, str] = field(default_factory=environment.versions)
+    device: str = field(default_factory=environment.device)
+
+    @property
+    def common(self) -> Json:
+        """What every cell's name hashes beside its own options."""
+        return {"setting": asdict(self.setting), "data": self.corpus.sha256}
+
+    def check(self) -> list[str]:
+        """Refuse what cannot work before anything is written.
+
+        Returns:
+            Warnings.
+
+        Raises:
+            ValueError: unknown names, sizes that do not fit, too little data, a folder that holds something else.
+        """
+        for recipe in self.grid.recipes:
+            for depth in self.grid.depths:
+                self.setting.trainer(recipe, depth, self.corpus.vocab)
+        self.corpus.check(batch=self.setting.batch, context=self.setting.context)
+        return self._check_folder()
+
+    def _check_folder(self) -> list[str]:
+        path = self.folder.path
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is not a folder; choose another --out")
+        before = self.folder.base()
+        if before is None:
+            if path.exists() and any(path.iterdir()):
+                raise ValueError(f"{path} holds files that are no sweep; choose another --out")
+            return []
+        mine = {**asdict(self.setting), "data": self.corpus.sha256[:10]}
+        theirs = {**before["setting"], "data": before["data"]["sha256"][:10]}
+        changed = [name for name in mine if mine[name] != theirs.get(name)]
+        if before["schema"] != SCHEMA:
+            raise ValueError(f"{path} was written by another version of this program; choose another --out")
+        if changed:
+            differences = ", ".join(f"{name.replace('_', '-')} {theirs.get(name)} (now {mine[name]})" for name in changed)
+            raise ValueError(f"{path} holds a sweep with {differences}; choose another --out, or its options")
+        for config in self.folder.configs():
+            name = config["recipe"]
+            if name in self.grid.recipes and config["description"] != names.describe(names.recipe_named(name)):
+                raise ValueError(f"recipe {name} has changed since {path} was begun; choose another --out")
+        now = {**self.versions, "device": self.device}
+        then = {**before["versions"], "device": before["device"]}
+        moved = [f"{name} {then.get(name)} (now {now[name]})" for name in now if now[name] != then.get(name)]
+        return [f"{path} was begun with {', '.join(moved)}; last digits may differ"] if moved else []
+
+    def groups(self) -> list[Group]:
+        """The groups of the grid's cells, those already begun as they were begun."""
+        return plan(self.grid.cells(), list(self.folder.groups().values()), self.mode)
+
+    def configs(self, group: Group) -> list[Json]:
+        """What each cell of a group is, for its config.json."""
+        group_name, cell_names = group.named(self.common)
+        model = self.setting.model(group.recipe, group.depth, self.corpus.vocab)
+        shared = {
+            "description": names.describe(model.stack.recipe),
+            "params": model.n_params,
+            "group": {
+                "name": group_name,
+                "mode": group.mode,
+                "cells": [asdict(cell) for cell in group.cells],
+                "names": list(cell_names),
+            },
+            **self.base(),
+        }
+        return [
+            {"cell": name, **asdict(cell), **shared} for name, cell in zip(cell_names, group.cells, strict=True)
+        ]
+
+    def flops_per_step(self, recipe: str, depth: int) -> int:
+        """Model FLOPs of one training step of one cell."""
+        task = self.setting.task(recipe, depth, self.corpus.vocab, fused=False)
+        return cost.step_flops(task, cost.window_shape(self.setting.batch, self.setting.context))
+
+    def base(self) -> Json:
+        """What all cells share, for the record."""
+        return {
+            "schema": SCHEMA,
+            "setting": asdict(self.setting),
+            "data": self.corpus.facts(),
+            "versions": self.versions,
+            "device": self.device,
+        }
+
+    def save(self, groups: list[Group]) -> None:
+        """Write sweep.json: what all cells share, the groups, and every command so far."""
+        before = read(self.folder.sweep_file) or {**self.base(), "groups": {}, "commands": []}
+        lanes = {
+            group.named(self.common)[0]: {"mode": group.mode, "lanes": [asdict(cell) for cell in group.cells]}
+            for group in groups
+        }
+        command = {
+            "command": self.command,
+            "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "versions": self.versions,
+            "device": self.device,
+        }
+        record = {**before, "groups": before["groups"] | lanes, "commands": [*before["commands"], command]}
+        write(self.folder.sweep_file, json.dumps(record, indent=1))
+
+
+def run(sweep: Sweep, show: Show) -> bool:
+    """Run every group that nobody else is running.
+
+    Returns:
+        Whether all cells of the grid have ended, well or not.
+
+    Raises:
+        Interrupted: `stop` said so; the same command goes on from there.
+    """
+    groups = sweep.groups()
+    sweep.save(groups)
+    show.planned(sweep, groups)
+    for group in groups:
+        if sweep.stop():
+            raise Interrupted
+        name, cells = group.named(sweep.common)
+        if all(sweep.folder.summary(cell) is not None for cell in cells):
+            continue
+        claim = Claim.take(sweep.folder.claim_file(name))
+        if claim is None:
+            show.left(group, holder(sweep.folder.claim_file(name)))
+            continue
+        try:
+            if not all(sweep.folder.summary(cell) is not None for cell in cells):
+                _run_group(sweep, group, claim, show)
+        except TakenOver:
+            show.left(group, holder(sweep.folder.claim_file(name)))
+        finally:
+            claim.release()
+    done = [sweep.folder.summary(cell) is not None for group in groups for cell in group.named(sweep.common)[1]]
+    return all(done)
+
+
+def _run_group(sweep: Sweep, group: Group, claim: Claim, show: Show) -> None:
+    name, cells = group.named(sweep.common)
+    sweep.folder.clean(name, cells)
+    configs = sweep.configs(group)
+    for cell, config in zip(cells, configs, strict=True):
+        write(sweep.folder.cell(cell) / "config.json", json.dumps(config, indent=1))
+    show.compiling(group)
+    try:
+        run = _trained(sweep, group, claim, show)
+        flops = sweep.flops_per_step(group.recipe, group.depth)
+        summaries = [summary(config, run, lane, flops) for lane, config in enumerate(configs)]
+        sweep.folder.save_rows(cells, run)
+        if sweep.keep_params:
+            for lane, cell in enumerate(cells):
+                save_params(sweep.folder.cell(cell) / "params.npz", run.state.params, lane)
+    except (Interrupted, TakenOver):
+        raise
+    except Exception as error:
+        summaries = [{"status": "failed", "message": reason(error)} for _ in cells]
+        for cell in cells:
+            write(sweep.folder.cell(cell) / "error.txt", traceback.format_exc())
+    for cell, ended in zip(cells, summaries, strict=True):
+        write(sweep.folder.cell(cell) / "summary.json", json.dumps(ended, indent=1))
+    sweep.folder.drop_checkpoint(name)
+    show.ended(group, summaries)
+
+
+def _trained(sweep: Sweep, group: Group, claim: Claim, show: Show) -> Run:
+    """A group at its end, from its last checkpoint if it has one."""
+    setting, corpus = sweep.setting, sweep.corpus
+    name, cells = group.named(sweep.common)
+    size = {"batch": setting.batch, "context": setting.context}
+    run = Run(
+        setting.trainer(group.recipe, group.depth, corpus.vocab),
+        [setting.hyper(cell) for cell in group.cells],
+        lambda seed, step: corpus.batch(seed=seed, step=step, **size),
+        corpus.valid_batches(setting.eval_batches, **size),
+        eval_every=min(setting.eval_every, setting.steps),
+        mode=group.mode,
+    )
+    if not sweep.folder.load_checkpoint(name, cells, run):
+        run.begin()
+    show.moved(group, run)
+    saved = time.monotonic()
+    while not run.ended:
+        run.chunk()
+        show.moved(group, run)
+        if run.ended:
+            break
+        stopping = sweep.stop()
+        if stopping or time.monotonic() - saved >= sweep.checkpoint_seconds:
+            if not claim.held():
+                raise TakenOver
+            sweep.folder.save_checkpoint(name, cells, run)
+            saved = time.monotonic()
+        if stopping:
+            raise Interrupted
+    return run
+
+
+def summary(config: Json, run: Run, lane: int, flops_per_step: int) -> Json:
+    """How a cell ended: its row in the results, from its curve.
+
+    A cell diverged if a loss or gradient was not finite, or if from some chunk on its mean loss never came back below
+    its first loss; `diverged_step` is the first step of that. `train_loss` is the mean over the last chunk.
+    """
+    rows = [row for row in run.metrics[lane] if row["step"] > 0]
+    losses = [math.nan if row["train_loss"] is None else row["train_loss"] for row in rows]
+    valid = {row["step"]: row["valid_loss"] for row in run.metrics[lane] if row["valid_loss"] is not None}
+    finite = bool(np.asarray(run.state.alive)[lane])
+    diverged_step = first_above(losses, run.eval_every) if finite else rows[-1]["step"]
+    best_step = min(valid, key=lambda step: valid[step], default=None)
+    steps = rows[-1]["step"]
+    message = ""
+    if diverged_step is not None:
+        message = "above its first loss for good" if finite else "not finite"
+    return {
+        "status": "ok" if diverged_step is None else "diverged",
+        "message": message,
+        "steps": steps,
+        "params": config["params"],
+        "tokens": steps * config["setting"]["batch"] * config["setting"]["context"],
+        "flops": steps * flops_per_step,
+        "train_loss": _finite(np.mean(losses[-run.eval_every :])),
+        "valid_loss": valid.get(steps) if finite else None,
+        "best_valid_loss": None if best_step is None else valid[best_step],
+        "best_step": best_step,
+        "diverged_step": diverged_step,
+        "compile_seconds": run.programs.compile_seconds,
+        "step_seconds": float(np.median(run.step_seconds)) / len(run.hypers) if run.step_seconds else None,
+        "temp_bytes": run.programs.temp_bytes,
+    }
+
+
+def first_above(losses: list[float], chunk: int) -> int | None:
+    """The first step (counted from 1) of the chunk from which on every chunk's mean loss is above the first loss."""
+    means = [np.mean(losses[i : i + chunk]) for i in range(0, len(losses), chunk)]
+    last_below = max((i for i, mean in enumerate(means) if mean <= losses[0]), default=-1)
+    return None if last_below == len(means) - 1 else (last_below + 1) * chunk + 1
+
+
+def _finite(x: Any) -> float | None:
+    return float(x) if math.isfinite(x) else None
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0] if lines else ''}".strip(": ")
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+        return f"out of memory (try --lanes loop, or --remat nested): {text}"
+    return text

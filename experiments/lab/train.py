@@ -1,0 +1,217 @@
+"""One training run, as pure functions of numbers: start, a chunk of steps inside one scan, evaluation.
+
+What changes the graph is in the frozen `Trainer`; what changes only numbers is in `Hyper`, traced, so that no learning
+rate, seed or warm-up recompiles anything, and `lanes` can vmap over them.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+import stackjax as sj
+from stackjax.scan import Remat
+from stackjax.sublayer import Params
+
+Batch = Any
+"""A pytree of arrays; what is in it is between the task and the data."""
+
+OPTIMIZERS = {"adamw": sj.optim.adamw, "muon": sj.optim.muon}
+
+
+class Task(Protocol):
+    """What is learned. A task of your own is a frozen dataclass with these."""
+
+    @property
+    def model(self) -> sj.Model:
+        """The model that is trained."""
+        ...
+
+    def loss(self, params: Params, batch: Batch, **options: Any) -> tuple[jax.Array, sj.Result]:
+        """The mean loss of a batch, and the stack's result.
+
+        Args:
+            params: the model's.
+            batch: as the data gives it.
+            **options: of `Model.apply`: key, taps, measure, remat.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextToken:
+    """Predict each token from those before it: cross-entropy in nats, on windows (B, T + 1) of integers.
+
+    Args:
+        model: a decoder.
+        dtype: of the stream; parameters and their moments stay float32.
+    """
+
+    model: sj.Model
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def loss(self, params: Params, batch: Batch, **options: Any) -> tuple[jax.Array, sj.Result]:
+        logits, result = self.model.apply(params, batch[..., :-1], dtype=jnp.dtype(self.dtype), **options)
+        return sj.loss.cross_entropy(logits, batch[..., 1:]), result
+
+
+@struct.dataclass
+class Hyper:
+    """The numbers of a run, all traced.
+
+    Args:
+        learning_rate: at its peak.
+        seed: of the init, of dropout, and of the order of the data.
+        steps: of the whole run; the schedule ends there.
+        warmup: steps over which the learning rate rises linearly from zero.
+        weight_decay: decoupled, times the learning rate.
+        clip_norm: the global norm to which larger gradients are scaled down.
+    """
+
+    learning_rate: Any
+    seed: Any
+    steps: Any
+    warmup: Any = 0
+    weight_decay: Any = 0.1
+    clip_norm: Any = 1.0
+
+
+@struct.dataclass
+class State:
+    """Where a run stands.
+
+    Args:
+        params: the model's parameters.
+        optimizer: the optimiser's state.
+        step: () how many updates were made.
+        alive: () False once a loss or a gradient was not finite; nothing changes from then on.
+    """
+
+    params: Params
+    optimizer: Any
+    step: jax.Array
+    alive: jax.Array
+
+
+@struct.dataclass
+class Steps:
+    """What was seen while training, with a leading axis of steps.
+
+    Args:
+        made: whether the step was tried: not past the end of the run, and not after a divergence.
+        loss: of the batch, before its update.
+        gradient_norm: global, before clipping.
+        layers: grad_norm and update_ratio (L,), stream_gradient (L + 1,), see `stackjax.probe`.
+    """
+
+    made: jax.Array
+    loss: jax.Array
+    gradient_norm: jax.Array
+    layers: dict[str, jax.Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """How a task is learned.
+
+    Args:
+        task: what is learned.
+        optimizer: "adamw" or "muon".
+        schedule: of the learning rate after warm-up: "constant", or down to zero at the last step, "cosine" or
+            "linear".
+        remat: what the backward pass recomputes; on CPUs "layer" is faster than "none".
+    """
+
+    task: Task
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    remat: Remat = "layer"
+
+    def __post_init__(self):
+        roles = {d.spec.role for d in jax.tree.leaves(self.task.model.declaration(), is_leaf=sj.parameter.is_spec)}
+        if "statistic" in roles:
+            raise ValueError("running statistics (batch norm) are not updated here; use a norm without them")
+
+    def learning_rate(self, hyper: Hyper, step: jax.Array) -> jax.Array:
+        """The learning rate of update `step`, counted from 0."""
+        left = (hyper.steps - step) / jnp.maximum(hyper.steps - hyper.warmup, 1)
+        decay = {
+            "constant": jnp.ones_like(left),
+            "linear": left,
+            "cosine": 0.5 * (1 - jnp.cos(jnp.pi * left)),
+        }[self.schedule]
+        warm = (step + 1) / jnp.maximum(hyper.warmup, 1)
+        return hyper.learning_rate * jnp.where(step < hyper.warmup, warm, decay)
+
+    def start(self, hyper: Hyper, batch: Batch) -> State:
+        """The state before the first step.
+
+        Args:
+            hyper: the run's numbers.
+            batch: the first batch, for recipes that look at data before they start.
+        """
+        model = self.task.model
+        params = model.init(jax.random.fold_in(jax.random.key(hyper.seed), 0))
+        params = model.stack.recipe.calibrate(params, lambda p: self.evaluate(p, batch)[1])
+        return State(
+            params=params,
+            optimizer=self._optimizer(0.0, 0.0).init(params),
+            step=jnp.zeros((), jnp.int32),
+            alive=jnp.ones((), bool),
+        )
+
+    def advance(self, hyper: Hyper, state: State, batches: Batch) -> tuple[State, Steps]:
+        """Train on a chunk of batches, one step for each.
+
+        Args:
+            hyper: the run's numbers.
+            state: where the run stands.
+            batches: with a leading axis of steps; those past the end of the run change nothing.
+        """
+        return jax.lax.scan(lambda state, batch: self._step(hyper, state, batch), state, batches)
+
+    def evaluate(self, params: Params, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss of a batch, and what `stackjax.probe.standard` sees in each layer."""
+        loss, result = self.task.loss(params, batch, measure=sj.probe.standard)
+        return loss, result.measure
+
+    def evaluate_all(self, state: State, batches: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """`evaluate`, averaged over a leading axis of batches."""
+        seen = jax.lax.map(lambda batch: self.evaluate(state.params, batch), batches)
+        return jax.tree.map(lambda x: jnp.mean(x, 0), seen)
+
+    def _step(self, hyper: Hyper, state: State, batch: Batch) -> tuple[State, Steps]:
+        model, depth = self.task.model, self.task.model.stack.depth
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(hyper.seed), 1), state.step)
+
+        def objective(params: Params, taps: jax.Array) -> tuple[jax.Array, jax.Array]:
+            loss, result = self.task.loss(params, batch, key=key, taps=taps, remat=self.remat)
+            return loss + sum(result.loss.values()), loss
+
+        gradient = jax.grad(objective, argnums=(0, 1), has_aux=True)
+        (gradients, squares), loss = gradient(state.params, jnp.zeros(depth + 1))
+        norm = optax.global_norm(gradients)
+        clipped = jax.tree.map(lambda g: g * jnp.minimum(1.0, hyper.clip_norm / norm), gradients)
+        optimizer = self._optimizer(self.learning_rate(hyper, state.step), hyper.weight_decay)
+        updates, moments = optimizer.update(clipped, state.optimizer, state.params)
+        declaration = model.declaration()
+        params = model.stack.recipe.constrain(optax.apply_updates(state.params, updates), declaration)
+
+        made = state.alive & (state.step < hyper.steps)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        stepped = State(params=params, optimizer=moments, step=state.step + 1, alive=state.alive)
+        new = jax.tree.map(lambda new, old: jnp.where(made & finite, new, old), stepped, state)
+        layers = {
+            "grad_norm": sj.probe.layer_norms(gradients, declaration, depth),
+            "update_ratio": sj.probe.update_ratio(updates, state.params, declaration, depth),
+            "stream_gradient": jnp.sqrt(squares),
+        }
+        seen = Steps(made=made, loss=loss, gradient_norm=norm, layers=layers)
+        return new.replace(alive=state.alive & (finite | ~made)), seen
+
+    def _optimizer(self, learning_rate: Any, weight_decay: Any) -> optax.GradientTransformation:
+        make = OPTIMIZERS[self.optimizer]
+        return make(self.task.model, learning_rate=learning_rate, weight_decay=weight_decay)

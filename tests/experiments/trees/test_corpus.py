@@ -1,0 +1,156 @@
+"""Corpora of trees: split, cached, and cut into windows that keep their paths."""
+
+import numpy as np
+import pytest
+
+from experiments.trees import corpus, grammar, prefix, slices, source
+from experiments.trees.corpus import TreeCorpus
+
+DOCUMENTS = [f"def f{i}(x):\n    y = {i}\n    return [x, y]\n\n\nf{i}(1)\n".encode() * (1 + i % 3) for i in range(20)]
+
+
+def read(documents=DOCUMENTS, *, unit="bytes", causal=True, **options):
+    return TreeCorpus.of("some", documents, "python", unit=unit, causal=causal, n_steps=12, **options)
+
+
+@pytest.mark.parametrize(("unit", "causal"), [("bytes", True), ("bytes", False), ("leaves", True), ("leaves", False)])
+def test_windows_keep_the_paths_of_their_document(unit, causal):
+    made = read(unit=unit, causal=causal)
+    reader = prefix.read if causal else grammar.read
+    readings = [reader(text, "python", n_steps=12) for text in DOCUMENTS]
+    whole = [(r.by_byte() if unit == "bytes" else r).path.tolist() for r in readings]
+    window = made.batch(seed=1, step=2, batch=6, n=15)
+    assert window["path"].shape == (6, 15, 12) and window["tokens"].max() < made.vocab
+    for rows in window["path"].tolist():
+        assert any(rows == path[at : at + 15] for path in whole for at in range(len(path) - 14))
+
+
+def test_bytes_are_the_text():
+    made = read()
+    window = made.batch(seed=0, step=0, batch=4, n=20)
+    for row in window["tokens"]:
+        assert any(bytes(row.astype(np.uint8)) in text for text in DOCUMENTS)
+
+
+def test_short_documents_are_padded():
+    made = read([b"a = 1\n", b"b = 22\n", b"c = 333\n"])
+    window = made.batch(seed=0, step=0, batch=5, n=20)
+    for tokens, index, path in zip(window["tokens"], window["index"], window["path"], strict=True):
+        length = int((index >= 0).sum())
+        assert bytes(tokens[:length].astype(np.uint8)) in (b"a = 1\n", b"b = 22\n", b"c = 333\n")
+        np.testing.assert_array_equal(index, [*range(length), *[-1] * (20 - length)])
+        assert (path[length:] == -1).all()
+
+
+def test_batches_follow_from_seed_and_step():
+    made, again = read(), read(DOCUMENTS[::-1])
+    first = made.batch(seed=3, step=5, batch=4, n=20)
+    for name, value in again.batch(seed=3, step=5, batch=4, n=20).items():
+        np.testing.assert_array_equal(value, first[name])
+    assert (made.batch(seed=3, step=6, batch=4, n=20)["tokens"] != first["tokens"]).any()
+    assert (made.batch(seed=4, step=5, batch=4, n=20)["tokens"] != first["tokens"]).any()
+
+
+def test_no_document_is_on_both_sides():
+    made = read(DOCUMENTS + DOCUMENTS[:3])
+
+    def texts(split):
+        return {
+            bytes(split.tokens[a:b].astype(np.uint8)) for a, b in zip(split.bounds[:-1], split.bounds[1:], strict=True)
+        }
+
+    train, valid = texts(made.train), texts(made.valid)
+    assert train and valid and not train & valid and train | valid == set(DOCUMENTS)
+    assert len(made.train.bounds) + len(made.valid.bounds) - 2 == len(DOCUMENTS)
+
+
+def test_leaves_have_numbers_by_frequency_and_share_the_rest():
+    made = read(unit="leaves", causal=False, vocab=40)
+    assert made.vocab == 40 and made.train.tokens.max() < 40 and made.train.tokens.min() > corpus.MASK
+    with pytest.raises(ValueError, match="do not fit in a vocabulary of 5"):
+        read(unit="leaves", causal=False, vocab=5)
+
+
+def test_the_cache_gives_the_same_and_survives_damage(tmp_path):
+    made = read(cache=tmp_path)
+    (kept,) = tmp_path.iterdir()
+    stamp = kept.stat().st_mtime_ns
+    again = read(cache=tmp_path)
+    assert kept.stat().st_mtime_ns == stamp and again.sha256 == made.sha256
+    np.testing.assert_array_equal(again.train.path, made.train.path)
+    kept.write_bytes(kept.read_bytes()[:100])
+    mended = read(cache=tmp_path)
+    np.testing.assert_array_equal(mended.valid.tokens, made.valid.tokens)
+    assert [path.name for path in tmp_path.iterdir()] == [kept.name]
+    read(cache=tmp_path, vocab=99)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_one_document_cannot_be_split():
+    with pytest.raises(ValueError, match="at least two documents"):
+        read([b"a", b"a", b""])
+
+
+def test_many_deep_documents_warn_once():
+    deep = [b"[" * n + b"]" * n for n in (40, 50, 60)]
+    with pytest.warns(UserWarning, match="3 of 3 documents") as caught:
+        TreeCorpus.of("deep", deep, "json", unit="bytes", causal=True, n_steps=8)
+    assert len(caught) == 1
+
+
+def named(text, language, reader):
+    reading = reader(text, language)
+    found = zip(reading.tokens(), slices.label(reading, language), strict=True)
+    return [(token, slices.SLICES[label]) for token, label in found if label]
+
+
+def test_slices_of_python():
+    text = b"if a:\n  b(c)\n  d(b)\ne(a)\n"
+    assert named(text, "python", prefix.read) == [
+        (b")", "closing bracket"),
+        (b"b", "identifier bound near"),
+        (b")", "closing bracket"),
+        (b"e", "dedent"),
+        (b"a", "identifier bound near"),
+        (b")", "closing bracket"),
+    ]
+    far = b"a = 1\nif 1:\n  if 2:\n    if 3:\n      a\n"
+    assert named(far, "python", prefix.read)[-1] == (b"a", "identifier bound far")
+    assert (b"\n", "dedent") in named(text, "python", grammar.read)
+
+
+def test_slices_of_json():
+    text = b'[{"a":1,"b":["a"]},{"a":2,"c":3}]'
+    for reader, key in ((prefix.read, b'"a"'), (grammar.read, b"a")):
+        assert [token for token, label in named(text, "json", reader) if label == "repeated key"] == [key]
+        assert [t for t, label in named(text, "json", reader) if label == "closing bracket"] == [b"]", b"}", b"}", b"]"]
+
+
+def test_a_dedent_is_decided_at_its_first_byte():
+    reading = prefix.read(b"if a:\n  b\nlong\n", "python")
+    labels = slices.by_byte(slices.label(reading, "python"), reading)
+    assert np.flatnonzero(labels == slices.DEDENT).tolist() == [reading.text.index(b"long")]
+
+
+def test_a_folder_of_ones_own(tmp_path):
+    (tmp_path / "a.py").write_bytes(b"a = '\xff'\n")
+    (tmp_path / "b.py").write_bytes(b"")
+    (tmp_path / ".hidden.py").write_bytes(b"no\n")
+    (tmp_path / "note.txt").write_bytes(b"no\n")
+    (tmp_path / "gone.py").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "c.py").write_bytes(b"def broken(:\n")
+    documents = source.folder(tmp_path, "python", 1000)
+    assert sorted(documents) == [b"a = '\xff'\n", b"def broken(:\n"]
+    assert len(read(documents).train.tokens)
+    with pytest.raises(ValueError, match=r"no files that end in \.json or \.ipynb"):
+        source.folder(tmp_path, "json", 1000)
+    with pytest.raises(ValueError, match="no grammar for 'cobol'"):
+        source.folder(tmp_path, "cobol", 1000)
+
+
+def test_sources_on_this_machine():
+    python, objects = source.python_sources(30_000), source.json_documents(30_000)
+    assert 10_000 < sum(map(len, python)) <= 30_000 and 10_000 < sum(map(len, objects)) <= 30_000
+    assert python == source.python_sources(30_000)
+    assert all(text[:1] in b"{[" for text in objects)
