@@ -6,6 +6,7 @@ from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from stackjax.norm import NoNorm, Norm
@@ -39,6 +40,28 @@ def gelu_tanh(x: jax.Array) -> jax.Array:
 def silu(x: jax.Array) -> jax.Array:
     """x sigmoid(x), also called swish."""
     return jax.nn.silu(x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClampedSwish:
+    """min(x, limit) sigmoid(slope min(x, limit)): the gate of gpt-oss (its released code)."""
+
+    slope: float = 1.702
+    limit: float = 7.0
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = jnp.minimum(x, self.limit)
+        return x * jax.nn.sigmoid(self.slope * x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftedClip:
+    """1 + x clipped to [-limit, limit]: what the gate of gpt-oss is multiplied by."""
+
+    limit: float = 7.0
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return 1 + jnp.clip(x, -self.limit, self.limit)
 
 
 def identity(x: jax.Array) -> jax.Array:

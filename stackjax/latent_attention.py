@@ -90,6 +90,7 @@ class LatentAttention(Sublayer):
             **matrix(d_model, self.d_rotary, "key", name="rotary"),
             **matrix(self.d_latent, self.n_heads * self.d_head, "key"),
             **matrix(self.d_latent, self.n_heads * self.value_width, "value"),
+            "position": self.position.spec(self.n_heads, self.d_rotary),
             "inner_norm": self.inner_norm.spec(self.n_heads * self.value_width),
             **matrix(self.n_heads * self.value_width, d_model, "out"),
         }
@@ -155,13 +156,13 @@ class LatentAttention(Sublayer):
         expanded = n_keys * (project + n_queries * (self.d_head + self.d_rotary + self.value_width))
         return absorbed < expanded
 
-    def _weights(self, query: jax.Array, key: jax.Array, given: Given) -> tuple[jax.Array, jax.Array]:
+    def _weights(self, params: Params, query: jax.Array, key: jax.Array, given: Given) -> tuple[jax.Array, jax.Array]:
         return attention_weights(
             query,
             key,
             scale=(self.d_head + self.d_rotary) ** -0.5 if self.scale is None else self.scale,
             mask=given.table["mask"],
-            bias=self.position.bias(given.table["position"]),
+            bias=self.position.bias(params["position"], given.table["position"]),
         )
 
     def _expanded(self, params: Params, plain: jax.Array, rotary: jax.Array, kept: jax.Array, given: Given):
@@ -171,7 +172,7 @@ class LatentAttention(Sublayer):
         value = linear(params, "value", latent).reshape(batch, n_keys, self.n_heads, -1)
         for_all = jnp.broadcast_to(key_rotary[:, :, None], (*key.shape[:3], self.d_rotary))
         query, key = jnp.concatenate((plain, rotary), -1), jnp.concatenate((key, for_all), -1)
-        weights, logits = self._weights(query, key, given)
+        weights, logits = self._weights(params, query, key, given)
         return weighted_sum(weights, value), weights, logits
 
     def _absorbed(self, params: Params, plain: jax.Array, rotary: jax.Array, kept: jax.Array, given: Given):
@@ -179,6 +180,6 @@ class LatentAttention(Sublayer):
         to_latent = params["key"].astype(plain.dtype).reshape(by_head)
         to_value = params["value"].astype(plain.dtype).reshape(by_head)
         query = jnp.concatenate((jnp.einsum("bthk,chk->bthc", plain, to_latent), rotary), -1)
-        weights, logits = self._weights(query, kept[:, :, None], given)
+        weights, logits = self._weights(params, query, kept[:, :, None], given)
         mixed = weighted_sum(weights, kept[:, :, None, : self.d_latent])
         return jnp.einsum("bthc,chk->bthk", mixed, to_value), weights, logits

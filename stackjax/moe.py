@@ -12,9 +12,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from stackjax.feed_forward import Activation, FeedForward, silu
+from stackjax.feed_forward import Activation, FeedForward, identity, silu
 from stackjax.norm import wide
-from stackjax.parameter import FanIn, Spec, zeros
+from stackjax.parameter import FanIn, Spec, linear, zeros
 from stackjax.sublayer import Given, Out, Params, Sublayer, dropout
 
 Score = Literal["softmax", "sigmoid"]
@@ -68,18 +68,25 @@ def route(
 
 
 def run_ragged(
-    params: Params, x: jax.Array, weights: jax.Array, chosen: jax.Array, *, activation: Activation = silu
+    params: Params,
+    x: jax.Array,
+    weights: jax.Array,
+    chosen: jax.Array,
+    *,
+    activation: Activation = silu,
+    up_activation: Activation = identity,
 ) -> jax.Array:
     """Sum over a token's experts of weight * gated feed-forward, each expert on its own tokens alone.
 
     Tokens are sorted by expert, so that each matrix of an expert is one block of a `jax.lax.ragged_dot`.
 
     Args:
-        params: gate (E, D, F), up (E, D, F), down (E, F, D).
+        params: gate (E, D, F), up (E, D, F), down (E, F, D); perhaps gate_bias (E, F), up_bias and down_bias (E, D).
         x: (N, D)
         weights: (N, top_k)
         chosen: (N, top_k) experts.
         activation: elementwise, on the gate.
+        up_activation: elementwise, on what the gate multiplies.
 
     Returns:
         (N, D), dtype of x.
@@ -90,23 +97,37 @@ def run_ragged(
     sizes = jnp.bincount(expert, length=params["up"].shape[0]).astype(jnp.int32)
 
     def dot(rows: jax.Array, name: str) -> jax.Array:
-        return jax.lax.ragged_dot(rows, params[name].astype(x.dtype), sizes)
+        y = jax.lax.ragged_dot(rows, params[name].astype(x.dtype), sizes)
+        bias = params.get(f"{name}_bias")
+        return y if bias is None else y + bias.astype(x.dtype)[expert[order]]
 
     rows = x[order // top_k]
-    y = dot(activation(dot(rows, "gate")) * dot(rows, "up"), "down")
+    y = dot(activation(dot(rows, "gate")) * up_activation(dot(rows, "up")), "down")
     back = jnp.argsort(order)
     return jnp.einsum("nkd,nk->nd", y[back].reshape(n_tokens, top_k, -1), weights.astype(x.dtype))
 
 
 def run_dense(
-    params: Params, x: jax.Array, weights: jax.Array, chosen: jax.Array, *, activation: Activation = silu
+    params: Params,
+    x: jax.Array,
+    weights: jax.Array,
+    chosen: jax.Array,
+    *,
+    activation: Activation = silu,
+    up_activation: Activation = identity,
 ) -> jax.Array:
     """The same with every expert on every token: the plain reference, and the faster one without a ragged kernel."""
-    n_experts = params["up"].shape[0]
-    gate, up, down = (params[name].astype(x.dtype) for name in ("gate", "up", "down"))
-    hidden = activation(jnp.einsum("nd,edf->nef", x, gate)) * jnp.einsum("nd,edf->nef", x, up)
-    each = jnp.sum(weights[:, :, None] * (chosen[:, :, None] == jnp.arange(n_experts)), 1)
-    return jnp.einsum("nef,efd->nd", hidden * each[:, :, None].astype(x.dtype), down)
+    each = jnp.sum(weights[:, :, None] * (chosen[:, :, None] == jnp.arange(params["up"].shape[0])), 1).astype(x.dtype)
+
+    def into(name: str) -> jax.Array:
+        y = jnp.einsum("nd,edf->nef", x, params[name].astype(x.dtype))
+        bias = params.get(f"{name}_bias")
+        return y if bias is None else y + bias.astype(x.dtype)
+
+    hidden = activation(into("gate")) * up_activation(into("up"))
+    y = jnp.einsum("nef,efd->nd", hidden * each[:, :, None], params["down"].astype(x.dtype))
+    bias = params.get("down_bias")
+    return y if bias is None else y + each @ bias.astype(x.dtype)
 
 
 def expert_load(chosen: jax.Array, counted: jax.Array, n_experts: int) -> jax.Array:
@@ -154,6 +175,8 @@ class MixtureOfExperts(Sublayer):
         top_k: experts per token.
         d_hidden: F, of one expert.
         activation: elementwise, on the gate.
+        up_activation: elementwise, on what the gate multiplies.
+        bias: whether the router and the experts' matrices have biases (gpt-oss).
         shared_expert: a feed-forward beside the routed experts; None for none. Several shared experts are one that is
             several times as wide.
         score: see `route`.
@@ -177,6 +200,8 @@ class MixtureOfExperts(Sublayer):
     top_k: int = 2
     d_hidden: int
     activation: Activation = silu
+    up_activation: Activation = identity
+    bias: bool = False
     shared_expert: FeedForward | None = None
     score: Score = "softmax"
     normalised: bool = True
@@ -224,6 +249,11 @@ class MixtureOfExperts(Sublayer):
             "up": Spec(shape=wide_in, role="up"),
             "down": Spec(shape=wide_out, role="down"),
         }
+        if self.bias:
+            for name in ("gate", "up", "down"):
+                shape = (self.n_experts, specs[name].shape[-1])
+                specs[f"{name}_bias"] = Spec(shape=shape, role="bias", init=zeros)
+            specs["router_bias"] = Spec(shape=(self.n_experts,), role="bias", init=zeros)
         if self.bias_rate is not None:
             specs["bias"] = Spec(shape=(self.n_experts,), role="statistic", init=zeros)
         if self.shared_expert is not None:
@@ -253,7 +283,7 @@ class MixtureOfExperts(Sublayer):
             counted = jnp.broadcast_to(given.position["index"] >= 0, x.shape[:-1])
         counted = counted.reshape(-1)
 
-        logits = wide(rows) @ wide(params["router"])
+        logits = linear(params, "router", wide(rows))
         weights, chosen, probabilities = route(
             logits,
             params.get("bias"),
@@ -266,7 +296,8 @@ class MixtureOfExperts(Sublayer):
         )
         dense = jax.default_backend() == "cpu" if self.dispatch is None else self.dispatch == "dense"
         run = run_dense if dense else run_ragged
-        y = run(params, rows, weights, chosen, activation=self.activation).reshape(x.shape)
+        own = {"activation": self.activation, "up_activation": self.up_activation}
+        y = run(params, rows, weights, chosen, **own).reshape(x.shape)
         y = dropout(given.key, y, self.dropout)
         if self.shared_expert is not None:
             y = y + self.shared_expert.apply(params["shared"], x, given)[0]

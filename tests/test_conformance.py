@@ -104,6 +104,14 @@ def _looped(rule, where, depth):
     return _with_stack(model, (layer,), rule, depth, looped=True)
 
 
+def _biased_experts(rule, where, depth):
+    model = _decoder(rule, where, 1)
+    attention, _ = model.stack.segments[0].layers[0].subs
+    gate = {"activation": sj.feed_forward.ClampedSwish(limit=1.0), "up_activation": sj.feed_forward.ShiftedClip()}
+    experts = sj.MixtureOfExperts(n_experts=3, d_hidden=12, bias=True, **gate)
+    return _with_stack(model, (sj.Layer(subs=(attention, experts)),), rule, depth)
+
+
 def _experts(rule, where, depth):
     model = _decoder(rule, where, 1)
     attention, forward = model.stack.segments[0].layers[0].subs
@@ -171,6 +179,7 @@ KINDS = {
     "gated_grouped": _gated_grouped,
     "looped": _looped,
     "experts": _experts,
+    "biased_experts": _biased_experts,
     "latent": _latent,
     "parallel": _parallel,
     "encoder_decoder": _encoder_decoder,

@@ -13,6 +13,7 @@ from stackjax.interop import hf
 from stackjax.interop.hf import config as options
 from stackjax.interop.hf import folder, mapping, tensor_file
 from stackjax.parameter import is_spec
+from stackjax.position import Rotary, rotary_scaling
 from tests.interop.configs import CONFIGS
 
 
@@ -274,17 +275,23 @@ def another(name, value):
     """A value of the same kind."""
     if name in OTHERS:
         return OTHERS[name]
-    if isinstance(value, bool) or value is None:
+    if isinstance(value, bool) or not value:
         return not value
     return "relu" if isinstance(value, str) else 2 * value
 
 
 WITHOUT_EFFECT = {
-    "max_position_embeddings": "rotary positions have no end",
+    "max_position_embeddings": "rotary and sinusoidal positions have no end",
     "n_ctx": "an older name of n_positions",
     "rope_theta": "rope_parameters stands before it",
     "rope_scaling": "rope_parameters stands before it",
+    "initial_context_length": "in rope_parameters too",
+    "num_nextn_predict_layers": "modules that are not read",
+    "num_mtp_layers": "modules that are not read",
+    **dict.fromkeys(["mem_len", "reuse_len", "same_length", "use_mems_eval", "use_mems_train"], "without memory"),
+    **dict.fromkeys(["start_n_top", "end_n_top"], "of another head"),
 }
+WITH_EFFECT = {("bert", "max_position_embeddings"), ("gemma3_text", "rope_theta"), ("gemma3_text", "rope_scaling")}
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -294,12 +301,11 @@ def test_every_option_matters(kind):
     reader = options.Config(CONFIGS[kind])
     hf.ARCHITECTURES[kind].describe(reader)
     for name, value in reader.read.items():
-        inert = name in WITHOUT_EFFECT and (kind, name) != ("bert", "max_position_embeddings")
-        if inert and not (name.startswith("rope") and "rope_parameters" not in CONFIGS[kind]):
+        if name in WITHOUT_EFFECT and (kind, name) not in WITH_EFFECT:
             continue
         try:
             changed = hf.describe({**CONFIGS[kind], name: another(name, value)}) != plain
-        except (ValueError, KeyError):
+        except ValueError:
             changed = True
         assert changed, f"{name}={value!r} is read and does nothing"
 
@@ -359,3 +365,43 @@ def test_a_table_accounts_for_every_parameter():
     twice = {**table, "again": mapping.tensor("embedding/token")}
     with pytest.raises(ValueError, match=r"names embedding/token .* 2 times"):
         mapping.unfold(model.declaration(), twice)
+
+
+ROPES = {
+    "default": ({"rope_theta": 5.0}, Rotary(base=5.0)),
+    "older": ({"type": "linear", "factor": 2.0}, Rotary(scaling=rotary_scaling.Linear(factor=2.0))),
+    "dynamic": (
+        {"rope_type": "dynamic", "factor": 2.0},
+        Rotary(scaling=rotary_scaling.DynamicNTK(factor=2.0, original_length=32)),
+    ),
+    "llama3": (
+        {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 3.0},
+        Rotary(scaling=rotary_scaling.Llama3(factor=4.0, original_length=32, low=1.0, high=3.0)),
+    ),
+    "yarn": (
+        {"rope_type": "yarn", "original_max_position_embeddings": 8, "mscale": 1.0, "mscale_all_dim": 1.0},
+        Rotary(scaling=rotary_scaling.YaRN(factor=4.0, original_length=8, attention_factor=1.0)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROPES)
+@pytest.mark.parametrize("option", ["rope_parameters", "rope_scaling"])
+def test_rotary_scalings(name, option):
+    given, expected = ROPES[name]
+    config = {key: value for key, value in CONFIGS["llama"].items() if key != "rope_parameters"}
+    model = hf.describe({**config, option: given})
+    assert model.stack.segments[0].layers[0].subs[0].position == expected
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"rope_type": "longrope"}, "of type 'longrope'; supported are default"),
+        ({"rope_type": "linear"}, "lacks factor among"),
+        ({"rope_theta": 5.0, "partial_rotary_factor": 0.5}, "'partial_rotary_factor': 0.5}, which is not supported"),
+    ],
+)
+def test_rotary_scalings_that_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        hf.describe({**CONFIGS["llama"], "rope_parameters": given})

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from stackjax.interop.hf.config import Config
 from stackjax.interop.hf.mapping import Table
 from stackjax.model import Model
+from stackjax.seq2seq import EncoderDecoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class Architecture:
         unread: patterns of tensors that the computation does not need.
     """
 
-    describe: Callable[[Config], tuple[Model, Table]]
+    describe: Callable[[Config], tuple[Model | EncoderDecoder, Table]]
     classes: tuple[str, ...]
     renames: tuple[tuple[str, str], ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()

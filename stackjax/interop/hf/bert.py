@@ -13,7 +13,7 @@ from stackjax.recipe import PostNorm
 from stackjax.recipe.residual import Post
 from stackjax.stack import Stack
 
-TENSORS = {
+TENSORS: Table = {
     "bert.embeddings.word_embeddings.weight": tensor("embedding/token"),
     "bert.embeddings.position_embeddings.weight": tensor("embedding/position/table"),
     "bert.embeddings.token_type_embeddings.weight": tensor("embedding/type"),

@@ -18,6 +18,7 @@ from stackjax.interop.hf.mapping import Link, unfold
 from stackjax.interop.hf.tensor_file import Tensor
 from stackjax.model import Model
 from stackjax.parameter import is_spec, path_name
+from stackjax.seq2seq import EncoderDecoder
 from stackjax.sublayer import Params
 
 Architectures = Mapping[str, Architecture]
@@ -27,12 +28,12 @@ class Checkpoint(NamedTuple):
     """What a folder holds.
 
     Args:
-        model: the description.
+        model: the description, a `Model` or an `EncoderDecoder`.
         params: stacked, like `model.init` gives them.
         config: config.json as it stands.
     """
 
-    model: Model
+    model: Any
     params: Params
     config: dict[str, Any]
 
@@ -157,7 +158,7 @@ def to_tensors(
     return {link.name: View(link, tuple(leaves[part.path] for part in link.parts)) for link in links}
 
 
-def describe(config: dict[str, Any], *, architectures: Architectures = ARCHITECTURES) -> Model:
+def describe(config: dict[str, Any], *, architectures: Architectures = ARCHITECTURES) -> Model | EncoderDecoder:
     """The model that a config.json describes.
 
     Raises:
@@ -177,7 +178,7 @@ def _architecture(config: dict[str, Any], architectures: Architectures) -> Archi
     return found
 
 
-def _describe(config: dict[str, Any], architecture: Architecture) -> tuple[Model, list[Link]]:
+def _describe(config: dict[str, Any], architecture: Architecture) -> tuple[Model | EncoderDecoder, list[Link]]:
     options = Config(config)
     model, table = architecture.describe(options)
     options.finish()

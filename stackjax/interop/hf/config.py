@@ -5,7 +5,6 @@ from typing import Any
 
 from stackjax import feed_forward
 from stackjax.feed_forward import Activation
-from stackjax.position import Rotary
 
 ACTIVATIONS: dict[str, Activation] = {
     "relu": feed_forward.relu,
@@ -20,7 +19,8 @@ BESIDES = re.compile(
     # what and whence it is
     r"_name_or_path|architectures|auto_map|dtype|torch_dtype|model_type|transformers_version|_.*|"
     # training
-    r".*dropout.*|.*_pdrop|init_std|initializer_.*|gradient_checkpointing|label2id|id2label|num_labels|problem_type|"
+    r".*dropout.*|.*_pdrop|.*layerdrop|init_std|initializer_.*|gradient_checkpointing|label2id|id2label|num_labels|"
+    r"problem_type|router_aux_loss_coef|router_jitter_noise|seq_aux|aux_loss_alpha|"
     # generation, and what the Python object returns
     r".*_token_id|use_cache|max_length|min_length|do_sample|early_stopping|num_beams|num_beam_groups|temperature|top_[kp]|"
     r"typical_p|repetition_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size|bad_words_ids|"
@@ -76,27 +76,3 @@ class Config:
         if left:
             named = ", ".join(f"{name}={self.fields[name]!r}" for name in left)
             raise ValueError(f"config.json has options that this architecture's description does not know: {named}")
-
-
-def rotary(config: Config, *, base: float = 10_000.0) -> Rotary:
-    """The rotary encoding that a config asks for, by its present option rope_parameters or the two older ones."""
-    older = {"rope_theta": config.take("rope_theta", base), **(config.take("rope_scaling", None) or {})}
-    return rotary_of(config.take("rope_parameters", None) or older, base=base)
-
-
-def rotary_of(parameters: dict[str, Any], *, base: float = 10_000.0) -> Rotary:
-    """The rotary encoding of one kind of layer.
-
-    Args:
-        parameters: rope_type, rope_theta, and what the type needs.
-        base: where the parameters give none.
-    """
-    left = dict(parameters)
-    scheme = left.pop("type", None) or "default"
-    scheme = left.pop("rope_type", scheme)
-    base = left.pop("rope_theta", base)
-    if scheme != "default" or left:
-        raise ValueError(
-            f"config.json asks for rotary positions of type {scheme!r} with {left}, which is not supported"
-        )
-    return Rotary(base=base)

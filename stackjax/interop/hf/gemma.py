@@ -7,21 +7,23 @@ from dataclasses import replace
 
 from stackjax.interop.hf import causal
 from stackjax.interop.hf.architecture import Architecture
-from stackjax.interop.hf.config import Config, rotary, rotary_of
+from stackjax.interop.hf.config import Config
 from stackjax.interop.hf.mapping import Table, norm
+from stackjax.interop.hf.rope import parameters as rope_parameters
+from stackjax.interop.hf.rope import rotary, rotary_of
 from stackjax.layer import Layer
 from stackjax.model import Model
 from stackjax.norm import RMSNorm
 from stackjax.recipe import SandwichNorm
 from stackjax.recipe.residual import Sandwich
 
-NORMS = {
+NORMS: Table = {
     "input_layernorm": norm("residual/attention/norm_in"),
     "post_attention_layernorm": norm("residual/attention/norm_out"),
     "pre_feedforward_layernorm": norm("residual/feed_forward/norm_in"),
     "post_feedforward_layernorm": norm("residual/feed_forward/norm_out"),
 }
-TENSORS = causal.layers(NORMS, causal.ATTENTION, causal.FORWARD)
+TENSORS: Table = causal.layers(NORMS, causal.ATTENTION, causal.FORWARD)
 
 
 def gemma2(config: Config) -> tuple[Model, Table]:
@@ -29,34 +31,37 @@ def gemma2(config: Config) -> tuple[Model, Table]:
     config.only(use_bidirectional_attention=(None, False), hidden_act=(None, config.take("hidden_activation", None)))
     scale = config.take("query_pre_attn_scalar", 256) ** -0.5
     cap = config.take("attn_logit_softcapping", 50.0)
-    attention = causal.attention(config, d_head=256, position=rotary(config), scale=scale, soft_cap=cap)
+    bias = config.take("attention_bias", False)
+    attention = causal.attention(config, bias=bias, d_head=256, position=rotary(config), scale=scale, soft_cap=cap)
     local = replace(attention, window=config.take("sliding_window", 4096))
-    return _model(config, {"sliding_attention": local, "full_attention": attention}, period=2)
+    subs = {"sliding_attention": local, "full_attention": attention}
+    return _model(config, subs, period=2, soft_cap=config.take("final_logit_softcapping", 30.0))
 
 
 def gemma3(config: Config) -> tuple[Model, Table]:
     """Gemma 3, the text model, from its config."""
     config.only(use_bidirectional_attention=(False, None), attn_logit_softcapping=None)
-    scaling = config.take("rope_scaling", None) or {}
-    older = {
-        "full_attention": {"rope_theta": config.take("rope_theta", 1e6), **scaling},
-        "sliding_attention": {"rope_theta": config.take("rope_local_base_freq", 1e4)},
-    }
-    rope = config.take("rope_parameters", None) or older
+    local = {"rope_theta": config.take("rope_local_base_freq", 1e4)}
+    rope = rope_parameters(config, base=1e6)
+    rope = rope if "full_attention" in rope else {"full_attention": rope, "sliding_attention": local}
     scale = config.take("query_pre_attn_scalar", 256) ** -0.5
     qk_norm = RMSNorm(eps=config.take("rms_norm_eps", 1e-6), unit_offset=True)
-    attention = causal.attention(config, d_head=256, scale=scale, qk_norm=qk_norm)
-    subs = {kind: replace(attention, position=rotary_of(rope[kind])) for kind in older}
+    bias = config.take("attention_bias", False)
+    attention = causal.attention(config, bias=bias, d_head=256, scale=scale, qk_norm=qk_norm)
+    kinds = ("full_attention", "sliding_attention")
+    subs = {kind: replace(attention, position=rotary_of(rope.get(kind), config)) for kind in kinds}
     subs["sliding_attention"] = replace(subs["sliding_attention"], window=config.take("sliding_window", 4096))
-    return _model(config, subs, period=config.take("sliding_window_pattern", 6))
+    period, cap = config.take("sliding_window_pattern", 6), config.take("final_logit_softcapping", None)
+    return _model(config, subs, period=period, soft_cap=cap)
 
 
-def _model(config: Config, attention: dict, period: int) -> tuple[Model, Table]:
-    forward = causal.feed_forward(config, "hidden_activation", "gelu_pytorch_tanh")
+def _model(config: Config, attention: dict, *, period: int, soft_cap: float | None) -> tuple[Model, Table]:
+    forward = causal.feed_forward(config, config.activation("hidden_activation", "gelu_pytorch_tanh"))
     kinds = causal.kinds(config, lambda i: "sliding_attention" if (i + 1) % period else "full_attention")
     layers = [Layer(subs=(attention[kind], forward)) for kind in kinds]
-    form = Sandwich(norm=RMSNorm(eps=config.take("rms_norm_eps", 1e-6), unit_offset=True))
-    return causal.decoder(config, *layers, recipe=SandwichNorm(residual=form), scale=None, tied=True), TENSORS
+    norm = RMSNorm(eps=config.take("rms_norm_eps", 1e-6), unit_offset=True)
+    recipe = SandwichNorm(residual=Sandwich(norm=norm))
+    return causal.decoder(config, *layers, recipe=recipe, scale=None, tied=True, soft_cap=soft_cap), TENSORS
 
 
 GEMMA2 = Architecture(describe=gemma2, classes=("Gemma2ForCausalLM",), aliases=causal.ALIASES, unread=causal.UNREAD)

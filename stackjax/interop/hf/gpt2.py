@@ -13,7 +13,7 @@ from stackjax.recipe import PreNorm
 from stackjax.recipe.residual import Pre
 from stackjax.stack import Stack
 
-TENSORS = {
+TENSORS: Table = {
     "transformer.wte.weight": tensor("embedding/token"),
     "transformer.wpe.weight": tensor("embedding/position/table"),
     "transformer.ln_f": norm("stack/leave/inner/norm"),

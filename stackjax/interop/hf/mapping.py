@@ -5,7 +5,8 @@ A table maps a module's name in the checkpoint to the parameters it holds:
     {"h.{layer}.attn.c_attn": stored("stack/{layer}/attention/query", "stack/{layer}/attention/key", ...), ...}
 
 `{layer}` runs over the layers of a stack, `{expert}` over the first axis of the parameter. Tensors that a layer does
-not declare (a bias, the experts of a dense layer) are passed over; a table must account for every parameter.
+not declare (a bias, the experts of a dense layer) are passed over; of several rules for a name, a layer takes the one
+that it declares. A table must account for every parameter.
 """
 
 import math
@@ -19,7 +20,7 @@ import numpy as np
 
 from stackjax.parameter import Declared, is_spec, path_name
 
-Table = dict[str, "Rule"]
+Table = dict[str, "Rule | tuple[Rule, ...]"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +65,15 @@ def tensor(*leaves: str, transposed: bool = False, groups: int = 1, heads: int =
 
 def within(module: str, leaf: str, table: Table) -> Table:
     """`table` with `module` in front of its names and `leaf` in front of its addresses."""
-    return {
-        module + name: replace(rule, leaves=tuple(leaf + each for each in rule.leaves)) for name, rule in table.items()
-    }
+
+    def moved(rule: Rule) -> Rule:
+        return replace(rule, leaves=tuple(leaf + each for each in rule.leaves))
+
+    return {module + name: tuple(map(moved, _rules(entry))) for name, entry in table.items()}
+
+
+def _rules(entry: Rule | tuple[Rule, ...]) -> tuple[Rule, ...]:
+    return entry if isinstance(entry, tuple) else (entry,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,12 +150,16 @@ def unfold(declaration: Any, table: Table) -> list[Link]:
         table: of its architecture.
 
     Raises:
-        ValueError: a table that leaves a parameter out, or names one twice.
+        ValueError: a table that leaves a parameter out, or names one or a tensor twice.
     """
     addresses = _addresses(declaration)
-    links = [link for name, rule in table.items() for link in _links(name, rule, addresses)]
+    rules = [(name, rule) for name, entry in table.items() for rule in _rules(entry)]
+    links = [link for name, rule in rules for link in _links(name, rule, addresses)]
     parts = Counter(part for link in links for part in link.parts)
     covered: Counter[str] = Counter()
+    for name, times in Counter(link.name for link in links).items():
+        if times > 1:
+            raise ValueError(f"the table of tensors has {times} places for {name}")
     for part, times in parts.items():
         if times > 1:
             raise ValueError(f"the table of tensors names {part.path} {part.index} {times} times")

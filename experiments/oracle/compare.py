@@ -1,0 +1,230 @@
+"""One random checkpoint through both, and the largest errors."""
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch  # pyright: ignore[reportMissingImports]
+import transformers  # pyright: ignore[reportMissingImports]
+
+from experiments.oracle.cases import CASES, VOCAB, Case, Random
+from stackjax import decode, loss
+from stackjax.interop import hf
+from stackjax.layer import Trace
+from stackjax.sublayer import Given, Params
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+BATCH, TOKENS, NEW_TOKENS = 3, 9, 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Ragged sequences.
+
+    Args:
+        tokens: (B, T); 0 where there is none.
+        real: (B, T) booleans.
+        targets: (B, T) what a loss asks for; -1 where there is no token.
+    """
+
+    tokens: np.ndarray
+    real: np.ndarray
+    targets: np.ndarray
+
+    @property
+    def index(self) -> np.ndarray:
+        """(B, T) each token's place in its sequence; -1 where there is none."""
+        return np.where(self.real, np.cumsum(self.real, -1) - 1, -1).astype(np.int32)
+
+    @property
+    def position(self) -> dict[str, jax.Array]:
+        """The same for stackjax."""
+        return {"index": jnp.asarray(self.index)}
+
+    @property
+    def mask(self) -> Any:
+        """The same for transformers."""
+        return torch.tensor(self.real.astype(int))
+
+
+def draw_batch(random: Random, *, left: bool) -> Batch:
+    """Sequences of different lengths, padded on one side."""
+    lengths = np.array([TOKENS, *random.integers(2, TOKENS, BATCH - 1)])
+    real = np.arange(TOKENS) < lengths[:, None]
+    real = real[:, ::-1] if left else real
+    tokens, targets = (random.integers(1, VOCAB, (BATCH, TOKENS)) for _ in range(2))
+    return Batch(tokens=np.where(real, tokens, 0), real=real, targets=np.where(real, targets, -1))
+
+
+def draw_model(case: Case, random: Random) -> Any:
+    """A `transformers` model with its parameters moved far from their init, so that nothing is near zero or flat."""
+    torch.manual_seed(int(random.integers(2**31)))
+    config = getattr(transformers, case.config)(**case.options(random), attn_implementation="eager")
+    model = getattr(transformers, case.model)(config).eval()
+    if case.untied:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    values = {value.data_ptr(): value for name, value in model.state_dict().items() if "embed_positions" not in name}
+    with torch.no_grad():
+        for value in values.values():
+            value.add_(case.spread * torch.randn_like(value))
+    return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a model made of a batch.
+
+    Args:
+        logits: of the real tokens, (N, V).
+        hidden: the real tokens' after every layer, L arrays (N, D).
+        gradients: of the mean cross-entropy, by the checkpoint's names.
+    """
+
+    logits: np.ndarray
+    hidden: list[np.ndarray]
+    gradients: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def theirs(case: Case, model: Any, batches: list[Batch]) -> Run:
+    """Run the `transformers` model on a batch, or on a source and a target."""
+    seen: list[list[Any]] = [[] for _ in case.layers]
+    hooks = [
+        layer.register_forward_hook(
+            lambda _, __, out, kept=kept: kept.append(out[0] if isinstance(out, tuple) else out)
+        )
+        for path, kept in zip(case.layers, seen, strict=True)
+        for layer in model.get_submodule(path)
+    ]
+    given = {"input_ids": torch.tensor(batches[0].tokens), "attention_mask": batches[0].mask}
+    if case.two_sided:
+        given["decoder_input_ids"] = torch.tensor(batches[1].tokens)
+        given["decoder_attention_mask"] = batches[1].mask
+    if case.indexed:
+        given["position_ids"] = torch.tensor(np.maximum(batches[0].index, 0), dtype=torch.long)
+    logits = model(**given).logits
+    for hook in hooks:
+        hook.remove()
+    if case.gradients:
+        targets = torch.tensor(batches[-1].targets)
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1).backward()
+    arrays = [[x.detach().numpy() for x in kept] for kept in seen]
+    arrays = [[np.swapaxes(x, 0, 1) for x in kept] if case.time_first else kept for kept in arrays]
+    return Run(
+        logits=logits.detach().numpy()[batches[-1].real],
+        hidden=[x[batch.real] for kept, batch in zip(arrays, batches, strict=True) for x in kept],
+        gradients={name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None},
+    )
+
+
+def _after(trace: Trace) -> dict[str, jax.Array]:
+    return {"after": trace.after}
+
+
+def ours(case: Case, checkpoint: hf.Checkpoint, batches: list[Batch]) -> Run:
+    """Run stackjax on the same."""
+    model, tokens = checkpoint.model, [jnp.asarray(batch.tokens) for batch in batches]
+
+    def run(params: Params) -> tuple[jax.Array, tuple[jax.Array, list[jax.Array]]]:
+        if case.two_sided:
+            where = {"source_position": batches[0].position, "position": batches[1].position}
+            logits, result = model.apply(params, *tokens, **where, measure=_after)
+            hidden = [result.measure[side]["after"] for side in ("encoder", "decoder")]
+        else:
+            logits, result = model.apply(params, *tokens, Given(position=batches[0].position), measure=_after)
+            hidden = [result.measure["after"]]
+        return loss.cross_entropy(logits, jnp.asarray(batches[-1].targets)), (logits, hidden)
+
+    gradients: dict[str, np.ndarray] = {}
+    if case.gradients:
+        (_, (logits, hidden)), by_leaf = jax.jit(jax.value_and_grad(run, has_aux=True))(checkpoint.params)
+        gradients = {name: view.read() for name, view in hf.to_tensors(by_leaf, checkpoint.config).items()}
+    else:
+        _, (logits, hidden) = jax.jit(run)(checkpoint.params)
+    return Run(
+        logits=np.asarray(logits)[batches[-1].real],
+        hidden=[x[batch.real] for kept, batch in zip(hidden, batches, strict=True) for x in np.asarray(kept)],
+        gradients=gradients,
+    )
+
+
+def errors(mine: Run, reference: Run) -> dict[str, float]:
+    """The largest errors.
+
+    logits: over the largest logit. hidden: of any layer, over the layer's largest entry. gradients: of any parameter,
+    over its largest entry plus 0.01 of the largest of all; NaN where there are none.
+    """
+    found = {"logits": _relative(mine.logits, reference.logits)}
+    found["hidden"] = max(_relative(a, b) for a, b in zip(mine.hidden, reference.hidden, strict=True))
+    found["gradients"] = float("nan")
+    if reference.gradients:
+        largest = max(float(np.abs(b).max()) for b in reference.gradients.values())
+        found["gradients"] = max(
+            float(np.abs(mine.gradients[name] - b).max()) / (float(np.abs(b).max()) + 0.01 * largest)
+            for name, b in reference.gradients.items()
+        )
+    return found
+
+
+def _relative(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+def same_tokens(case: Case, model: Any, checkpoint: hf.Checkpoint, batch: Batch) -> bool:
+    """Whether greedy decoding gives the same 64 tokens."""
+    limits = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0}
+    model.generation_config.eos_token_id = model.generation_config.forced_eos_token_id = None
+    reference = model.generate(torch.tensor(batch.tokens), attention_mask=batch.mask, **limits).numpy()[:, -NEW_TOKENS:]
+    own, params, tokens = checkpoint.model, checkpoint.params, jnp.asarray(batch.tokens)
+    if case.two_sided:
+        memory, _ = own.encode(params, tokens, batch.position)
+        begin = jnp.zeros((BATCH, 1), jnp.int32)
+        of_memory = {"memory": memory, "memory_position": batch.position}
+        found = decode.generate(own.decoder, params["decoder"], begin, n_tokens=NEW_TOKENS, **of_memory)
+    else:
+        found = decode.generate(own, params, tokens, batch.position, n_tokens=NEW_TOKENS)
+    return bool((np.asarray(found.tokens) == reference).all())
+
+
+def round_trip(case: Case, checkpoint: hf.Checkpoint, folder: Path) -> bool:
+    """Whether parameters come back to the bit from stackjax -> folder -> transformers -> folder -> stackjax."""
+    hf.save(folder / "ours", checkpoint.params, checkpoint.config, shard_bytes=10_000)
+    model, report = getattr(transformers, case.model).from_pretrained(folder / "ours", output_loading_info=True)
+    missing = [name for name in report["missing_keys"] if not re.fullmatch(case.left_out, name)]
+    if missing or report["unexpected_keys"] or report["mismatched_keys"]:
+        raise AssertionError(f"transformers did not take the folder as it is: {report}")
+    model.save_pretrained(folder / "back")
+    back = hf.load(folder / "back")
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), checkpoint.params, back.params)
+    return back.model == checkpoint.model and all(jax.tree.leaves(same))
+
+
+def compare(name: str, seed: int, folder: Path) -> dict[str, float]:
+    """A random checkpoint of an architecture through both, on a ragged batch.
+
+    Args:
+        name: of the case.
+        seed: of the configuration, the parameters and the batch.
+        folder: an empty one, where checkpoints are written.
+
+    Returns:
+        `errors`; decoding: whether greedy tokens are the same (NaN where there is no decoding); round_trip.
+    """
+    case, random = CASES[name], np.random.default_rng(seed)
+    model = draw_model(case, random)
+    model.save_pretrained(folder / "theirs")
+    checkpoint = hf.load(folder / "theirs")
+    batches = [draw_batch(random, left=case.left and bool(seed % 2)) for _ in case.layers]
+    found = errors(ours(case, checkpoint, batches), theirs(case, model, batches))
+    prompt = draw_batch(random, left=case.left)
+    found["decoding"] = float(same_tokens(case, model, checkpoint, prompt)) if case.decodes else float("nan")
+    found["round_trip"] = float(round_trip(case, checkpoint, folder))
+    return found
