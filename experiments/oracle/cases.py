@@ -26,7 +26,7 @@ class Case:
         gradients: whether to compare gradients by parameter.
         time_first: whether its layers return (T, B, D).
         left_out: pattern of tensors that stackjax does not read, and so does not write.
-        spread: of the Gaussian noise that is added to all parameters. Less for T5, which has no 1/sqrt(K): its attention
+        spread: of the Gaussian noise that is added to all parameters. Less for T5, which has no 1/sqrt(K): attention
             would be so sharp that float32 itself is off by more than 1e-5.
         untied: whether published checkpoints have an output matrix of their own, where `transformers` ties it.
     """

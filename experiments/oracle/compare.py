@@ -65,6 +65,11 @@ def draw_batch(random: Random, *, left: bool) -> Batch:
     return Batch(tokens=np.where(real, tokens, 0), real=real, targets=np.where(real, targets, -1))
 
 
+def draw_config(case: Case, seed: int = 0) -> dict[str, Any]:
+    """A small random configuration, as config.json holds it."""
+    return getattr(transformers, case.config)(**case.options(np.random.default_rng(seed))).to_dict()
+
+
 def draw_model(case: Case, random: Random) -> Any:
     """A `transformers` model with its parameters moved far from their init, so that nothing is near zero or flat."""
     torch.manual_seed(int(random.integers(2**31)))

@@ -46,6 +46,7 @@ CONFIGS = {
     "deepseek_v3": {
         **_SIZES,
         **_ROPE,
+        "num_key_value_heads": 4,
         "moe_intermediate_size": 8,
         "n_routed_experts": 4,
         "num_experts_per_tok": 2,

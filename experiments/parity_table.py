@@ -1,0 +1,132 @@
+"""How far stackjax is from `transformers`, architecture by architecture, as the table of the README.
+
+    python -m experiments.parity_table --out experiments/results/parity
+
+Needs the extra `oracle`. Random small checkpoints go through both; the largest error over all seeds counts.
+"""
+
+import inspect
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from stackjax.interop import hf
+
+OK, FAILED, USAGE = 0, 1, 2
+BARS = {"logits": 1e-5, "hidden": 1e-5, "gradients": 1e-4}
+"""Largest errors that pass: what `experiments.oracle.compare.errors` defines."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Compare architectures with `transformers` and write parity.json and parity.md.
+
+    Exit status: 0 all within the bars, 1 some not, 2 bad usage.
+    """
+
+    out: str = "runs/parity"
+    """Folder for the two files."""
+    seeds: int = 3
+    """Random configurations of each architecture."""
+    only: tuple[str, ...] = ()
+    """Names of architectures; all if empty."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    options = tyro.cli(Options, args=arguments, description=__doc__)
+    console = Console(stderr=True)
+    try:
+        from experiments.oracle import cases, compare
+    except ImportError as error:
+        console.print(f"{error}; install the extra `oracle`", style="red", soft_wrap=True)
+        return USAGE
+    unknown = sorted(set(options.only) - set(cases.CASES))
+    if unknown or options.seeds < 1:
+        console.print(f"--only knows {', '.join(cases.CASES)}, and --seeds is at least 1", style="red", soft_wrap=True)
+        return USAGE
+    rows = []
+    for name in options.only or cases.CASES:
+        case = cases.CASES[name]
+        runs = []
+        for seed in range(options.seeds):
+            console.print(f"{case.title}, seed {seed + 1} of {options.seeds}", style="dim")
+            with tempfile.TemporaryDirectory() as at:
+                runs.append(compare.compare(name, seed, Path(at)))
+        rows.append({"name": name, "title": case.title, **size(compare.draw_config(case)), **worst(runs)})
+        console.print(markdown(rows[-1:]).splitlines()[-1])
+    folder = Path(options.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    versions = {package: metadata.version(package) for package in ("torch", "transformers", "jax")}
+    record = {"versions": versions, "seeds": options.seeds, "bars": BARS, "rows": rows}
+    (folder / "parity.json").write_text(json.dumps(record, indent=2) + "\n")
+    (folder / "parity.md").write_text(markdown(rows))
+    print(markdown(rows), end="")
+    return OK if all(passes(row) for row in rows) else FAILED
+
+
+def worst(runs: list[dict[str, float]]) -> dict[str, float | None]:
+    """The largest error of each kind, and the least of the yes-or-no answers; None for what was not compared."""
+    found = {name: (max if name in BARS else min)(run[name] for run in runs) for name in runs[0]}
+    return {name: None if math.isnan(value) else value for name, value in found.items()}
+
+
+def passes(row: dict[str, Any]) -> bool:
+    """Whether all errors are within the bars, and all answers yes."""
+    within = all(row[name] is None or row[name] <= bar for name, bar in BARS.items())
+    return within and row["decoding"] in (None, 1) and row["round_trip"] == 1
+
+
+def size(fields: dict[str, Any]) -> dict[str, int]:
+    """Lines of code of the function that describes a config.json's architecture, and rows of its table of tensors."""
+    describe = hf.ARCHITECTURES[fields["model_type"]].describe
+    return {"lines": code_lines(describe), "tensors": len(describe(hf.Config(fields))[1])}
+
+
+def code_lines(function: Callable) -> int:
+    """Lines of a function that are neither blank nor its docstring."""
+    both = (inspect.getsource(function), function.__doc__ or "")
+    lines, documentation = (sum(bool(line.strip()) for line in text.splitlines()) for text in both)
+    return lines - documentation
+
+
+HEADS = {
+    "title": "architecture",
+    "lines": "lines",
+    "tensors": "tensors",
+    "logits": "logits",
+    "hidden": "hidden states",
+    "gradients": "gradients",
+    "decoding": "64 greedy tokens",
+    "round_trip": "round trip",
+}
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table: sizes of the description, and the largest errors."""
+    lines = ["| " + " | ".join(HEADS.values()) + " |", "|" + "|".join([" --- "] + [" ---: "] * (len(HEADS) - 1)) + "|"]
+    lines += ["| " + " | ".join(_cell(name, row[name]) for name in HEADS) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if name in BARS:
+        return f"{value:.1e}"
+    if name in ("decoding", "round_trip"):
+        return {"decoding": "equal", "round_trip": "exact"}[name] if value == 1 else "**differs**"
+    return str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

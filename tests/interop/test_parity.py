@@ -1,0 +1,38 @@
+"""Equal to `transformers`, number by number: `pytest -m parity`, with the extra `oracle`."""
+
+import json
+
+import pytest
+
+from experiments import parity_table
+from experiments.oracle import cases
+from stackjax.interop import hf
+
+compare = pytest.importorskip("experiments.oracle.compare")
+pytestmark = pytest.mark.parity
+
+
+def test_every_architecture_is_compared():
+    models = {name for found in hf.ARCHITECTURES.values() for name in found.classes}
+    kinds = {
+        kind for kind, found in hf.ARCHITECTURES.items() for case in cases.CASES.values() if case.model in found.classes
+    }
+    assert kinds == set(hf.ARCHITECTURES) and {case.model for case in cases.CASES.values()} <= models
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", cases.CASES)
+def test_parity(name, seed, tmp_path):
+    case, found = cases.CASES[name], compare.compare(name, seed, tmp_path)
+    assert found["logits"] <= 1e-5
+    assert found["hidden"] <= 1e-5
+    assert not case.gradients or found["gradients"] <= 1e-4
+    assert not case.decodes or found["decoding"] == 1
+    assert found["round_trip"] == 1
+
+
+def test_the_table(tmp_path, capsys):
+    assert parity_table.main(["--only", "xlnet", "--seeds", "1", "--out", str(tmp_path)]) == parity_table.OK
+    row = json.loads((tmp_path / "parity.json").read_text())["rows"][0]
+    assert row["title"] == "XLNet (Transformer-XL)" and row["tensors"] == 13 and row["logits"] <= 1e-5
+    assert (tmp_path / "parity.md").read_text() == capsys.readouterr().out

@@ -1,0 +1,33 @@
+"""Equal to what `transformers` made of the same checkpoints when it was asked, for tests that do without it."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stackjax.interop import hf
+from stackjax.sublayer import Given
+from tests.interop.configs import CONFIGS
+from tests.interop.recorded import PATH, REAL, SOURCE, TOKENS, fixed_params
+
+RECORDED = json.loads(PATH.read_text())
+
+
+def where(real):
+    return {"index": jnp.asarray(np.where(real, np.cumsum(real, -1) - 1, -1))}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_logits(kind):
+    model, params = hf.describe(CONFIGS[kind]), fixed_params(kind)
+    if "encoder" in params:
+        logits, _ = jax.jit(model.apply)(
+            params, SOURCE, TOKENS, source_position=where(SOURCE > 0), position=where(REAL)
+        )
+    else:
+        logits, _ = jax.jit(model.apply)(params, TOKENS, Given(position=where(REAL)))
+    expected = np.array(RECORDED[kind])
+    assert np.ptp(expected, -1).min() > 0.01
+    np.testing.assert_allclose(np.asarray(logits)[REAL], expected, atol=2e-5 * np.abs(expected).max(), rtol=0)
