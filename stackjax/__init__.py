@@ -25,7 +25,7 @@ A hundred layers, looked into:
 Reading order: `parameter` (declared once), `norm`, `feed_forward`, `position`, `attend` (the pure functions),
 `sublayer` (what travels beside x), `attention`, `recipe.residual` and `recipe.base` (the depth treatment), `layer`,
 `segment`, `scan`, `stack`, `model`; then `latent_attention`, `moe`, `parallel`, `seq2seq`; then `cache`, `sample`,
-`decode`, `beam`; then `probe` and `optim`.
+`decode`, `beam`; then `probe`, `skip` and `optim`; `interop.hf` for checkpoints.
 """
 
 from stackjax import (
@@ -45,6 +45,7 @@ from stackjax import (
     recipe,
     sample,
     scan,
+    skip,
 )
 from stackjax.attention import Attention
 from stackjax.feed_forward import FeedForward
@@ -106,4 +107,5 @@ __all__ = [
     "residual",
     "sample",
     "scan",
+    "skip",
 ]

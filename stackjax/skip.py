@@ -1,0 +1,79 @@
+"""Leaving layers out: what a layer is worth, and what the stream already says below the last one.
+
+    stack = skippable(model.stack)
+    schedule = keep(stack.schedule(), numbers)          numbers (L,): 1 keeps a layer, 0 passes the stream by
+
+With 1 - e_l the loss tells what layer l is worth. With ones up to l and zeros above, the model's own end (its final
+norm and head) reads the stream after layer l: the logit lens. The numbers are data, so one compile serves all of them,
+and they may be mapped over.
+
+Source of the lens: nostalgebraist 2020, "interpreting GPT: the logit lens".
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from stackjax.recipe.base import Schedule
+from stackjax.recipe.residual import Form, Through
+from stackjax.stack import Stack
+from stackjax.sublayer import Params
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skippable(Form):
+    """The form of a whole layer, or the stream as it was where the schedule's number `keep` is 0.
+
+    Args:
+        inner: the form underneath.
+    """
+
+    inner: Form = Through()
+
+    @property
+    def kind(self) -> Hashable:
+        return self.inner.kind
+
+    def spec(self, d_model: int, depth: int) -> dict[str, Any]:
+        return self.inner.spec(d_model, depth)
+
+    def ends(self, d_model: int, depth: int) -> dict[str, Any]:
+        return self.inner.ends(d_model, depth)
+
+    def enter(self, params: Params, x: jax.Array) -> Any:
+        return self.inner.enter(params, x)
+
+    def leave(self, params: Params, stream: Any) -> jax.Array:
+        return self.inner.leave(params, stream)
+
+    def view(self, stream: Any) -> jax.Array:
+        return self.inner.view(stream)
+
+    def apply(self, params, scale, stream, branch, key=None):
+        new, out = self.inner.apply(params, scale, stream, branch, key)
+        return jax.tree.map(lambda a, b: jnp.where(scale["keep"] > 0, a, b), new, stream), out
+
+    def once(self, stream: Any) -> Any:
+        return self.inner.once(stream)
+
+
+def skippable(stack: Stack) -> Stack:
+    """The same stack, with the same parameters, whose layers can be left out; its schedule needs `keep`."""
+    segments = tuple(
+        replace(segment, layers=tuple(replace(layer, outer=Skippable(inner=layer.outer)) for layer in segment.layers))
+        for segment in stack.segments
+    )
+    return replace(stack, segments=segments)
+
+
+def keep(schedule: Schedule, numbers: jax.Array) -> Schedule:
+    """`schedule` with what `skippable` needs.
+
+    Args:
+        schedule: of the stack.
+        numbers: (L,) 1 keeps a layer, 0 leaves it out.
+    """
+    return {**schedule, "outer": {**schedule["outer"], "keep": numbers}}
