@@ -46,7 +46,7 @@ def empty(
             own: Params = {}
             for sub in layer.subs:
                 cache = sub.cache(batch, slots, stack.d_model, dtype) or {}
-                sizes |= {leaf.shape[1] for leaf in jax.tree.leaves(cache)}
+                sizes |= {leaf.shape[-2] for leaf in jax.tree.leaves(cache)}
                 by_layer = jax.tree.map(lambda x, n=segment.n: jnp.broadcast_to(x, (n, *x.shape)), cache)
                 if memory is not None:
                     mine = params["segments"][i][str(j)][sub.name]
@@ -64,7 +64,7 @@ def write(cache: Cache, state: Params, position: Positions) -> Cache:
 
     Args:
         cache: before.
-        state: of the stack's `Result`; its `cache` entries have leaves (n, B, T, ...).
+        state: of the stack's `Result`; its `cache` entries have leaves (n, B, ..., T, width).
         position: of the new tokens, (B, T).
     """
     index = position["index"]
@@ -77,7 +77,8 @@ def write(cache: Cache, state: Params, position: Positions) -> Cache:
     def put(old: Any, new: Any) -> Any:
         if isinstance(new, dict):
             return {**old, **{name: put(old[name], entry) for name, entry in new.items()}}
-        return old.at[:, rows, slot(old.shape[2])].set(new.astype(old.dtype), mode="drop")
+        entries = jnp.moveaxis(new.astype(old.dtype), (1, -2), (0, 1))
+        return old.at[:, rows, ..., slot(old.shape[-2]), :].set(entries, mode="drop")
 
     segments = {
         i: {
