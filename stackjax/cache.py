@@ -55,7 +55,13 @@ def empty(
                 own[sub.name] = by_layer
             segments[i][str(j)] = {name: tree for name, tree in own.items() if tree}
     held = {n: {name: jnp.full((batch, n, *x.shape[2:]), -1, x.dtype) for name, x in position.items()} for n in sizes}
-    known = None if memory is None else flat_positions(memory_position, memory.shape[-2])
+    known = None
+    if memory is not None:
+        n_keys = memory.shape[-2]
+        known = {
+            name: jnp.broadcast_to(x, (batch, n_keys, *x.shape[2:]))
+            for name, x in flat_positions(memory_position, n_keys).items()
+        }
     return Cache(position=held, segments=segments, memory_position=known)
 
 

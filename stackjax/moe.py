@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from stackjax.feed_forward import Activation, FeedForward, silu
-from stackjax.norm import wide
-from stackjax.parameter import FanIn, Spec, zeros
+from stackjax.norm import NoNorm, Norm, wide
+from stackjax.parameter import FanIn, Spec, is_spec, zeros
 from stackjax.sublayer import Given, Out, Params, Sublayer, dropout
 
 Score = Literal["softmax", "sigmoid"]
@@ -68,18 +68,25 @@ def route(
 
 
 def run_ragged(
-    params: Params, x: jax.Array, weights: jax.Array, chosen: jax.Array, *, activation: Activation = silu
+    params: Params,
+    x: jax.Array,
+    weights: jax.Array,
+    chosen: jax.Array,
+    *,
+    activation: Activation = silu,
+    norm: Norm = NoNorm(),
 ) -> jax.Array:
     """Sum over a token's experts of weight * gated feed-forward, each expert on its own tokens alone.
 
     Tokens are sorted by expert, so that each matrix of an expert is one block of a `jax.lax.ragged_dot`.
 
     Args:
-        params: gate (E, D, F), up (E, D, F), down (E, F, D).
+        params: gate (E, D, F), up (E, D, F), down (E, F, D), and inner_norm for `norm`, leading axis E.
         x: (N, D)
         weights: (N, top_k)
         chosen: (N, top_k) experts.
         activation: elementwise, on the gate.
+        norm: on the hidden layer.
 
     Returns:
         (N, D), dtype of x.
@@ -93,20 +100,29 @@ def run_ragged(
         return jax.lax.ragged_dot(rows, params[name].astype(x.dtype), sizes)
 
     rows = x[order // top_k]
-    y = dot(activation(dot(rows, "gate")) * dot(rows, "up"), "down")
+    hidden = activation(dot(rows, "gate")) * dot(rows, "up")
+    own = jax.tree.map(lambda p: p[expert[order]], params.get("inner_norm", {}))
+    y = dot(jax.vmap(norm.apply)(own, hidden), "down")
     back = jnp.argsort(order)
     return jnp.einsum("nkd,nk->nd", y[back].reshape(n_tokens, top_k, -1), weights.astype(x.dtype))
 
 
 def run_dense(
-    params: Params, x: jax.Array, weights: jax.Array, chosen: jax.Array, *, activation: Activation = silu
+    params: Params,
+    x: jax.Array,
+    weights: jax.Array,
+    chosen: jax.Array,
+    *,
+    activation: Activation = silu,
+    norm: Norm = NoNorm(),
 ) -> jax.Array:
     """The same with every expert on every token: the plain reference, and the faster one without a ragged kernel."""
     n_experts = params["up"].shape[0]
     gate, up, down = (params[name].astype(x.dtype) for name in ("gate", "up", "down"))
-    hidden = activation(jnp.einsum("nd,edf->nef", x, gate)) * jnp.einsum("nd,edf->nef", x, up)
+    hidden = activation(jnp.einsum("nd,edf->enf", x, gate)) * jnp.einsum("nd,edf->enf", x, up)
+    hidden = jax.vmap(norm.apply)(params.get("inner_norm", {}), hidden)
     each = jnp.sum(weights[:, :, None] * (chosen[:, :, None] == jnp.arange(n_experts)), 1)
-    return jnp.einsum("nef,efd->nd", hidden * each[:, :, None].astype(x.dtype), down)
+    return jnp.einsum("enf,ne,efd->nd", hidden, each.astype(x.dtype), down)
 
 
 def expert_load(chosen: jax.Array, counted: jax.Array, n_experts: int) -> jax.Array:
@@ -165,6 +181,7 @@ class MixtureOfExperts(Sublayer):
         z_loss: factor on the loss `router_z`; 0 for none.
         bias_rate: step of the balancing bias, a parameter of role `statistic` that goes up for experts with less than
             their share and down for the others (Wang et al. 2024, algorithm 1, arXiv:2408.15664); None for no bias.
+        inner_norm: on each expert's hidden layer, with parameters for each (sub-LN).
         dispatch: how the experts run; None takes "dense" on a CPU, whose ragged_dot computes more, else "ragged".
         dropout: rate on the output while training.
 
@@ -186,6 +203,7 @@ class MixtureOfExperts(Sublayer):
     balance_loss: float = 0.01
     z_loss: float = 0.001
     bias_rate: float | None = None
+    inner_norm: Norm = NoNorm()
     dispatch: Dispatch | None = None
 
     def __post_init__(self):
@@ -223,6 +241,11 @@ class MixtureOfExperts(Sublayer):
             "gate": Spec(shape=wide_in, role="gate"),
             "up": Spec(shape=wide_in, role="up"),
             "down": Spec(shape=wide_out, role="down"),
+            "inner_norm": jax.tree.map(
+                lambda spec: replace(spec, shape=(self.n_experts, *spec.shape)),
+                self.inner_norm.spec(self.d_hidden),
+                is_leaf=is_spec,
+            ),
         }
         if self.bias_rate is not None:
             specs["bias"] = Spec(shape=(self.n_experts,), role="statistic", init=zeros)
@@ -266,7 +289,7 @@ class MixtureOfExperts(Sublayer):
         )
         dense = jax.default_backend() == "cpu" if self.dispatch is None else self.dispatch == "dense"
         run = run_dense if dense else run_ragged
-        y = run(params, rows, weights, chosen, activation=self.activation).reshape(x.shape)
+        y = run(params, rows, weights, chosen, activation=self.activation, norm=self.inner_norm).reshape(x.shape)
         y = dropout(given.key, y, self.dropout)
         if self.shared_expert is not None:
             y = y + self.shared_expert.apply(params["shared"], x, given)[0]

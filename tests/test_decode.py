@@ -146,6 +146,24 @@ def test_drawn_tokens_follow_the_model():
         assert (np.abs(seen - wanted) <= 5 * np.sqrt(wanted * (1 - wanted) / n)).all()
 
 
+def test_a_bag_of_everything_in_sixteen_bits():
+    """Latent attention and experts from `decoder`, generated in bfloat16."""
+    model = sj.decoder(
+        vocab=V,
+        d_model=D,
+        depth=2,
+        n_heads=2,
+        attention=sj.LatentAttention(n_heads=2, d_head=4, d_rotary=4, d_latent=6),
+        feed_forward=sj.MixtureOfExperts(n_experts=4, d_hidden=8),
+    )
+    params = model.init(jax.random.key(0))
+    tokens, where = sj.decode.pad(PROMPTS)
+    begun = jax.jit(lambda p: sj.decode.start(model, p, tokens, where, 3, dtype=jnp.bfloat16))(params)
+    assert begun.cache.segments["0"]["0"]["attention"]["latent"].dtype == jnp.bfloat16
+    out = sj.decode.generate(model, params, tokens, where, n_tokens=3, dtype=jnp.bfloat16)
+    assert out.tokens.shape == (3, 3) and np.isfinite(out.log_prob).all()
+
+
 def test_a_step_does_not_copy_the_cache():
     model = sj.decoder(vocab=V, d_model=64, depth=8, n_heads=2)
     params = model.init(jax.random.key(0))

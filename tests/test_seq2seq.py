@@ -103,6 +103,24 @@ def test_learns_to_copy():
     assert losses[0] > 2 and losses[-1] < 0.3
 
 
+def test_clipping_takes_each_layer_of_each_side_by_itself():
+    model, params = built(source_vocab=11, encoder_depth=3)
+    gradient = {
+        "source": jax.tree.map(jnp.zeros_like, params["source"]),
+        "encoder": params["encoder"],
+        "decoder": jax.tree.map(jnp.zeros_like, params["decoder"]),
+    }
+    clip = sj.optim.clip_by_layer_norm(model, 1e-3)
+    alone = clip.update(gradient, optax.EmptyState())[0]
+    both = clip.update(params, optax.EmptyState())[0]
+    segments = both["encoder"]["segments"]
+    assert largest_difference(segments, alone["encoder"]["segments"]) < 1e-6
+    norms = sj.probe.layer_norms(both["encoder"], model.encoder.declaration(), 3)
+    np.testing.assert_allclose(norms, 1e-3, rtol=1e-4)
+    norms = sj.probe.layer_norms(both["decoder"], model.decoder.declaration(), 2)
+    np.testing.assert_allclose(norms, 1e-3, rtol=1e-4)
+
+
 def test_results_of_both_sides():
     model, params = built()
     taps = {"encoder": jnp.zeros(3), "decoder": jnp.zeros(3)}
