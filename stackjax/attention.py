@@ -151,7 +151,7 @@ class Attention(Sublayer):
     def cache(self, batch: int, slots: int, d_model: int, dtype: Any) -> Any:
         if self.cross:
             return None
-        shape = (batch, self._slots(slots), self.groups, self.head_width(d_model))
+        shape = (batch, self.groups, self._slots(slots), self.head_width(d_model))
         return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
 
     def _slots(self, slots: int) -> int:
@@ -162,7 +162,7 @@ class Attention(Sublayer):
         if not self.cross:
             return None
         key, value = self._keys_values(params, memory, memory)
-        return {"key": key, "value": value}
+        return {"key": key.swapaxes(1, 2), "value": value.swapaxes(1, 2)}
 
     def _keys_values(self, params: Params, key_input: jax.Array, value_input: jax.Array):
         key = linear(params, "key", key_input)
@@ -197,7 +197,7 @@ class Attention(Sublayer):
         query = linear(params, "query", query_input).reshape(batch, n_tokens, self.n_heads, width)
         query = self.qk_norm.apply(params["query_norm"], query)
         if self.cross and given.cache is not None:
-            key, value = given.cache["key"], given.cache["value"]
+            key, value = given.cache["key"].swapaxes(1, 2), given.cache["value"].swapaxes(1, 2)
         else:
             key, value = self._keys_values(params, key_input, value_input)
         own_value = value
@@ -210,9 +210,10 @@ class Attention(Sublayer):
         key = self.position.rotate(table, "key", key)
         state = {}
         if given.cache is not None and not self.cross:
-            state = {"cache": {"key": key, "value": value}}
-            key = jnp.concatenate((given.cache["key"].astype(key.dtype), key), 1)
-            value = jnp.concatenate((given.cache["value"].astype(value.dtype), value), 1)
+            new = {"key": key.swapaxes(1, 2), "value": value.swapaxes(1, 2)}
+            state = {"cache": new}
+            both = {name: jnp.concatenate((given.cache[name].astype(x.dtype), x), -2) for name, x in new.items()}
+            key, value = both["key"].swapaxes(1, 2), both["value"].swapaxes(1, 2)
 
         y, weights, logits = self._attend(params, query, key, value, given)
         if self.gate is not None:

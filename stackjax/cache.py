@@ -46,7 +46,7 @@ def empty(
             own: Params = {}
             for sub in layer.subs:
                 cache = sub.cache(batch, slots, stack.d_model, dtype) or {}
-                sizes |= {leaf.shape[1] for leaf in jax.tree.leaves(cache)}
+                sizes |= {leaf.shape[-2] for leaf in jax.tree.leaves(cache)}
                 by_layer = jax.tree.map(lambda x, n=segment.n: jnp.broadcast_to(x, (n, *x.shape)), cache)
                 if memory is not None:
                     mine = params["segments"][i][str(j)][sub.name]
@@ -55,7 +55,13 @@ def empty(
                 own[sub.name] = by_layer
             segments[i][str(j)] = {name: tree for name, tree in own.items() if tree}
     held = {n: {name: jnp.full((batch, n, *x.shape[2:]), -1, x.dtype) for name, x in position.items()} for n in sizes}
-    known = None if memory is None else flat_positions(memory_position, memory.shape[-2])
+    known = None
+    if memory is not None:
+        n_keys = memory.shape[-2]
+        known = {
+            name: jnp.broadcast_to(x, (batch, n_keys, *x.shape[2:]))
+            for name, x in flat_positions(memory_position, n_keys).items()
+        }
     return Cache(position=held, segments=segments, memory_position=known)
 
 
@@ -64,7 +70,7 @@ def write(cache: Cache, state: Params, position: Positions) -> Cache:
 
     Args:
         cache: before.
-        state: of the stack's `Result`; its `cache` entries have leaves (n, B, T, ...).
+        state: of the stack's `Result`; its `cache` entries have leaves (n, B, ..., T, width).
         position: of the new tokens, (B, T).
     """
     index = position["index"]
@@ -77,7 +83,8 @@ def write(cache: Cache, state: Params, position: Positions) -> Cache:
     def put(old: Any, new: Any) -> Any:
         if isinstance(new, dict):
             return {**old, **{name: put(old[name], entry) for name, entry in new.items()}}
-        return old.at[:, rows, slot(old.shape[2])].set(new.astype(old.dtype), mode="drop")
+        entries = jnp.moveaxis(new.astype(old.dtype), (1, -2), (0, 1))
+        return old.at[:, rows, ..., slot(old.shape[-2]), :].set(entries, mode="drop")
 
     segments = {
         i: {

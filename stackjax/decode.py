@@ -139,16 +139,11 @@ def start(
         raise ValueError(f"only indices go on by themselves; got positions {sorted(position)}; use `extend`")
     index = jnp.broadcast_to(flat_positions(position, tokens.shape[1])["index"], tokens.shape)
     position = {"index": index}
-    cache = empty(
-        model.stack,
-        params["stack"],
-        position,
-        slots,
-        dtype=dtype,
-        memory=memory,
-        memory_position=memory_position,
-    )
-    x, cache = extend(model, params, tokens, position, cache, schedule=schedule, dtype=dtype)
+    remembered = {"memory": memory, "memory_position": memory_position}
+    nothing, cache = (empty(model.stack, params["stack"], position, n, dtype=dtype, **remembered) for n in (0, slots))
+    given = Given(position=position, memory_position=nothing.memory_position)
+    x, result = model.hidden(params, tokens, given, cache=nothing, schedule=schedule, dtype=dtype)
+    cache = write(cache, result.state, position)
     last = jnp.take_along_axis(x, jnp.argmax(index, -1)[:, None, None], 1)[:, 0]
     return Start(logits=model.logits(params, last, schedule=schedule), index=jnp.max(index, -1) + 1, cache=cache)
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from stackjax.attend import first_positions
 from stackjax.attention import Attention
 from stackjax.feed_forward import Activation, FeedForward
+from stackjax.latent_attention import LatentAttention
 from stackjax.layer import Layer
 from stackjax.norm import NoNorm, Norm, wide
 from stackjax.parameter import Normal, Spec, count, declare, linear, matrix, realise, zeros
@@ -21,7 +22,7 @@ from stackjax.position.rotary import Rotary
 from stackjax.recipe.base import Recipe, Schedule
 from stackjax.recipe.placement import PreNorm
 from stackjax.stack import Result, Stack, multipliers
-from stackjax.sublayer import Given, Params, Positions, dropout
+from stackjax.sublayer import Given, Params, Positions, Sublayer, dropout
 
 
 def end_norm(norm: Norm, d_model: int) -> dict[str, Spec]:
@@ -300,8 +301,8 @@ def decoder(
     n_heads: int = 4,
     recipe: Recipe = PreNorm(),
     position: Position = Rotary(),
-    attention: Attention | None = None,
-    feed_forward: FeedForward = FeedForward(),
+    attention: Attention | LatentAttention | None = None,
+    feed_forward: Sublayer = FeedForward(),
     tied: bool = False,
     dropout: float = 0.0,
     side: Literal["encoder", "decoder"] = "decoder",
@@ -316,7 +317,7 @@ def decoder(
         recipe: the depth treatment.
         position: put where it acts, on the stream or inside attention.
         attention: for what the other arguments do not say; n_heads, position, causality and dropout are set here.
-        feed_forward: the feed-forward sublayer.
+        feed_forward: the feed-forward sublayer, or a mixture of experts.
         tied: whether the output uses the embedding's matrix.
         dropout: rate after the embedding and in every sublayer, while training.
         side: "encoder" makes attention bidirectional.
@@ -332,7 +333,7 @@ def decoder(
         causal=side == "decoder",
         dropout=dropout,
     )
-    attention.head_width(d_model)
+    attention.spec(d_model)
     layer = Layer(subs=(attention, replace(feed_forward, dropout=dropout)))
     return Model(
         embedding=Embedding(vocab=vocab, position=on_stream, dropout=dropout),

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from stackjax.feed_forward import Activation, FeedForward, identity, silu
-from stackjax.norm import wide
-from stackjax.parameter import FanIn, Spec, linear, zeros
+from stackjax.norm import NoNorm, Norm, wide
+from stackjax.parameter import FanIn, Spec, is_spec, linear, zeros
 from stackjax.sublayer import Given, Out, Params, Sublayer, dropout
 
 Score = Literal["softmax", "sigmoid"]
@@ -75,18 +75,21 @@ def run_ragged(
     *,
     activation: Activation = silu,
     up_activation: Activation = identity,
+    norm: Norm = NoNorm(),
 ) -> jax.Array:
     """Sum over a token's experts of weight * gated feed-forward, each expert on its own tokens alone.
 
     Tokens are sorted by expert, so that each matrix of an expert is one block of a `jax.lax.ragged_dot`.
 
     Args:
-        params: gate (E, D, F), up (E, D, F), down (E, F, D); perhaps gate_bias (E, F), up_bias and down_bias (E, D).
+        params: gate (E, D, F), up (E, D, F), down (E, F, D); perhaps gate_bias (E, F), up_bias and down_bias (E, D);
+            inner_norm for `norm`, leading axis E.
         x: (N, D)
         weights: (N, top_k)
         chosen: (N, top_k) experts.
         activation: elementwise, on the gate.
         up_activation: elementwise, on what the gate multiplies.
+        norm: on the hidden layer.
 
     Returns:
         (N, D), dtype of x.
@@ -102,7 +105,9 @@ def run_ragged(
         return y if bias is None else y + bias.astype(x.dtype)[expert[order]]
 
     rows = x[order // top_k]
-    y = dot(activation(dot(rows, "gate")) * up_activation(dot(rows, "up")), "down")
+    hidden = activation(dot(rows, "gate")) * up_activation(dot(rows, "up"))
+    own = jax.tree.map(lambda p: p[expert[order]], params.get("inner_norm", {}))
+    y = dot(jax.vmap(norm.apply)(own, hidden), "down")
     back = jnp.argsort(order)
     return jnp.einsum("nkd,nk->nd", y[back].reshape(n_tokens, top_k, -1), weights.astype(x.dtype))
 
@@ -115,17 +120,19 @@ def run_dense(
     *,
     activation: Activation = silu,
     up_activation: Activation = identity,
+    norm: Norm = NoNorm(),
 ) -> jax.Array:
     """The same with every expert on every token: the plain reference, and the faster one without a ragged kernel."""
     each = jnp.sum(weights[:, :, None] * (chosen[:, :, None] == jnp.arange(params["up"].shape[0])), 1).astype(x.dtype)
 
     def into(name: str) -> jax.Array:
-        y = jnp.einsum("nd,edf->nef", x, params[name].astype(x.dtype))
+        y = jnp.einsum("nd,edf->enf", x, params[name].astype(x.dtype))
         bias = params.get(f"{name}_bias")
-        return y if bias is None else y + bias.astype(x.dtype)
+        return y if bias is None else y + bias.astype(x.dtype)[:, None]
 
     hidden = activation(into("gate")) * up_activation(into("up"))
-    y = jnp.einsum("nef,efd->nd", hidden * each[:, :, None], params["down"].astype(x.dtype))
+    hidden = jax.vmap(norm.apply)(params.get("inner_norm", {}), hidden)
+    y = jnp.einsum("enf,ne,efd->nd", hidden, each, params["down"].astype(x.dtype))
     bias = params.get("down_bias")
     return y if bias is None else y + each @ bias.astype(x.dtype)
 
@@ -188,6 +195,7 @@ class MixtureOfExperts(Sublayer):
         z_loss: factor on the loss `router_z`; 0 for none.
         bias_rate: step of the balancing bias, a parameter of role `statistic` that goes up for experts with less than
             their share and down for the others (Wang et al. 2024, algorithm 1, arXiv:2408.15664); None for no bias.
+        inner_norm: on each expert's hidden layer, with parameters for each (sub-LN).
         dispatch: how the experts run; None takes "dense" on a CPU, whose ragged_dot computes more, else "ragged".
         dropout: rate on the output while training.
 
@@ -211,6 +219,7 @@ class MixtureOfExperts(Sublayer):
     balance_loss: float = 0.01
     z_loss: float = 0.001
     bias_rate: float | None = None
+    inner_norm: Norm = NoNorm()
     dispatch: Dispatch | None = None
 
     def __post_init__(self):
@@ -248,6 +257,11 @@ class MixtureOfExperts(Sublayer):
             "gate": Spec(shape=wide_in, role="gate"),
             "up": Spec(shape=wide_in, role="up"),
             "down": Spec(shape=wide_out, role="down"),
+            "inner_norm": jax.tree.map(
+                lambda spec: replace(spec, shape=(self.n_experts, *spec.shape)),
+                self.inner_norm.spec(self.d_hidden),
+                is_leaf=is_spec,
+            ),
         }
         if self.bias:
             for name in ("gate", "up", "down"):
@@ -296,7 +310,7 @@ class MixtureOfExperts(Sublayer):
         )
         dense = jax.default_backend() == "cpu" if self.dispatch is None else self.dispatch == "dense"
         run = run_dense if dense else run_ragged
-        own = {"activation": self.activation, "up_activation": self.up_activation}
+        own = {"activation": self.activation, "up_activation": self.up_activation, "norm": self.inner_norm}
         y = run(params, rows, weights, chosen, **own).reshape(x.shape)
         y = dropout(given.key, y, self.dropout)
         if self.shared_expert is not None:

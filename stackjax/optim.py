@@ -6,6 +6,7 @@ rate and weight decay may be traced, so a vmap over them is one compile.
 """
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any, Protocol
 
 import jax
@@ -14,7 +15,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from stackjax.norm import wide
-from stackjax.parameter import MATRICES, Declared, is_spec
+from stackjax.parameter import MATRICES, Declared, is_spec, path_name
 from stackjax.recipe.base import Multiplier
 from stackjax.sublayer import Params
 
@@ -161,26 +162,32 @@ def muon(
 
 
 def clip_by_layer_norm(model: Described, max_norm: Any) -> optax.GradientTransformation:
-    """Scale the gradient of each layer, and of all that is outside the layers, to a norm of at most `max_norm`.
+    """Scale the gradient of each layer of each stack, and of all that is outside, to a norm of at most `max_norm`.
 
     The counterpart for the whole tree is `optax.clip_by_global_norm`.
     """
-    declared: list[Declared] = jax.tree.leaves(model.declaration(), is_leaf=is_spec)
-    depth = 1 + max((layer for d in declared for layer in d.layers), default=-1)
+    placed = jax.tree_util.tree_leaves_with_path(model.declaration(), is_leaf=is_spec)
+    stacks = [path_name(path).partition("segments/")[0] for path, _ in placed]
+    depths: dict[str, int] = {}
+    for name, (_, d) in zip(stacks, placed, strict=True):
+        depths[name] = max(depths.get(name, 0), 1 + max(d.layers, default=-1))
+    starts = dict(zip(depths, accumulate(depths.values(), initial=0), strict=False))
+    n_layers = sum(depths.values())
+    declared: list[tuple[int, Declared]] = [(starts[name], d) for name, (_, d) in zip(stacks, placed, strict=True)]
 
     def clip(updates: Any, _: Any) -> Any:
         leaves, tree = jax.tree.flatten(updates)
-        squares = jnp.zeros(depth + 1, jnp.float32)
-        for leaf, d in zip(leaves, declared, strict=True):
-            where = jnp.asarray(d.layers or (depth,))
+        squares = jnp.zeros(n_layers + 1, jnp.float32)
+        for leaf, (start, d) in zip(leaves, declared, strict=True):
+            where = start + jnp.asarray(d.layers) if d.layers else jnp.asarray([n_layers])
             square = jnp.square(wide(leaf))
             each = jnp.sum(square, tuple(range(1, leaf.ndim))) if d.stacked else jnp.sum(square)
             squares = squares.at[where].add(each)
         factors = jnp.minimum(1.0, max_norm / (jnp.sqrt(squares) + 1e-12))
 
-        def scaled(leaf: jax.Array, d: Declared) -> jax.Array:
-            return (leaf * (d.spread(factors) if d.layers else factors[depth])).astype(leaf.dtype)
+        def scaled(leaf: jax.Array, start: int, d: Declared) -> jax.Array:
+            return (leaf * (d.spread(factors[start:]) if d.layers else factors[-1])).astype(leaf.dtype)
 
-        return jax.tree.unflatten(tree, [scaled(leaf, d) for leaf, d in zip(leaves, declared, strict=True)])
+        return jax.tree.unflatten(tree, [scaled(leaf, *where) for leaf, where in zip(leaves, declared, strict=True)])
 
     return optax.stateless(clip)

@@ -16,7 +16,7 @@ from stackjax.position.sinusoidal import Sinusoidal
 from stackjax.recipe.base import Recipe, Schedule
 from stackjax.recipe.placement import PreNorm
 from stackjax.stack import Result, Stack, multipliers
-from stackjax.sublayer import Given, Params, Positions, add_losses
+from stackjax.sublayer import Given, Params, Positions, Sublayer, add_losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +165,7 @@ def encoder_decoder(
     recipe: Recipe = PreNorm(),
     position: Position = Sinusoidal(),
     attention: Attention | None = None,
-    feed_forward: FeedForward = FeedForward(),
+    feed_forward: Sublayer = FeedForward(),
     tied: bool = False,
     dropout: float = 0.0,
 ) -> EncoderDecoder:
@@ -189,7 +189,7 @@ def encoder_decoder(
     """
     on_stream, inside = split_position(position)
     attention = replace(attention or Attention(n_heads=n_heads), n_heads=n_heads, dropout=dropout)
-    attention.head_width(d_model)
+    attention.spec(d_model)
     own = replace(attention, position=inside)
     forward = replace(feed_forward, dropout=dropout)
     across = replace(attention, name="cross_attention", cross=True, window=None, chunk=None, position=NoPosition())

@@ -74,8 +74,8 @@ class Cache:
 
     Args:
         position: of the tokens in the slots.
-        segments: {segment: {layer of the period: {sublayer: tree}}}; leaves (n, B, slots, ...), or what the sublayer
-            remembers of the memory.
+        segments: {segment: {layer of the period: {sublayer: tree}}}; leaves (n, B, ..., slots, width), or what the
+            sublayer remembers of the memory.
         memory_position: of the memory's tokens; None without a memory.
     """
 
@@ -127,7 +127,7 @@ class Sublayer:
         raise NotImplementedError(f"{type(self).__name__} must override apply")
 
     def cache(self, batch: int, slots: int, d_model: int, dtype: Any) -> Any:
-        """One layer's empty decoding cache, leaves (B, S, ...); None if the sublayer needs none.
+        """One layer's empty decoding cache, leaves (B, ..., S, width); None if the sublayer needs none.
 
         Args:
             batch: B.

@@ -1,0 +1,201 @@
+"""Decoding: generation against running the whole text again, rings, compiles, memory, and stopping.
+
+That logits equal those of the full forward pass for every recipe, position and kind of stack is in test_conformance.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import stackjax as sj
+from tests.helpers import largest_difference, perturbed
+
+V, D = 11, 16
+SIZES = {"vocab": V, "d_model": D, "n_heads": 2, "feed_forward": sj.FeedForward(d_hidden=24)}
+MODEL = sj.decoder(**SIZES, depth=2)
+PARAMS = perturbed(MODEL.init(jax.random.key(0)), size=0.3)
+PROMPTS = [[1, 2, 3, 4, 5], [6, 7], [8, 9, 10]]
+
+
+def again(model, params, prompt, n, **given):
+    """Greedy, with a full forward pass for each token; tokens and their log-probabilities."""
+    tokens, seen = list(prompt), []
+    forward = jax.jit(lambda params, tokens: model.apply(params, tokens, **given)[0])
+    for _ in range(n):
+        padded = jnp.array([tokens + [0] * (len(prompt) + n - len(tokens))])
+        log_prob = jax.nn.log_softmax(forward(params, padded)[0, len(tokens) - 1])
+        tokens.append(int(log_prob.argmax()))
+        seen.append(float(log_prob.max()))
+    return tokens[len(prompt) :], seen
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_greedy_is_running_it_all_again(left):
+    tokens, where = sj.decode.pad(PROMPTS, 6, left=left)
+    out = sj.decode.generate(MODEL, PARAMS, tokens, where, n_tokens=5)
+    for row, prompt in enumerate(PROMPTS):
+        wanted, log_prob = again(MODEL, PARAMS, prompt, 5)
+        assert out.tokens[row].tolist() == wanted
+        np.testing.assert_allclose(out.log_prob[row], log_prob, rtol=1e-4)
+    assert out.length.tolist() == [5, 5, 5]
+
+
+def test_encoder_decoder_generates():
+    model = sj.encoder_decoder(**SIZES, depth=2)
+    params = perturbed(model.init(jax.random.key(0)), size=0.3)
+    source, known = sj.decode.pad([[1, 2, 3], [4, 5, 6, 7]], left=True)
+    memory, _ = model.encode(params, source, known)
+    out = sj.decode.generate(
+        model.decoder, params["decoder"], jnp.array([[1], [1]]), n_tokens=4, memory=memory, memory_position=known
+    )
+    for row in range(2):
+        one = memory[row, known["index"][row] >= 0]
+        given = sj.Given(memory=one[None])
+        assert out.tokens[row].tolist() == again(model.decoder, params["decoder"], [1], 4, given=given)[0]
+
+
+def test_one_compile_for_all_prompts_of_a_bucket():
+    before = sj.decode.generate._cache_size()
+    for prompts in (PROMPTS, [[1], [2], [3]], [[4] * 8] * 3):
+        tokens, where = sj.decode.pad(prompts, 8)
+        for t in (0.5, 2.0):
+            sj.decode.generate(
+                MODEL, PARAMS, tokens, where, n_tokens=3, key=jax.random.key(0), temperature=t, top_k=3, top_p=0.9
+            )
+    twin = sj.decoder(**SIZES, depth=2)
+    sj.decode.generate(
+        twin, PARAMS, tokens, where, n_tokens=3, key=jax.random.key(1), temperature=1.0, top_k=5, top_p=0.5
+    )
+    assert sj.decode.generate._cache_size() == before + 1
+
+
+def local_global():
+    position = sj.position.Rotary()
+    forward = sj.FeedForward(d_hidden=24)
+    kinds = [sj.Attention(n_heads=2, position=position, **reach) for reach in ({"window": 3}, {"chunk": 4}, {})]
+    layers = [sj.Layer(subs=(attention, forward)) for attention in kinds]
+    stack = sj.Stack.of(*layers, depth=3, d_model=D, recipe=sj.recipe.PreNorm())
+    return dataclasses.replace(MODEL, stack=stack)
+
+
+def test_windows_keep_a_window():
+    """Far beyond the ring, after a prompt longer than it."""
+    model = local_global()
+    params = perturbed(model.init(jax.random.key(0)), size=0.3)
+    position = {"index": jnp.zeros((2, 1), jnp.int32)}
+    cache = sj.cache.empty(model.stack, params["stack"], position, 40)
+    shapes = [cache.segments[str(i)]["0"]["attention"]["key"].shape for i in range(3)]
+    assert shapes == [(1, 2, 2, slots, 8) for slots in (3, 4, 40)]
+    assert {n: held["index"].shape for n, held in cache.position.items()} == {n: (2, n) for n in (3, 4, 40)}
+    prompts = [list(range(9)), [1, 2]]
+    tokens, where = sj.decode.pad(prompts)
+    out = sj.decode.generate(model, params, tokens, where, n_tokens=12)
+    for row, prompt in enumerate(prompts):
+        assert out.tokens[row].tolist() == again(model, params, prompt, 12)[0]
+
+
+def test_prompt_in_pieces(x64):
+    """A prompt may come in several calls of any length, longer or shorter than the ring."""
+    model = local_global()
+    params = perturbed(model.init(jax.random.key(0), jnp.float64))
+    tokens = jax.random.randint(jax.random.key(1), (2, 12), 0, V)
+    whole, _ = jax.jit(partial(model.apply, dtype=jnp.float64))(params, tokens)
+
+    @jax.jit
+    def in_pieces(params, tokens):
+        position = {"index": jnp.broadcast_to(jnp.arange(12), (2, 12))}
+        cache = sj.cache.empty(model.stack, params["stack"], position, 12, dtype=jnp.float64)
+        pieces = []
+        for here in (slice(0, 5), slice(5, 7), slice(7, 12)):
+            where = {"index": position["index"][:, here]}
+            x, cache = sj.decode.extend(model, params, tokens[:, here], where, cache, dtype=jnp.float64)
+            pieces.append(model.logits(params, x))
+        return jnp.concatenate(pieces, 1)
+
+    assert largest_difference(in_pieces(params, tokens), whole) < 1e-12
+
+
+def test_stops_early_and_fills():
+    tokens, where = sj.decode.pad(PROMPTS)
+    free = sj.decode.generate(MODEL, PARAMS, tokens, where, n_tokens=8)
+    stop = int(free.tokens[0, 2])
+    out = sj.decode.generate(MODEL, PARAMS, tokens, where, n_tokens=8, stop=stop)
+    for row in range(3):
+        own = free.tokens[row].tolist()
+        end = own.index(stop) + 1 if stop in own else 8
+        assert out.length[row] == end
+        assert out.tokens[row].tolist() == own[:end] + [stop] * (8 - end)
+        np.testing.assert_array_equal(out.log_prob[row, end:], 0)
+        np.testing.assert_allclose(out.log_prob[row, :end], free.log_prob[row, :end], rtol=1e-5)
+
+
+def test_drawn_tokens_follow_the_model():
+    """20,000 rows of one prompt: first and second token as often as the model says, within five deviations."""
+    n = 20_000
+    tokens = jnp.broadcast_to(jnp.array([3, 1]), (n, 2))
+    out = sj.decode.generate(MODEL, PARAMS, tokens, n_tokens=2, key=jax.random.key(0), temperature=1.5)
+    first = jax.nn.softmax(MODEL.apply(PARAMS, tokens[0])[0][-1] / 1.5)
+    texts = jnp.stack([jnp.array([3, 1, v]) for v in range(V)])
+    second = first @ jax.nn.softmax(MODEL.apply(PARAMS, texts)[0][:, -1] / 1.5)
+    for column, wanted in enumerate((first, second)):
+        seen = np.bincount(out.tokens[:, column], minlength=V) / n
+        assert (np.abs(seen - wanted) <= 5 * np.sqrt(wanted * (1 - wanted) / n)).all()
+
+
+def test_a_bag_of_everything_in_sixteen_bits():
+    """Latent attention and experts from `decoder`, generated in bfloat16."""
+    model = sj.decoder(
+        vocab=V,
+        d_model=D,
+        depth=2,
+        n_heads=2,
+        attention=sj.LatentAttention(n_heads=2, d_head=4, d_rotary=4, d_latent=6),
+        feed_forward=sj.MixtureOfExperts(n_experts=4, d_hidden=8),
+    )
+    params = model.init(jax.random.key(0))
+    tokens, where = sj.decode.pad(PROMPTS)
+    begun = jax.jit(lambda p: sj.decode.start(model, p, tokens, where, 3, dtype=jnp.bfloat16))(params)
+    assert begun.cache.segments["0"]["0"]["attention"]["latent"].dtype == jnp.bfloat16
+    out = sj.decode.generate(model, params, tokens, where, n_tokens=3, dtype=jnp.bfloat16)
+    assert out.tokens.shape == (3, 3) and np.isfinite(out.log_prob).all()
+
+
+def test_a_step_does_not_copy_the_cache():
+    model = sj.decoder(vocab=V, d_model=64, depth=8, n_heads=2)
+    params = model.init(jax.random.key(0))
+    tokens = jnp.zeros((4, 2), jnp.int32)
+    begun = sj.decode.start(model, params, tokens, None, 510)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(begun.cache))
+    step = jax.jit(lambda *args: sj.decode.follow(model, *args), donate_argnums=3)
+    memory = step.lower(params, tokens[:, 0], begun.index, begun.cache).compile().memory_analysis()
+    assert memory.alias_size_in_bytes >= size
+    assert memory.temp_size_in_bytes < 0.5 * size
+
+
+def test_pad():
+    tokens, where = sj.decode.pad([[5], [6, 7]], 3, left=True)
+    assert tokens.tolist() == [[0, 0, 5], [0, 6, 7]] and where["index"].tolist() == [[-1, -1, 0], [-1, 0, 1]]
+    tokens, where = sj.decode.pad([[5], [6, 7]])
+    assert tokens.tolist() == [[5, 0], [6, 7]] and where["index"].tolist() == [[0, -1], [0, 1]]
+    with pytest.raises(ValueError, match="1 to length=1"):
+        sj.decode.pad([[5], [6, 7]], 1)
+    with pytest.raises(ValueError, match="got 0 to 1"):
+        sj.decode.pad([[5], []])
+
+
+def test_says_what_is_wrong():
+    short = sj.decoder(**SIZES, depth=1, position=sj.position.Learned(n_positions=6))
+    params = short.init(jax.random.key(0))
+    tokens = jnp.zeros((1, 4), jnp.int32)
+    assert sj.decode.generate(short, params, tokens, n_tokens=2).tokens.shape == (1, 2)
+    with pytest.raises(ValueError, match="4 \\+ 3 tokens"):
+        sj.decode.generate(short, params, tokens, n_tokens=3)
+    with pytest.raises(ValueError, match="n_tokens must be positive"):
+        sj.decode.generate(short, params, tokens, n_tokens=0)
+    where = {"index": jnp.arange(4)[None], "path": jnp.zeros((1, 4, 2), jnp.int32)}
+    with pytest.raises(ValueError, match="only indices go on"):
+        sj.decode.generate(short, params, tokens, where, n_tokens=1)

@@ -1,0 +1,161 @@
+"""Latent attention against NumPy, against its own two forms, and against transformers' DeepSeek-V3."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import stackjax as sj
+from tests.helpers import largest_difference, normal, perturbed
+
+SUB = sj.LatentAttention(n_heads=3, d_head=4, d_rotary=6, d_latent=5, d_query_latent=7, d_value=2)
+D, T = 16, 6
+
+
+def parameters(sub, dtype=jnp.float64):
+    declaration = sj.parameter.declare(sub.spec(D))
+    return perturbed(sj.parameter.realise(jax.random.key(0), declaration, dtype=dtype))
+
+
+def run(sub, params, x, **given):
+    given = sj.Given(**given)
+    table = sub.prepare({}, given, x.shape[-2], D)
+    return sub.apply(params, x, given.replace(table=table))
+
+
+def by_hand(p, x, sub):
+    """DeepSeek-V2's eq. (9) to (19), one head and one query at a time."""
+
+    def rms(x, scale):
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * scale
+
+    def turned(x):
+        n = x.shape[-1] // 2
+        angle = np.arange(len(x))[:, None] * 10_000.0 ** (-np.arange(n) / n)
+        z = (x[:, 0::2] + 1j * x[:, 1::2]) * np.exp(1j * angle)
+        return np.stack((z.real, z.imag), -1).reshape(x.shape)
+
+    k, r, v, h = sub.d_head, sub.d_rotary, sub.value_width, sub.n_heads
+    latent = rms(x @ p["latent"], p["latent_norm"]["scale"])
+    query = rms(x @ p["query_latent"], p["query_norm"]["scale"]) @ p["query"]
+    key_rotary = turned(x @ p["rotary"])
+    heads = []
+    for i in range(h):
+        q = query[:, i * (k + r) : (i + 1) * (k + r)]
+        q = np.concatenate((q[:, :k], turned(q[:, k:])), -1)
+        key = np.concatenate((latent @ p["key"][:, i * k : (i + 1) * k], key_rotary), -1)
+        logits = q @ key.T / np.sqrt(k + r)
+        logits = np.where(np.tril(np.ones_like(logits)) > 0, logits, -np.inf)
+        weights = np.exp(logits - logits.max(-1, keepdims=True))
+        heads.append(weights / weights.sum(-1, keepdims=True) @ latent @ p["value"][:, i * v : (i + 1) * v])
+    return np.concatenate(heads, -1) @ p["out"]
+
+
+def test_against_numpy(x64):
+    params, x = parameters(SUB), normal(2, T, D, key=1)
+    y, _ = run(SUB, params, x)
+    wanted = [by_hand(jax.tree.map(np.asarray, params), np.asarray(row), SUB) for row in x]
+    assert largest_difference(y, np.stack(wanted)) < 1e-12
+
+
+def test_absorbed_is_expanded(x64):
+    params, x = parameters(SUB), normal(2, T, D, key=1)
+
+    class Absorbed(sj.LatentAttention):
+        def _absorbing(self, n_queries, n_keys):
+            return True
+
+    sizes = {name: getattr(SUB, name) for name in SUB.__dataclass_fields__}
+    assert not SUB._absorbing(T, T)
+
+    def loss(params, sub):
+        y, out = run(sub, params, x)
+        return jnp.sum(jnp.sin(y)), (y, out.seen["weights"])
+
+    both = [jax.value_and_grad(loss, has_aux=True)(params, sub) for sub in (SUB, Absorbed(**sizes))]
+    assert largest_difference(*both) < 1e-10
+
+
+def test_takes_the_cheaper_form():
+    deepseek_v3 = sj.LatentAttention(n_heads=128, d_head=128, d_rotary=64, d_latent=512, d_query_latent=1536)
+    assert deepseek_v3._absorbing(1, 4096) and not deepseek_v3._absorbing(4096, 4096)
+
+
+def test_caches_the_latent_alone():
+    cache = SUB.cache(2, 9, D, jnp.float32)
+    assert {name: leaf.shape for name, leaf in cache.items()} == {"latent": (2, 9, 5 + 6)}
+
+
+def test_direct_queries_and_leading_axes(x64):
+    sub = sj.LatentAttention(n_heads=2, d_head=4, d_rotary=2, d_latent=5)
+    params, x = parameters(sub), normal(3, 2, T, D, key=1)
+    assert set(params) == {"query", "latent", "latent_norm", "rotary", "key", "value", "inner_norm", "out"}
+    whole = run(sub, params, x)[0]
+    assert largest_difference(whole[1], run(sub, params, x[1])[0]) < 1e-13
+
+
+def test_says_what_is_wrong():
+    with pytest.raises(ValueError, match="d_rotary must be positive"):
+        sj.LatentAttention(n_heads=2, d_head=4, d_rotary=0, d_latent=5)
+
+    class Scores(sj.position.Position):
+        def score(self, params, table, query, key):
+            return None
+
+    with pytest.raises(ValueError, match="does not keep"):
+        sj.LatentAttention(n_heads=2, d_head=4, d_rotary=2, d_latent=5, position=Scores())
+    one = jnp.ones(())
+    with pytest.raises(ValueError, match="latent attention keeps no values"):
+        run(SUB, parameters(SUB, jnp.float32), jnp.ones((1, T, D)), value=(one, one, one))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("query_latent", [7, None])
+def test_against_transformers(x64, query_latent):
+    torch = pytest.importorskip("torch")
+    from transformers.models.deepseek_v3 import modeling_deepseek_v3 as theirs
+    from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
+
+    config = DeepseekV3Config(
+        hidden_size=D,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        q_lora_rank=query_latent,
+        kv_lora_rank=5,
+        qk_nope_head_dim=4,
+        qk_rope_head_dim=6,
+        v_head_dim=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        attn_implementation="eager",
+    )
+    config.head_dim = 6
+    torch.manual_seed(0)
+    attention = theirs.DeepseekV3Attention(config, 0).double()
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    x = normal(2, T, D, key=1)
+    where = torch.arange(T)[None]
+    angles = theirs.DeepseekV3RotaryEmbedding(config).double()(torch.zeros(1, dtype=torch.double), where)
+    mask = torch.full((T, T), -torch.inf, dtype=torch.double).triu(1)[None, None]
+    with torch.no_grad():
+        wanted, _ = attention(torch.tensor(np.asarray(x)), angles, mask)
+
+    w = {name: jnp.asarray(value.detach().numpy()) for name, value in attention.named_parameters()}
+    up = w["kv_b_proj.weight"].T.reshape(5, 3, 4 + 2)
+    down = w["kv_a_proj_with_mqa.weight"].T
+    params = {
+        "query": w["q_proj.weight" if query_latent is None else "q_b_proj.weight"].T,
+        "latent": down[:, :5],
+        "rotary": down[:, 5:],
+        "latent_norm": {"scale": w["kv_a_layernorm.weight"]},
+        "key": up[..., :4].reshape(5, 12),
+        "value": up[..., 4:].reshape(5, 6),
+        "out": w["o_proj.weight"].T,
+        "inner_norm": {},
+    }
+    if query_latent is not None:
+        params |= {"query_latent": w["q_a_proj.weight"].T, "query_norm": {"scale": w["q_a_layernorm.weight"]}}
+    sub = sj.LatentAttention(n_heads=3, d_head=4, d_rotary=6, d_latent=5, d_query_latent=query_latent, d_value=2)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, parameters(sub))
+    # Their norms and angles are in float32.
+    assert largest_difference(run(sub, params, x)[0], wanted.numpy()) < 1e-6
