@@ -132,8 +132,10 @@ def _latent(rule, where, depth):
 
 def _parallel(rule, where, depth):
     model = _decoder(rule, where, 1)
-    both = sj.Parallel(subs=model.stack.segments[0].layers[0].subs, norm=sj.LayerNorm())
-    return _with_stack(model, (sj.Layer(subs=(both,)),), rule, depth)
+    attention, forward = model.stack.segments[0].layers[0].subs
+    near = dataclasses.replace(attention, name="near", window=2)
+    side_by_side = sj.Parallel(subs=(near, attention, forward), norm=sj.LayerNorm())
+    return _with_stack(model, (sj.Layer(subs=(side_by_side,)),), rule, depth)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -82,7 +82,7 @@ def test_dropout_differs_between_children():
 def test_two_windows_in_one_layer_keep_their_own_slots():
     subs = (replace(ATTENTION, name="near", window=3), replace(ATTENTION, name="far"))
     cache = sj.Parallel(subs=subs).cache(2, 9, D, jnp.float32)
-    assert [cache[name]["key"].shape[1] for name in ("near", "far")] == [3, 9]
+    assert [cache[name]["key"].shape[-2] for name in ("near", "far")] == [3, 9]
 
 
 def test_says_what_is_wrong():
