@@ -24,9 +24,10 @@ from rich.console import Console
 
 from experiments.lab import compile_cache, cost, data, progress, report
 from experiments.lab.grid import Grid, Setting
+from experiments.lab.headline import sentences
 from experiments.lab.results import Results
 from experiments.lab.store import Folder
-from experiments.lab.sweep import Interrupted, Sweep, run
+from experiments.lab.sweep import Interrupted, Sweep, run, save_record
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.scheduler != "local":
             raise ValueError(f"--scheduler {options.scheduler} comes later; start several workers on one --out instead")
         if options.report_only:
-            return _report(Results.of(options.out))
+            return _report(Folder(options.out))
         sweep = prepare(options, "python -m experiments.depth_sweep " + shlex.join(arguments))
         warnings = sweep.check()
     except ValueError as error:
@@ -112,9 +113,18 @@ def parse(arguments: Sequence[str]) -> Options:
     except SystemExit as stop:
         if stop.code != USAGE:
             raise
-        inside = [line.strip("│ ") for line in said.getvalue().splitlines() if line.startswith("│")]
-        message = " ".join(itertools.takewhile(lambda line: not re.fullmatch("─+", line), inside))
-        raise ValueError(re.sub(r"^Error parsing [A-Z]\w*: ", "", message) + " (see --help)") from None
+        raise ValueError(f"{_first_words(said.getvalue())} (see --help)") from None
+
+
+def _first_words(box: str) -> str:
+    """What a box of the option parser says below its title and above its next rule, in one line."""
+    _, *lines = [line.strip(" │╭╮╰╯") for line in box.splitlines() if line.strip()]
+    below = itertools.dropwhile(_is_rule, lines)
+    return re.sub(r"^Error parsing [a-z]+: ", "", " ".join(itertools.takewhile(lambda line: not _is_rule(line), below)))
+
+
+def _is_rule(line: str) -> bool:
+    return re.fullmatch("[─-]+", line) is not None
 
 
 def prepare(options: Options, command: str) -> Sweep:
@@ -139,11 +149,19 @@ def prepare(options: Options, command: str) -> Sweep:
 def dry_run(sweep: Sweep) -> str:
     """What would run, and what it costs, as text."""
     setting = sweep.setting
-    lines = [progress.header(sweep), "", f"{'recipe':<20}{'depth':>6}{'cells':>7}{'done':>6}{'params':>13}{'FLOPs':>10}{'memory':>11}"]
+    lines = [
+        progress.header(sweep),
+        "",
+        f"{'recipe':<20}{'depth':>6}{'cells':>7}{'done':>6}{'params':>13}{'FLOPs':>10}{'memory':>11}",
+    ]
     total = 0
     for group in sweep.groups():
         done = sum(sweep.folder.summary(cell) is not None for cell in group.named(sweep.common)[1])
-        model = setting.model(group.recipe, group.depth, sweep.corpus.vocab)
+        try:
+            model = setting.model(group.recipe, group.depth, sweep.corpus.vocab)
+        except Exception as error:
+            lines.append(f"{group.recipe:<20}{group.depth:>6}  cannot be built: {type(error).__name__}")
+            continue
         flops = len(group.cells) * setting.steps * sweep.flops_per_step(group.recipe, group.depth)
         total += 0 if done == len(group.cells) else flops
         memory = cost.memory_estimate(
@@ -160,7 +178,10 @@ def dry_run(sweep: Sweep) -> str:
             f"{group.recipe:<20}{group.depth:>6}{len(group.cells):>7}{done:>6}{model.n_params:>13,}{flops:>10.1e}"
             f"{memory / 2**20:>7.0f} MiB"
         )
-    lines += ["", f"{total:.2e} model FLOPs are left to do. Memory is an estimate, to a factor of two. Nothing was written."]
+    lines += [
+        "",
+        f"{total:.2e} model FLOPs are left to do. Memory is an estimate, to a factor of two. Nothing was written.",
+    ]
     return "\n".join(lines)
 
 
@@ -171,7 +192,7 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
 
     def note(number: int, _: object) -> None:
         asked.append(number)
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -197,12 +218,15 @@ def _run(sweep: Sweep, retry_failed: bool) -> int:
         return INTERRUPTED
     finally:
         show.close()
-    return _report(Results.of(sweep.folder.path))
+    return _report(sweep.folder)
 
 
-def _report(results: Results) -> int:
+def _report(folder: Folder) -> int:
+    results = Results.of(folder.path)
+    save_record(folder, results.base, folder.groups())
     results.save()
-    print(f"\n{report.summary(results)}\n\nThe report: {report.write(results)}")
+    headline = "\n".join(f"- {line}" for line in sentences(results))
+    print(f"\n{headline}\n\nThe report: {report.write_report(results)}")
     return FAILED if any(cell["status"] == "failed" for cell in results.cells) else OK
 
 

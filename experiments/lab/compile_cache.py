@@ -5,20 +5,30 @@ A program from the cache is the program that was compiled: it changes no number.
 
 import contextlib
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 
+LEAST_SECONDS = 0.3
+"""Programs that compile faster are not kept."""
+
 _HIT = "/jax/compilation_cache/cache_hits"
 
 
 def enable() -> Path:
-    """Keep compiled programs in the user's cache folder, unless JAX was told of another."""
-    known = jax.config.jax_compilation_cache_dir
+    """Keep compiled programs in the user's cache folder, unless JAX was told of another.
+
+    Each machine has its own, for programs are compiled for its processor.
+    """
+    known = jax.config.read("jax_compilation_cache_dir")
+    if known:
+        return Path(known)
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(known) if known else home / "stackjax" / "xla"
+    folder = home / "stackjax" / "xla" / platform.node()
     jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
     return folder
 
 

@@ -58,7 +58,7 @@ class Corpus:
             digest.update(f"{split.dtype.str} {len(split)}\n".encode())
             for start in range(0, len(split), PIECE):
                 piece = np.ascontiguousarray(split[start : start + PIECE])
-                digest.update(piece)
+                digest.update(piece.data)
                 top = max(top, int(piece.max()))
         if vocab is None:
             vocab = top + 1
@@ -85,8 +85,8 @@ class Corpus:
         for split, tokens in (("training", self.train), ("validation", self.valid)):
             if len(tokens) < batch * (context + 1):
                 raise ValueError(
-                    f"{self.name}: too short: {len(tokens)} {split} tokens, and one batch needs {batch * (context + 1)} "
-                    f"(--batch {batch} windows of --context {context} tokens and one)"
+                    f"{self.name}: too short: {len(tokens)} {split} tokens, and one batch needs "
+                    f"{batch * (context + 1)} (--batch {batch} windows of --context {context} tokens and one)"
                 )
 
     def batch(self, *, seed: int, step: int, batch: int, context: int) -> np.ndarray:

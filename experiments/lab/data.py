@@ -20,7 +20,16 @@ import numpy as np
 from experiments.lab.corpus import Corpus
 
 FEW = 20
-LIBRARY_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "__pycache__"}
+LIBRARY_LEFT_OUT = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idlelib",
+    "lib2to3",
+    "turtledemo",
+    "__pycache__",
+}
 
 
 def standard_library() -> Corpus:

@@ -30,19 +30,25 @@ class Grid:
     """Numbers of layers, 0 or more."""
     recipes: tuple[str, ...] = ("pre_norm", "post_norm", "deepnorm")
     """Names, or dotted paths of your own (my.module:recipe)."""
-    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    learning_rates: tuple[float, ...] = (1e-3, 5e-3, 2.5e-2)
     """Peaks of the schedule; every recipe and depth gets all of them."""
     seeds: int = 1
     """How many: 3 means seeds 0, 1 and 2. A seed sets the init and the order of the data."""
 
     def __post_init__(self):
-        for name, values in (("depths", self.depths), ("recipes", self.recipes), ("learning-rates", self.learning_rates)):
+        for name, values in (
+            ("depths", self.depths),
+            ("recipes", self.recipes),
+            ("learning-rates", self.learning_rates),
+        ):
             if not values:
                 raise ValueError(f"--{name} needs at least one value")
         if min(self.depths) < 0:
             raise ValueError(f"--depths must be 0 or more; got {min(self.depths)}")
         if not all(0 < rate < float("inf") for rate in self.learning_rates):
-            raise ValueError(f"--learning-rates must be positive; got {' '.join(f'{r:g}' for r in self.learning_rates)}")
+            raise ValueError(
+                f"--learning-rates must be positive; got {' '.join(f'{r:g}' for r in self.learning_rates)}"
+            )
         if self.seeds < 1:
             raise ValueError(f"--seeds is how many, 1 or more; got {self.seeds}")
 

@@ -115,12 +115,12 @@ class Run:
         eval_every: int,
         mode: Mode = "vmap",
     ):
-        self.hypers, self.feed, self.eval_every = tuple(hypers), feed, eval_every
+        self.trainer, self.hypers, self.feed, self.eval_every = trainer, tuple(hypers), feed, eval_every
         self.steps = int(hypers[0].steps)
         self._hyper = stack_hyper(hypers)
         self._valid = jax.tree.map(jnp.asarray, valid)
         self.programs = compile_lanes(trainer, self._hyper, self._batches(0), self._valid, mode)
-        self.state: State | None = None
+        self.state: State
         self.metrics: list[list[dict[str, Any]]] = [[] for _ in hypers]
         self.layers: list[list[dict[str, Any]]] = [[] for _ in hypers]
         self.step_seconds: list[float] = []
@@ -224,9 +224,7 @@ def fit(
         `state`, whose arrays have a leading axis of lanes.
     """
     corpus.check(batch=batch, context=context)
-    hypers = [
-        Hyper(learning_rate=rate, seed=seed, steps=steps, **numbers) for rate in learning_rates for seed in seeds
-    ]
+    hypers = [Hyper(learning_rate=rate, seed=seed, steps=steps, **numbers) for rate in learning_rates for seed in seeds]
     run = Run(
         trainer,
         hypers,

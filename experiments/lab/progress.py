@@ -3,7 +3,8 @@
 import time
 from typing import Any
 
-from rich.console import Console, Group as Rows
+from rich.console import Console
+from rich.console import Group as Rows
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -21,10 +22,10 @@ def header(sweep: Sweep) -> str:
     """What is about to run, in two lines."""
     setting, corpus = sweep.setting, sweep.corpus
     return (
-        f"{corpus.name}: {len(corpus.train):,} training and {len(corpus.valid):,} validation tokens, V = {corpus.vocab}, "
-        f"sha256 {corpus.sha256[:10]}\n"
-        f"D = {setting.d_model}, H = {setting.n_heads}, T = {setting.context}, B = {setting.batch}, {setting.steps} steps "
-        f"of {setting.optimizer}, on {sweep.device}"
+        f"{corpus.name}: {len(corpus.train):,} training and {len(corpus.valid):,} validation tokens, "
+        f"V = {corpus.vocab}, sha256 {corpus.sha256[:10]}\n"
+        f"D = {setting.d_model}, H = {setting.n_heads}, T = {setting.context}, B = {setting.batch}, "
+        f"{setting.steps} steps of {setting.optimizer}, on {sweep.device}"
     )
 
 
@@ -79,7 +80,11 @@ class Screen:
 
     def __init__(self, console: Console):
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
         )
         self._task = self._bar.add_task("layer-steps", total=None)
         self._rows: dict[Any, list[str]] = {}
@@ -151,7 +156,9 @@ def _work(group: Group) -> int:
     return len(group.cells) * (group.depth + 1)
 
 
-def _row(group: Group, cell: Any, state: str, step: str = "", valid: str = "", best: str = "", speed: str = "") -> list[str]:
+def _row(
+    group: Group, cell: Any, state: str, step: str = "", valid: str = "", best: str = "", speed: str = ""
+) -> list[str]:
     return [group.recipe, str(group.depth), f"{cell.learning_rate:g}", str(cell.seed), state, step, valid, best, speed]
 
 

@@ -1,5 +1,6 @@
 """A run's folder read back: tables as lists of dicts, for a notebook, a chart or a file."""
 
+import collections
 import csv
 import io
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from experiments.lab.store import Folder, Json, read_rows, write
 
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "cell",
     "recipe",
     "depth",
@@ -66,14 +67,15 @@ class Results:
         for config in folder.configs():
             summary = folder.summary(config["cell"]) or {"status": "unfinished", "message": ""}
             cells.append({**dict.fromkeys(COLUMNS), **config, **summary})
-        cells.sort(key=lambda cell: (cell["depth"], cell["recipe"], cell["learning_rate"], cell["seed"]))
+        order = [group["lanes"][0]["recipe"] for group in base.get("groups", {}).values()]
+        order = list(dict.fromkeys([*order, *(cell["recipe"] for cell in cells)]))
+        cells.sort(key=lambda c: (c["depth"], order.index(c["recipe"]), c["learning_rate"], c["seed"]))
         return cls(folder, base, cells)
 
     @cached_property
     def recipes(self) -> list[str]:
-        """Names, in the order of the first sweep's command where it is known."""
-        begun = [lanes["lanes"][0]["recipe"] for lanes in self.base.get("groups", {}).values()]
-        return list(dict.fromkeys([*begun, *(cell["recipe"] for cell in self.cells)]))
+        """Names, in the order in which they were first asked for."""
+        return list(dict.fromkeys(cell["recipe"] for cell in self.cells))
 
     @cached_property
     def depths(self) -> list[int]:
@@ -104,9 +106,10 @@ class Results:
         return rows
 
     def curve(self, cell: Json) -> list[Json]:
-        """Points of a cell's curve: step, tokens, flops, validation loss, and training loss averaged over a few steps."""
-        metrics, points, recent = self.metrics(cell), [], []
+        """Points of a cell's curve: step, tokens, flops, valid_loss, and train_loss as a mean of a few steps."""
+        metrics = self.metrics(cell)
         steps = max((row["step"] for row in metrics), default=0) or 1
+        points, recent = [], collections.deque(maxlen=SMOOTHING)
         for row in metrics:
             if row["train_loss"] is not None:
                 recent.append(row["train_loss"])
@@ -122,7 +125,6 @@ class Results:
                     "valid_loss": row["valid_loss"],
                 }
             )
-            recent = []
         return points
 
     def csv(self) -> str:

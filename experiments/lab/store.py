@@ -109,7 +109,7 @@ class Folder:
     def save_checkpoint(self, group: str, names: tuple[str, ...], run: Run) -> None:
         """Write all that a run needs to go on; the rows first, so that none is ever missing."""
         self.save_rows(names, run)
-        arrays = {f"leaf_{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(run.state))}
+        arrays: dict[str, Any] = {f"leaf_{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(run.state))}
         path = self._checkpoint(group)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{uuid.uuid4().hex}.npz")
@@ -151,7 +151,8 @@ def _lines(rows: list[Json]) -> str:
 def save_params(path: Path, params: Params, lane: int) -> None:
     """Write one lane's parameters as an npz, each under its path in the tree."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    np.savez(path, **{path_name(key): np.asarray(leaf[lane]) for key, leaf in leaves})
+    arrays: dict[str, Any] = {path_name(key): np.asarray(leaf[lane]) for key, leaf in leaves}
+    np.savez(path, **arrays)
 
 
 def load_params(path: Path, model: Model) -> Params:

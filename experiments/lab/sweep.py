@@ -1,20 +1,18 @@
 """The loop over a sweep's groups: claim, compile, train, save, and go on whatever happens to one of them."""
 
 import json
-import math
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Protocol
 
 from experiments.lab import cost, environment, names
 from experiments.lab.claim import Claim, holder
 from experiments.lab.corpus import Corpus
 from experiments.lab.grid import SCHEMA, Grid, Group, Setting, plan
 from experiments.lab.lanes import Mode, Run
+from experiments.lab.outcome import failure, summary
 from experiments.lab.store import Folder, Json, read, save_params, write
 
 
@@ -80,11 +78,20 @@ class Sweep:
         Raises:
             ValueError: unknown names, sizes that do not fit, too little data, a folder that holds something else.
         """
+        self.corpus.check(batch=self.setting.batch, context=self.setting.context)
+        return [*self._check_models(), *self._check_folder()]
+
+    def _check_models(self) -> list[str]:
+        warnings = []
         for recipe in self.grid.recipes:
             for depth in self.grid.depths:
-                self.setting.trainer(recipe, depth, self.corpus.vocab)
-        self.corpus.check(batch=self.setting.batch, context=self.setting.context)
-        return self._check_folder()
+                try:
+                    self.setting.trainer(recipe, depth, self.corpus.vocab)
+                except ValueError:
+                    raise
+                except Exception as error:
+                    warnings.append(f"{recipe} at depth {depth} cannot be built: {failure(error)['message']}")
+        return warnings
 
     def _check_folder(self) -> list[str]:
         path = self.folder.path
@@ -101,7 +108,9 @@ class Sweep:
         if before["schema"] != SCHEMA:
             raise ValueError(f"{path} was written by another version of this program; choose another --out")
         if changed:
-            differences = ", ".join(f"{name.replace('_', '-')} {theirs.get(name)} (now {mine[name]})" for name in changed)
+            differences = ", ".join(
+                f"{name.replace('_', '-')} {theirs.get(name)} (now {mine[name]})" for name in changed
+            )
             raise ValueError(f"{path} holds a sweep with {differences}; choose another --out, or its options")
         for config in self.folder.configs():
             name = config["recipe"]
@@ -119,10 +128,8 @@ class Sweep:
     def configs(self, group: Group) -> list[Json]:
         """What each cell of a group is, for its config.json."""
         group_name, cell_names = group.named(self.common)
-        model = self.setting.model(group.recipe, group.depth, self.corpus.vocab)
         shared = {
-            "description": names.describe(model.stack.recipe),
-            "params": model.n_params,
+            "description": names.describe(names.recipe_named(group.recipe)),
             "group": {
                 "name": group_name,
                 "mode": group.mode,
@@ -131,9 +138,7 @@ class Sweep:
             },
             **self.base(),
         }
-        return [
-            {"cell": name, **asdict(cell), **shared} for name, cell in zip(cell_names, group.cells, strict=True)
-        ]
+        return [{"cell": name, **asdict(cell), **shared} for name, cell in zip(cell_names, group.cells, strict=True)]
 
     def flops_per_step(self, recipe: str, depth: int) -> int:
         """Model FLOPs of one training step of one cell."""
@@ -152,19 +157,35 @@ class Sweep:
 
     def save(self, groups: list[Group]) -> None:
         """Write sweep.json: what all cells share, the groups, and every command so far."""
-        before = read(self.folder.sweep_file) or {**self.base(), "groups": {}, "commands": []}
-        lanes = {
-            group.named(self.common)[0]: {"mode": group.mode, "lanes": [asdict(cell) for cell in group.cells]}
-            for group in groups
-        }
+        begun = {group.named(self.common)[0]: group for group in groups}
         command = {
             "command": self.command,
             "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "versions": self.versions,
             "device": self.device,
         }
-        record = {**before, "groups": before["groups"] | lanes, "commands": [*before["commands"], command]}
-        write(self.folder.sweep_file, json.dumps(record, indent=1))
+        save_record(self.folder, self.folder.base() or self.base(), begun, command)
+
+
+def save_record(folder: Folder, base: Json, groups: dict[str, Group], *commands: Json) -> None:
+    """Write sweep.json, what was in it before included.
+
+    Args:
+        folder: where.
+        base: what all cells share.
+        groups: to be added, by name.
+        *commands: to be added.
+    """
+    before = read(folder.sweep_file) or {"groups": {}, "commands": []}
+    lanes = {
+        name: {"mode": group.mode, "lanes": [asdict(cell) for cell in group.cells]} for name, group in groups.items()
+    }
+    record = {
+        **{name: base[name] for name in ("schema", "setting", "data", "versions", "device")},
+        "groups": before["groups"] | lanes,
+        "commands": [*before["commands"], *commands],
+    }
+    write(folder.sweep_file, json.dumps(record, indent=1))
 
 
 def run(sweep: Sweep, show: Show) -> bool:
@@ -203,14 +224,13 @@ def run(sweep: Sweep, show: Show) -> bool:
 def _run_group(sweep: Sweep, group: Group, claim: Claim, show: Show) -> None:
     name, cells = group.named(sweep.common)
     sweep.folder.clean(name, cells)
-    configs = sweep.configs(group)
-    for cell, config in zip(cells, configs, strict=True):
+    for cell, config in zip(cells, sweep.configs(group), strict=True):
         write(sweep.folder.cell(cell) / "config.json", json.dumps(config, indent=1))
     show.compiling(group)
     try:
         run = _trained(sweep, group, claim, show)
         flops = sweep.flops_per_step(group.recipe, group.depth)
-        summaries = [summary(config, run, lane, flops) for lane, config in enumerate(configs)]
+        summaries = [summary(sweep.setting, run, lane, flops) for lane in range(len(cells))]
         sweep.folder.save_rows(cells, run)
         if sweep.keep_params:
             for lane, cell in enumerate(cells):
@@ -218,7 +238,7 @@ def _run_group(sweep: Sweep, group: Group, claim: Claim, show: Show) -> None:
     except (Interrupted, TakenOver):
         raise
     except Exception as error:
-        summaries = [{"status": "failed", "message": reason(error)} for _ in cells]
+        summaries = [failure(error)] * len(cells)
         for cell in cells:
             write(sweep.folder.cell(cell) / "error.txt", traceback.format_exc())
     for cell, ended in zip(cells, summaries, strict=True):
@@ -258,57 +278,3 @@ def _trained(sweep: Sweep, group: Group, claim: Claim, show: Show) -> Run:
         if stopping:
             raise Interrupted
     return run
-
-
-def summary(config: Json, run: Run, lane: int, flops_per_step: int) -> Json:
-    """How a cell ended: its row in the results, from its curve.
-
-    A cell diverged if a loss or gradient was not finite, or if from some chunk on its mean loss never came back below
-    its first loss; `diverged_step` is the first step of that. `train_loss` is the mean over the last chunk.
-    """
-    rows = [row for row in run.metrics[lane] if row["step"] > 0]
-    losses = [math.nan if row["train_loss"] is None else row["train_loss"] for row in rows]
-    valid = {row["step"]: row["valid_loss"] for row in run.metrics[lane] if row["valid_loss"] is not None}
-    finite = bool(np.asarray(run.state.alive)[lane])
-    diverged_step = first_above(losses, run.eval_every) if finite else rows[-1]["step"]
-    best_step = min(valid, key=lambda step: valid[step], default=None)
-    steps = rows[-1]["step"]
-    message = ""
-    if diverged_step is not None:
-        message = "above its first loss for good" if finite else "not finite"
-    return {
-        "status": "ok" if diverged_step is None else "diverged",
-        "message": message,
-        "steps": steps,
-        "params": config["params"],
-        "tokens": steps * config["setting"]["batch"] * config["setting"]["context"],
-        "flops": steps * flops_per_step,
-        "train_loss": _finite(np.mean(losses[-run.eval_every :])),
-        "valid_loss": valid.get(steps) if finite else None,
-        "best_valid_loss": None if best_step is None else valid[best_step],
-        "best_step": best_step,
-        "diverged_step": diverged_step,
-        "compile_seconds": run.programs.compile_seconds,
-        "step_seconds": float(np.median(run.step_seconds)) / len(run.hypers) if run.step_seconds else None,
-        "temp_bytes": run.programs.temp_bytes,
-    }
-
-
-def first_above(losses: list[float], chunk: int) -> int | None:
-    """The first step (counted from 1) of the chunk from which on every chunk's mean loss is above the first loss."""
-    means = [np.mean(losses[i : i + chunk]) for i in range(0, len(losses), chunk)]
-    last_below = max((i for i, mean in enumerate(means) if mean <= losses[0]), default=-1)
-    return None if last_below == len(means) - 1 else (last_below + 1) * chunk + 1
-
-
-def _finite(x: Any) -> float | None:
-    return float(x) if math.isfinite(x) else None
-
-
-def reason(error: Exception) -> str:
-    """What went wrong, in one line."""
-    lines = str(error).strip().splitlines()
-    text = f"{type(error).__name__}: {lines[0] if lines else ''}".strip(": ")
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
-        return f"out of memory (try --lanes loop, or --remat nested): {text}"
-    return text

@@ -193,12 +193,14 @@ class Trainer:
 
         gradient = jax.grad(objective, argnums=(0, 1), has_aux=True)
         (gradients, squares), loss = gradient(state.params, jnp.zeros(depth + 1))
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         clipped = jax.tree.map(lambda g: g * jnp.minimum(1.0, hyper.clip_norm / norm), gradients)
         optimizer = self._optimizer(self.learning_rate(hyper, state.step), hyper.weight_decay)
+        updates: Any
         updates, moments = optimizer.update(clipped, state.optimizer, state.params)
+        updated: Any = optax.apply_updates(state.params, updates)
         declaration = model.declaration()
-        params = model.stack.recipe.constrain(optax.apply_updates(state.params, updates), declaration)
+        params = model.stack.recipe.constrain(updated, declaration)
 
         made = state.alive & (state.step < hyper.steps)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)

@@ -1,0 +1,134 @@
+"""Charts of what happens in each layer, over training and over depth, like those in `chart`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+from experiments.lab import chart
+from experiments.lab.results import Results
+from experiments.lab.store import Json
+
+MOST_LAYERS, MOST_STEPS = 48, 6
+
+STREAM = ("stream_rms", "cosine", "token_similarity")
+GRADIENT = ("stream_gradient", "grad_norm", "update_ratio")
+BRANCH = ("branch_ratio", "attention_entropy", "max_logit")
+TITLES = {
+    "stream_rms": "RMS of the stream",
+    "cosine": "cosine of x_l and x_(l+1)",
+    "token_similarity": "cosine between tokens",
+    "stream_gradient": "|dLoss / dx_l|",
+    "grad_norm": "gradient norm of the weights",
+    "update_ratio": "|update| / |weights|",
+    "branch_ratio": "branch / stream",
+    "attention_entropy": "attention entropy (nats)",
+    "max_logit": "largest attention logit",
+}
+LOGARITHMIC = {"stream_rms", "stream_gradient", "grad_norm", "update_ratio", "branch_ratio", "max_logit"}
+
+
+def stream_over_time(results: Results) -> alt.TopLevelMixin | None:
+    """What the layers do to the stream, over training, at the greatest depth."""
+    return _over_time(results, STREAM)
+
+
+def gradients_over_time(results: Results) -> alt.TopLevelMixin | None:
+    """Gradients and updates in the layers, over training, at the greatest depth."""
+    return _over_time(results, GRADIENT)
+
+
+def branches_over_time(results: Results) -> alt.TopLevelMixin | None:
+    """Branches and attention in the layers, over training, at the greatest depth."""
+    return _over_time(results, BRANCH)
+
+
+def stream_over_depth(results: Results) -> alt.TopLevelMixin | None:
+    """What the layers do to the stream at the end of training, for every depth."""
+    return _over_depth(results, STREAM)
+
+
+def gradients_over_depth(results: Results) -> alt.TopLevelMixin | None:
+    """Gradients and updates in the layers at the end of training, for every depth."""
+    return _over_depth(results, GRADIENT)
+
+
+def branches_over_depth(results: Results) -> alt.TopLevelMixin | None:
+    """Branches and attention in the layers at the end of training, for every depth."""
+    return _over_depth(results, BRANCH)
+
+
+def _over_time(results: Results, measures: Sequence[str]) -> alt.TopLevelMixin | None:
+    rows = []
+    for cell in chart.best_cells(results, depths=results.depths[-1:], one_seed=True):
+        for profile in _thin(results.layers(cell), MOST_STEPS):
+            rows += _points(cell, profile, measures)
+    color = chart.ramp("step", (row["step"] for row in rows))
+    return _profiles(results, rows, measures, alt.X("layer:Q", title="layer"), color, "step:Q")
+
+
+def _over_depth(results: Results, measures: Sequence[str]) -> alt.TopLevelMixin | None:
+    rows = []
+    for cell in chart.best_cells(results, one_seed=True):
+        for profile in results.layers(cell)[-1:]:
+            rows += _points(cell, profile, measures)
+    x = alt.X("share:Q", title="layer / depth", axis=alt.Axis(format="~%", tickCount=3))
+    color = chart.ramp("depth", results.depths)
+    return _profiles(results, rows, measures, x, color, "depth:O")
+
+
+def _points(cell: Json, profile: Json, measures: Sequence[str]) -> list[Json]:
+    """One row for each layer and each measure of these kinds, thinned to `MOST_LAYERS` layers."""
+    rows = []
+    for name, values in profile.items():
+        kind, _, sub = name.partition("/")
+        if kind not in measures:
+            continue
+        last = max(len(values) - 1, 1)
+        for layer, value in _thin(list(enumerate(values)), MOST_LAYERS):
+            if value is not None and (value > 0 or kind not in LOGARITHMIC):
+                key = {"recipe": cell["recipe"], "depth": cell["depth"], "step": profile["step"]}
+                rows.append({**key, "kind": kind, "sub": sub, "layer": layer, "share": layer / last, "value": value})
+    return rows
+
+
+def _profiles(
+    results: Results, rows: list[Json], measures: Sequence[str], x: alt.X, color: alt.Color, detail: str
+) -> alt.TopLevelMixin | None:
+    """A row of panels for each measure, a column for each recipe."""
+    pictures = [(kind, sub) for kind in measures for sub in sorted({r["sub"] for r in rows if r["kind"] == kind})]
+    bands = []
+    for picture in pictures:
+        kind, sub = picture
+        own = [row for row in rows if (row["kind"], row["sub"]) == picture]
+        title = [TITLES[kind], sub.replace("_", "-")] if sub and kind == "branch_ratio" else TITLES[kind]
+        scale, axis = alt.Scale(zero=False), alt.Axis(tickCount=4, format="~g", titleFontSize=11)
+        if kind in LOGARITHMIC:
+            ticks = chart.decades(row["value"] for row in own)
+            form = "~g" if min(ticks) >= 1e-3 else ".0e"
+            scale, axis = (
+                alt.Scale(type="log"),
+                alt.Axis(values=ticks, format=form, titleFontSize=11, labelOverlap=True),
+            )
+        panel = (
+            alt.Chart()
+            .mark_line(strokeWidth=1.8)
+            .encode(
+                x=x if picture == pictures[-1] else x.title(None),
+                y=alt.Y("value:Q", title=title, scale=scale, axis=axis),
+                color=color,
+                detail=detail,
+                tooltip=["recipe:N", "depth:Q", "step:Q", "layer:Q", alt.Tooltip("value:Q", format=".3g")],
+            )
+            .properties(width=chart.WIDTH, height=130)
+        )
+        facet = chart.recipe_facet(results, labels=picture == pictures[0])
+        bands.append(panel.facet(facet, data=alt.Data(values=own), columns=chart.COLUMNS))
+    return alt.vconcat(*bands, spacing=8).resolve_scale(color="shared") if bands else None
+
+
+def _thin(items: Sequence[Any], most: int) -> list[Any]:
+    """At most that many of the items, evenly spread, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]

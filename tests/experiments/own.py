@@ -1,0 +1,29 @@
+"""Recipes of one's own, named by dotted path in the tests."""
+
+from dataclasses import dataclass
+
+from stackjax import recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken(recipe.PreNorm):
+    """Raises when a model of two layers is described."""
+
+    def gain(self, role, geometry):
+        if geometry.depth == 2:
+            raise RuntimeError("no init for you\nsecond line")
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hungry(recipe.PreNorm):
+    """Runs out of memory when a model of two layers is drawn."""
+
+    def gain(self, role, geometry):
+        if geometry.depth == 2 and role == "query":
+            raise MemoryError("RESOURCE_EXHAUSTED: 3 GiB")
+        return 1.0
+
+
+instance = recipe.PreNorm()
+not_a_recipe = 3

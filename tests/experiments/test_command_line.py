@@ -1,0 +1,141 @@
+"""The command line: bad usage is one line and exit status 2, before anything is written."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import depth_sweep
+from tests.experiments.conftest import GRID, arguments
+from tests.experiments.test_data import bad_inputs
+
+
+def refused(capsys, command, out, *said):
+    """Run a command that cannot be; returns its one line."""
+    assert depth_sweep.main([str(word) for word in command]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("depth_sweep: ") and captured.err.count("\n") == 1, captured.err
+    for words in said:
+        assert words in captured.err
+    assert captured.out == "" and not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--recipes", "pre_nrom"), "did you mean pre_norm"),
+        (("--recipes", "no.module:x"), "cannot be imported"),
+        (("--depths", "-1"), "--depths must be 0 or more; got -1"),
+        (("--depths", "deep"), "--depths"),
+        (("--depths", "2.5"), "--depths"),
+        (("--n-heads", "3"), "n_heads must divide d_model; got d_model=8, n_heads=3"),
+        (("--learning-rates", "-1e-3"), "--learning-rates must be positive; got -0.001"),
+        (("--learning-rates", "nan"), "must be positive"),
+        (("--seeds", "0"), "1 or more"),
+        (("--steps", "0"), "--steps must be 1 or more"),
+        (("--warmup", "6"), "--warmup must be 0 or more and less than --steps 6"),
+        (("--position", "rotory"), "did you mean rotary"),
+        (("--schedule", "triangle"), "--schedule"),
+        (("--depht", "3"), "Unrecognized options: --depht"),
+        (("--context", "100000"), "too short"),
+        (("--scheduler", "ray"), "comes later"),
+        (("--scheduler", "slurm"), "comes later"),
+    ],
+)
+def test_bad_usage(tmp_path, corpus, capsys, words, said):
+    out = tmp_path / "out"
+    refused(capsys, [*arguments(out, corpus), *words], out, said)
+
+
+def test_bad_data(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    out = tmp_path / "out"
+    for options, said in bad_inputs(tmp_path / "data").values():
+        more = ["--vocab", options["vocab"]] if "vocab" in options else []
+        refused(capsys, [*arguments(out, options["where"]), *more], out, said)
+
+
+def test_nothing_to_report(tmp_path, capsys):
+    refused(capsys, ["--report-only", "--out", tmp_path / "none"], tmp_path / "none", "holds no sweep")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--steps", "9"), "steps 6 (now 9)"),
+        (("--d-model", "16", "--batch", "4"), "d-model 8 (now 16), batch 2 (now 4)"),
+    ],
+)
+def test_a_folder_with_other_options_is_left_alone(copy, corpus, capsys, words, said):
+    before = {path: path.stat().st_mtime for path in copy.rglob("*")}
+    assert depth_sweep.main([*arguments(copy, corpus, *GRID), *words]) == 2
+    assert said in capsys.readouterr().err
+    assert {path: path.stat().st_mtime for path in copy.rglob("*")} == before
+
+
+def test_a_folder_with_other_data_or_other_things_is_left_alone(copy, tmp_path, corpus, capsys):
+    other = tmp_path / "other.txt"
+    other.write_text("other text " * 50)
+    assert depth_sweep.main(arguments(copy, other)) == 2
+    assert "data" in capsys.readouterr().err
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").touch()
+    assert depth_sweep.main(arguments(mine, corpus)) == 2
+    assert "holds files that are no sweep" in capsys.readouterr().err
+    assert depth_sweep.main(arguments(other, corpus)) == 2
+    assert "not a folder" in capsys.readouterr().err
+
+
+def test_a_recipe_that_changed_is_not_mixed_with_its_old_self(tmp_path, corpus, capsys, monkeypatch):
+    from stackjax import recipe
+    from tests.experiments import own
+
+    command = arguments(tmp_path / "out", corpus, "--depths", 0, "--recipes", "tests.experiments.own:instance")
+    assert depth_sweep.main([*command, "--learning-rates", "1e-3"]) == 0
+    monkeypatch.setattr(own, "instance", recipe.PreNorm(residual=recipe.residual.Pre(final=False)))
+    assert depth_sweep.main(command) == 2
+    assert "has changed since" in capsys.readouterr().err
+
+
+def test_other_versions_are_a_warning(copy, corpus, capsys):
+    record = json.loads((copy / "sweep.json").read_text())
+    record["versions"]["jax"] = "0.0.1"
+    (copy / "sweep.json").write_text(json.dumps(record))
+    assert depth_sweep.main(arguments(copy, corpus, *GRID)) == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith("depth_sweep: warning: ") and "jax 0.0.1 (now" in captured.err
+
+
+def test_dry_run_writes_nothing(tmp_path, corpus, capsys, finished):
+    out = tmp_path / "out"
+    assert depth_sweep.main([*arguments(out, corpus, *GRID), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert not out.exists()
+    rows = [line.split() for line in said.splitlines() if line.startswith(("pre_norm", "post_norm"))]
+    assert [row[:4] for row in rows] == [
+        ["pre_norm", "0", "4", "0"],
+        ["post_norm", "0", "4", "0"],
+        ["pre_norm", "2", "4", "0"],
+        ["post_norm", "2", "4", "0"],
+    ]
+    before = {path: path.stat().st_mtime for path in finished.rglob("*")}
+    assert depth_sweep.main([*arguments(finished, corpus, *GRID), "--dry-run"]) == 0
+    assert "0.00e+00 model FLOPs are left" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime for path in finished.rglob("*")} == before
+
+
+def test_token_files_and_loops_sweep_too(tmp_path, capsys):
+    np.random.default_rng(0).integers(0, 40, 3000).astype("<u2").tofile(tmp_path / "tokens.bin")
+    command = arguments(tmp_path / "out", tmp_path / "tokens.bin", "--vocab", 50, "--lanes", "loop")
+    assert depth_sweep.main([*command, "--depths", "1", "--recipes", "complete_p", "--optimizer", "muon"]) == 0
+    assert "V = 50" in capsys.readouterr().out
+
+
+def test_help_is_no_error(capsys):
+    with pytest.raises(SystemExit) as stop:
+        depth_sweep.main(["--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    for words in ("--depths", "--learning-rates", "Exit status", "How many: 3 means seeds 0, 1 and 2"):
+        assert words in " ".join(said.replace("│", " ").split())

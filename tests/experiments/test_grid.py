@@ -1,0 +1,101 @@
+"""Cells, groups and their names."""
+
+import dataclasses
+
+import pytest
+
+from experiments.lab.grid import Cell, Grid, Group, Setting, plan
+
+COMMON = {"setting": {"steps": 1}, "data": "abc"}
+
+
+def test_the_default_grid_is_the_one_promised():
+    grid, setting = Grid(), Setting()
+    assert (grid.depths, grid.seeds) == ((2, 8, 24), 1)
+    assert grid.recipes == ("pre_norm", "post_norm", "deepnorm")
+    assert grid.learning_rates == (1e-3, 5e-3, 2.5e-2) and len(grid.cells()) == 27
+    assert (setting.steps, setting.d_model, setting.context, setting.batch) == (200, 64, 32, 8)
+
+
+def test_seeds_are_a_count():
+    assert {cell.seed for cell in Grid(seeds=1).cells()} == {0}
+    assert {cell.seed for cell in Grid(seeds=3).cells()} == {0, 1, 2}
+
+
+def test_repeated_values_are_one():
+    grid = Grid(depths=(2, 2), recipes=("deepnorm", "deepnorm"), learning_rates=(1e-3, 0.001))
+    assert len(grid.cells()) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Grid(depths=()), "--depths needs"),
+        (lambda: Grid(depths=(2, -1)), "0 or more; got -1"),
+        (lambda: Grid(recipes=()), "--recipes needs"),
+        (lambda: Grid(learning_rates=(1e-3, -1e-3)), "positive; got 0.001 -0.001"),
+        (lambda: Grid(learning_rates=(float("nan"),)), "positive"),
+        (lambda: Grid(seeds=0), "1 or more"),
+        (lambda: Setting(steps=0), "--steps must be 1 or more"),
+        (lambda: Setting(eval_batches=0), "--eval-batches"),
+        (lambda: Setting(warmup=200), "less than --steps 200; got 200"),
+        (lambda: Setting(weight_decay=-1.0), "--weight-decay"),
+        (lambda: Setting(clip_norm=0.0), "--clip-norm"),
+        (lambda: Setting(n_heads=7).model("pre_norm", 1, 9), "n_heads must divide d_model"),
+        (lambda: Setting(position="rotory").model("pre_norm", 1, 9), "did you mean rotary"),
+    ],
+)
+def test_what_cannot_be_is_refused(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+def test_a_tenth_is_warm_up_unless_said_otherwise():
+    assert Setting().warmup_steps == 20 and Setting(steps=5).warmup_steps == 0
+    assert Setting(warmup=0).warmup_steps == 0
+
+
+def test_names_say_what_a_cell_is_and_hash_all_that_determines_it():
+    cells = tuple(Grid(depths=(2,), recipes=("deepnorm",)).cells())
+    group = Group(cells=cells, mode="vmap")
+    name, own = group.named(COMMON)
+    assert name.startswith("deepnorm-L2-") and own[0].startswith("deepnorm-L2-lr0.001-s0-")
+    assert len(set(own)) == len(cells) and group.named(COMMON) == (name, own)
+    others = [
+        Group(cells=cells[:2], mode="vmap").named(COMMON),
+        Group(cells=cells, mode="loop").named(COMMON),
+        group.named({**COMMON, "data": "abd"}),
+        group.named({**COMMON, "setting": {"steps": 2}}),
+    ]
+    for other_name, other_own in others:
+        assert other_name != name and other_own[0] != own[0]
+    dotted = Group(cells=(dataclasses.replace(cells[0], recipe="tests.experiments.own:instance"),), mode="vmap")
+    assert dotted.named(COMMON)[0].startswith("tests.experiments.own-instance-L2-")
+
+
+def test_a_new_grid_is_one_group_for_each_recipe_and_depth():
+    groups = plan(Grid().cells(), [], "vmap")
+    assert [(group.depth, group.recipe) for group in groups[:4]] == [
+        (2, "pre_norm"),
+        (2, "post_norm"),
+        (2, "deepnorm"),
+        (8, "pre_norm"),
+    ]
+    assert all(len(group.cells) == 3 for group in groups)
+
+
+def test_a_larger_grid_keeps_groups_and_adds_new_ones():
+    small = Grid(depths=(2, 4), recipes=("pre_norm",), learning_rates=(1e-3, 3e-3))
+    known = plan(small.cells(), [], "vmap")
+    large = dataclasses.replace(small, depths=(2, 4, 8), learning_rates=(1e-3, 3e-3, 1e-2), seeds=2)
+    groups = plan(large.cells(), known, "loop")
+    assert [group for group in groups if group.mode == "vmap"] == known
+    new = [group for group in groups if group.mode == "loop"]
+    assert [(group.depth, len(group.cells)) for group in new] == [(2, 4), (4, 4), (8, 6)]
+    assert sorted(map(str, large.cells())) == sorted(str(cell) for group in groups for cell in group.cells)
+
+
+def test_a_smaller_grid_runs_whole_groups():
+    known = plan(Grid(recipes=("pre_norm",)).cells(), [], "vmap")
+    one = Cell(recipe="pre_norm", depth=8, learning_rate=1e-3, seed=0)
+    assert plan([one], known, "vmap") == [known[1]]

@@ -1,0 +1,117 @@
+"""The report: complete, offline, and drawn by a real browser."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from experiments.lab import chart, headline, report
+from experiments.lab.results import Results
+
+CHARTS = [name for figures in report.SECTIONS.values() for figure in figures for name, _ in figure.charts.values()]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def test_it_loads_nothing_from_anywhere(finished):
+    page = (finished / "report.html").read_text()
+    specs = json.loads(re.search(r'id="specs">(.*?)</script>', page, re.S).group(1).replace("<\\/", "</"))
+    assert list(specs) == CHARTS
+    assert "http" not in json.dumps(specs)
+    outside = re.sub(r"<script>.*?</script>", "", page, flags=re.S)
+    assert "http" not in outside and "src=" not in outside and "@import" not in outside and "url(" not in outside
+    assert page.count("<script") == 4 and "<link" not in page
+
+
+def test_it_answers_in_order(finished):
+    page = (finished / "report.html").read_text()
+    order = [
+        "headline",
+        *(f"<h2>{title}" for title in report.SECTIONS),
+        "<h2>Divergence",
+        "<h2>All cells",
+        "<h2>Environ",
+    ]
+    places = [page.index(words) for words in order]
+    assert places == sorted(places)
+    assert page.count("diverged</td>") == 2 * 8 and "not finite" in page
+    assert "python -m experiments.depth_sweep" in page
+
+
+def test_every_chart_is_a_figure_too(finished):
+    for name in CHARTS:
+        assert (finished / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (finished / "figures" / f"{name}.svg").read_text().startswith("<svg")
+
+
+def cell(recipe, depth, rate, loss, seed=0, status="ok"):
+    return {
+        "cell": "",
+        "recipe": recipe,
+        "depth": depth,
+        "learning_rate": rate,
+        "seed": seed,
+        "status": status,
+        "valid_loss": loss,
+    }
+
+
+def fake(cells, unigram=3.0, bigram=2.0):
+    return Results(None, {"data": {"unigram": unigram, "bigram": bigram}, "setting": {}}, cells)
+
+
+def test_headlines_say_what_the_cells_say():
+    cells = [cell("a", 2, rate, loss) for rate, loss in ((1e-4, 2.6), (1e-3, 2.5), (1e-2, 2.7))]
+    cells += [cell("a", 4, rate, loss) for rate, loss in ((1e-4, 2.9), (1e-3, 2.4), (1e-2, 2.95))]
+    cells += [cell("b", 2, rate, loss) for rate, loss in ((1e-4, 2.6), (1e-3, 2.5), (1e-2, 2.45))]
+    cells += [cell("b", 4, rate, loss) for rate, loss in ((1e-4, 2.9), (1e-3, 2.85), (1e-2, 2.95))]
+    lines = headline.sentences(fake(cells))
+    assert lines[0] == "At the greatest depth, 4 layers, the lowest loss is a 2.40 nats, then b 2.85."
+    assert lines[1] == "a trains up to depth 4, the greatest tried; its lowest loss, 2.40 nats, is there."
+    assert lines[2] == "b trains up to depth 2, not at 4 (2.85)."
+    assert lines[3].startswith("At 1 of 4 points the best learning rate is the highest tried") and len(lines) == 4
+
+
+def test_a_rate_at_which_a_seed_diverged_is_not_the_best():
+    cells = [cell("a", 2, 1e-3, 2.5), cell("a", 2, 1e-3, 2.7, seed=1), cell("a", 2, 1e-2, 2.0)]
+    cells += [cell("a", 2, 1e-2, None, seed=1, status="diverged")]
+    (row,) = fake(cells).best()
+    assert row["learning_rate"] == 1e-3 and row["loss"] == pytest.approx(2.6)
+    (row,) = fake(cells[3:]).best()
+    assert row["loss"] is None
+    assert headline.sentences(fake(cells[3:])) == ["a trains at none of the depths tried (2)."]
+
+
+def test_ticks_of_logarithmic_axes():
+    assert chart.decades([0.02, 50]) == [0.01, 0.1, 1, 10, 100]
+    assert chart.decades([2, 4]) == [1, 2, 5, 10, 20, 50]
+
+
+def test_nothing_has_ended_yet(copy):
+    for path in (copy / "cells").glob("*/*"):
+        if path.name != "config.json":
+            path.unlink()
+    found = Results.of(copy)
+    assert "16 cells have not ended yet." in headline.sentences(found)
+    assert "Nothing has ended yet" in report.write_report(found).read_text()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no browser here")
+def test_a_browser_draws_every_chart_without_an_error(finished, tmp_path):
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--no-first-run",
+    ]
+    command += [f"--user-data-dir={tmp_path}", "--virtual-time-budget=20000", "--enable-logging=stderr", "--dump-dom"]
+    done = subprocess.run([*command, (finished / "report.html").as_uri()], capture_output=True, text=True, timeout=180)
+    body = re.search(r"<body[^>]*>", done.stdout).group(0)
+    assert f'data-drawn="{len(CHARTS)}"' in body and 'data-broken="0"' in body
+    for name in CHARTS:
+        drawn = done.stdout.split(f'id="{name}"', 1)[1].split("</svg>", 1)[0]
+        assert drawn.count("<path") > 3, f"{name} is empty"
+    assert "CONSOLE" not in done.stderr, done.stderr

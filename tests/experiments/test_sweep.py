@@ -1,0 +1,292 @@
+"""Sweeps of tiny models: what they write, and that nothing stops them for good."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import depth_sweep
+from experiments.lab import claim, outcome, results, store, sweep
+from experiments.lab.grid import Setting
+from tests.experiments.conftest import GRID, PART, arguments
+
+TIMES = {"compile_seconds", "step_seconds"}
+
+
+def numbers(out):
+    """All results of a folder that must not depend on how it came about: by cell, rows and curves."""
+    found = {}
+    for folder in sorted((out / "cells").iterdir()):
+        summary = json.loads((folder / "summary.json").read_text())
+        rows = [
+            (folder / name).read_text() if (folder / name).exists() else ""
+            for name in ("metrics.jsonl", "layers.jsonl")
+        ]
+        found[folder.name] = ({name: x for name, x in summary.items() if name not in TIMES}, *rows)
+    return found
+
+
+def rows_of(out):
+    with open(out / "results.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_folder_holds_what_is_promised(finished):
+    assert {path.name for path in finished.iterdir()} == {
+        "cells",
+        "figures",
+        "groups",
+        "report.html",
+        "results.csv",
+        "sweep.json",
+    }
+    assert not list((finished / "groups").iterdir()), "claims and checkpoints are gone"
+    rows = rows_of(finished)
+    assert tuple(rows[0]) == results.COLUMNS and len(rows) == 2 * 2 * 2 * 2
+    for row in rows:
+        folder = finished / "cells" / row["cell"]
+        config = json.loads((folder / "config.json").read_text())
+        assert config["setting"]["steps"] == 6 and config["learning_rate"] == float(row["learning_rate"])
+        assert row["cell"] in config["group"]["names"] and config["group"]["mode"] == "vmap"
+        assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()][:2] == [0, 1]
+    record = json.loads((finished / "sweep.json").read_text())
+    assert len(record["groups"]) == 4 and record["data"]["sha256"] and record["versions"]["jax"]
+    assert "--depths 0 2" in record["commands"][0]["command"]
+
+
+def test_divergence_is_a_result(finished):
+    rows = rows_of(finished)
+    wild = [row for row in rows if float(row["learning_rate"]) == 1e30]
+    assert {row["status"] for row in rows if row not in wild} == {"ok"}
+    assert {row["status"] for row in wild} == {"diverged"}
+    assert all(int(row["diverged_step"]) >= 1 and row["message"] for row in wild)
+    calm = next(row for row in rows if row["status"] == "ok" and row["depth"] == "2")
+    assert float(calm["valid_loss"]) > 0 and int(calm["tokens"]) == 6 * 2 * 6 and int(calm["flops"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("losses", "step"),
+    [
+        ((5, 4, 3), None),
+        ((5, 6, 4), None),
+        ((5, 4, 6), 20),
+        ((5, 6, 4, 6, 7), 30),
+        ((5, 6, 7), 10),
+        ((5, 5), None),
+        ((5,), None),
+    ],
+)
+def test_above_the_first_loss_for_good(losses, step):
+    assert outcome.above_for_good({10 * i: float(loss) for i, loss in enumerate(losses)}) == step
+
+
+def test_the_same_command_again_runs_nothing(copy, corpus, capsys):
+    before = numbers(copy)
+    assert depth_sweep.main(arguments(copy, corpus, *GRID)) == 0
+    assert "16 done before" in capsys.readouterr().out
+    assert numbers(copy) == before
+
+
+def test_a_larger_grid_runs_only_what_is_new(copy, corpus, capsys):
+    before = numbers(copy)
+    more = ("--depths", 0, 1, "--recipes", "post_norm", "--learning-rates", 1e-2, 1e-3)
+    assert depth_sweep.main(arguments(copy, corpus, *more)) == 0
+    after = numbers(copy)
+    assert {name: after[name] for name in before} == before
+    assert len(after) == len(before) + 1 + 2
+    assert len(rows_of(copy)) == 19
+    assert capsys.readouterr().out.count("compiling") == 2
+
+
+@pytest.mark.parametrize(("recipe", "said"), [("Broken", "RuntimeError: no init for you"), ("Hungry", "out of memory")])
+def test_a_failure_is_recorded_and_the_rest_go_on(tmp_path, corpus, capsys, recipe, said):
+    name = f"tests.experiments.own:{recipe}"
+    command = arguments(tmp_path / "out", corpus, "--depths", 1, 2, 3, "--recipes", name, "--learning-rates", 1e-3)
+    assert depth_sweep.main([*command, "--dry-run"]) == 0
+    assert depth_sweep.main(command) == 1
+    assert ("cannot be built" in capsys.readouterr().err) == (recipe == "Broken")
+    rows = {row["depth"]: row for row in rows_of(tmp_path / "out")}
+    assert {depth: row["status"] for depth, row in rows.items()} == {"1": "ok", "2": "failed", "3": "ok"}
+    assert said in rows["2"]["message"] and "\n" not in rows["2"]["message"]
+    assert "Traceback" in (tmp_path / "out" / "cells" / rows["2"]["cell"] / "error.txt").read_text()
+
+
+def test_failed_cells_run_again_only_if_asked(tmp_path, corpus, monkeypatch, capsys):
+    command = arguments(tmp_path / "out", corpus, "--depths", 1, "--recipes", "pre_norm", "--learning-rates", 1e-3)
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "Run", lambda *_, **__: 1 / 0)
+        assert depth_sweep.main(command) == 1
+    assert depth_sweep.main(command) == 1 and "1 done before" in capsys.readouterr().out
+    assert depth_sweep.main([*command, "--retry-failed"]) == 0
+    assert [row["status"] for row in rows_of(tmp_path / "out")] == ["ok"]
+
+
+def test_kept_parameters_give_the_final_loss(tmp_path, corpus):
+    command = arguments(tmp_path / "out", corpus, "--depths", 2, "--recipes", "deepnorm", "--keep-params")
+    assert depth_sweep.main(command) == 0
+    found = results.Results.of(tmp_path / "out")
+    cell, text = found.cells[0], depth_sweep.prepare(depth_sweep.parse(command), "").corpus
+    setting = Setting(**cell["setting"])
+    trainer = setting.trainer("deepnorm", 2, 256)
+    params = store.load_params(found.folder.cell(cell["cell"]) / "params.npz", trainer.task.model)
+    losses = [trainer.evaluate(params, batch)[0] for batch in text.valid_batches(2, batch=2, context=6)]
+    assert np.mean(losses) == pytest.approx(cell["valid_loss"], rel=1e-5)
+
+
+def part_of(finished):
+    """The numbers of the cells in PART."""
+    return {name: found for name, found in numbers(finished).items() if "-L2-" in name}
+
+
+def test_interrupted_between_chunks_and_resumed(finished, tmp_path, corpus, monkeypatch, capsys):
+    """Ctrl-C after every chunk, again and again, changes no bit."""
+    out, stops = tmp_path / "out", 0
+    chunk = sweep.Run.chunk
+
+    def chunk_and_press(run):
+        chunk(run)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(sweep.Run, "chunk", chunk_and_press)
+    while (status := depth_sweep.main(arguments(out, corpus, *PART))) == 130:
+        stops += 1
+        said = capsys.readouterr().out
+        assert "Interrupted" in said and f"--out {out}" in said
+    assert status == 0 and stops >= 2
+    assert numbers(out) == part_of(finished)
+
+
+def test_killed_at_any_moment_and_resumed(finished, tmp_path, corpus):
+    """kill -9, several times, at moments that differ from run to run, changes no bit."""
+    out = tmp_path / "out"
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.depth_sweep",
+        *arguments(out, corpus, *PART, "--checkpoint-seconds", 0),
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": ".",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    kills = 0
+    for moment in (1, 5, 10):
+        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+            while process.poll() is None and _progress(out) < moment:
+                time.sleep(0.01)
+            time.sleep(random.random() * 0.2)
+            kills += process.poll() is None
+            process.kill()
+    assert kills >= 2
+    assert subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode == 0
+    assert numbers(out) == part_of(finished)
+
+
+def _progress(out):
+    """Cells begun, cells ended and checkpoints made, all counted."""
+    return sum(
+        len(list(out.glob(pattern))) for pattern in ("cells/*/config.json", "cells/*/summary.json", "groups/*/*.npz")
+    )
+
+
+def test_a_torn_checkpoint_is_begun_again(tmp_path, corpus, finished, monkeypatch):
+    out, chunk = tmp_path / "out", sweep.Run.chunk
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep.Run, "chunk", lambda run: (chunk(run), signal.raise_signal(signal.SIGINT)))
+        assert depth_sweep.main(arguments(out, corpus, *PART)) == 130
+    (torn,) = out.glob("groups/*/checkpoint.npz")
+    torn.write_bytes(torn.read_bytes()[:100])
+    assert depth_sweep.main(arguments(out, corpus, *PART)) == 0
+    assert numbers(out) == part_of(finished)
+
+
+def test_a_living_worker_keeps_its_group_and_a_dead_one_does_not(tmp_path, corpus, capsys):
+    command = arguments(tmp_path / "out", corpus, "--depths", 1, "--recipes", "pre_norm", "post_norm")
+    sweeping = depth_sweep.prepare(depth_sweep.parse(command), "")
+    busy = sweeping.groups()[0]
+    path = sweeping.folder.claim_file(busy.named(sweeping.common)[0])
+    held = claim.Claim.take(path)
+    assert held.held() and claim.Claim.take(path) is None
+    sweeping.save([])
+    assert depth_sweep.main(command) == 0
+    assert f"left to process {os.getpid()}" in capsys.readouterr().out
+    assert {row["recipe"] for row in rows_of(tmp_path / "out")} == {"post_norm"}
+
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pid": process.pid, "token": "dead"}))
+    assert not held.held()
+    assert depth_sweep.main(command) == 0
+    assert {row["recipe"] for row in rows_of(tmp_path / "out")} == {"pre_norm", "post_norm"}
+
+
+def test_a_heart_that_stopped_frees_the_claim(tmp_path):
+    path = tmp_path / "group" / "claim.json"
+    held = claim.Claim.take(path)
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "x"}))
+    assert claim.Claim.take(path) is None
+    old = time.time() - claim.STALE - 5
+    os.utime(path, (old, old))
+    other = claim.Claim.take(path)
+    assert other is not None and other.held() and not held.held()
+    held.release()
+    assert other.held(), "one releases only what one holds"
+    other.release()
+    assert not path.parent.exists()
+
+
+def test_a_group_that_was_taken_over_is_left(tmp_path, corpus, monkeypatch, capsys):
+    out = tmp_path / "out"
+    command = arguments(out, corpus, "--depths", 1, "--recipes", "pre_norm", "--checkpoint-seconds", 0)
+    chunk = sweep.Run.chunk
+
+    def chunk_and_lose(run):
+        chunk(run)
+        (path,) = out.glob("groups/*/claim.json")
+        path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "x"}))
+
+    monkeypatch.setattr(sweep.Run, "chunk", chunk_and_lose)
+    assert depth_sweep.main(command) == 0
+    assert "left to process 1 on elsewhere" in capsys.readouterr().out
+    assert {row["status"] for row in rows_of(out)} == {"unfinished"}
+
+
+def test_results_can_be_read_back(finished):
+    found = results.Results.of(finished)
+    assert found.recipes == ["pre_norm", "post_norm"] and found.depths == [0, 2]
+    best = found.best()
+    assert [(row["recipe"], row["depth"]) for row in best] == [
+        ("pre_norm", 0),
+        ("pre_norm", 2),
+        ("post_norm", 0),
+        ("post_norm", 2),
+    ]
+    for row in best:
+        assert row["learning_rate"] == 1e-2 and row["edge"] == "lowest" and len(row["cells"]) == 2
+        assert row["loss"] == pytest.approx(np.mean([cell["valid_loss"] for cell in row["cells"]]))
+    curve = found.curve(best[1]["cells"][0])
+    assert [point["step"] for point in curve] == [0, 3, 6]
+    assert curve[-1]["flops"] == best[1]["cells"][0]["flops"]
+    with pytest.raises(ValueError, match="holds no sweep"):
+        results.Results.of(finished / "cells")
+
+
+def test_everything_outside_the_cells_can_be_made_again(copy, capsys):
+    table, record = rows_of(copy), json.loads((copy / "sweep.json").read_text())
+    for path in copy.iterdir():
+        if path.is_file():
+            path.unlink()
+    assert depth_sweep.main(["--report-only", "--out", str(copy)]) == 0
+    assert sorted(map(str, rows_of(copy))) == sorted(map(str, table)) and (copy / "report.html").exists()
+    assert json.loads((copy / "sweep.json").read_text()) == {**record, "commands": []}
+    assert "trains" in capsys.readouterr().out

@@ -1,0 +1,202 @@
+"""One run, and several side by side."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import stackjax as sj
+from experiments.lab import lanes, train
+from experiments.lab.corpus import Corpus
+
+TOKENS = np.random.default_rng(0).integers(0, 11, 4000).astype(np.uint8)
+CORPUS = Corpus.of("noise", TOKENS[:3000], TOKENS[3000:])
+SIZE = {"batch": 2, "context": 6, "eval_every": 3, "eval_batches": 2}
+
+
+def trainer(depth=2, recipe=sj.recipe.PreNorm(), dtype="float32", **options):
+    model = sj.decoder(
+        vocab=11, d_model=8, depth=depth, n_heads=2, recipe=recipe, feed_forward=sj.FeedForward(d_hidden=8)
+    )
+    return train.Trainer(task=train.NextToken(model=model, dtype=dtype), **options)
+
+
+def fit(own=None, **options):
+    return lanes.fit(own or trainer(), CORPUS, **{"steps": 7, **SIZE, **options})
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return fit(learning_rates=(1e-3, 1e-2), seeds=(0, 1), warmup=2)
+
+
+def test_rows_are_the_steps_with_evaluations_between(pair):
+    assert len(pair.metrics) == 4
+    for rows, layers in zip(pair.metrics, pair.layers, strict=True):
+        assert [row["step"] for row in rows] == list(range(8))
+        assert [row["step"] for row in rows if row["valid_loss"] is not None] == [0, 3, 6, 7]
+        assert [row["step"] for row in layers] == [0, 3, 6, 7]
+        assert rows[0]["train_loss"] is None and all(row["train_loss"] > 0 for row in rows[1:])
+        names = {name for name in layers[-1] if name != "step"}
+        assert names >= {
+            "stream_rms",
+            "branch_rms/attention",
+            "branch_ratio/feed_forward",
+            "cosine",
+            "token_similarity",
+        }
+        assert names >= {"attention_entropy/attention", "max_logit/attention", "grad_norm", "update_ratio"}
+        assert all(len(layers[-1][name]) == 2 for name in names - {"stream_gradient"})
+        assert len(layers[-1]["stream_gradient"]) == 3
+
+
+@pytest.mark.parametrize("mode", ["vmap", "loop"])
+def test_a_lane_is_the_single_run(pair, mode):
+    single = fit(learning_rates=(1e-2,), seeds=(1,), warmup=2, mode=mode)
+    for one, other in ((single.metrics[0], pair.metrics[3]), (single.layers[0], pair.layers[3])):
+        for a, b in zip(one, other, strict=True):
+            for name in a:
+                np.testing.assert_allclose(np.array(a[name], float), np.array(b[name], float), rtol=3e-4, atol=1e-6)
+
+
+def test_seeds_and_rates_differ(pair):
+    final = [rows[-1]["valid_loss"] for rows in pair.metrics]
+    assert len(set(final)) == 4
+    first = [rows[0]["valid_loss"] for rows in pair.metrics]
+    assert first[0] == first[2] != first[1]
+
+
+def test_against_a_plain_loop():
+    """The same run written out: no scan, no lanes, no taps, optax alone."""
+    own, rate, steps = trainer(), 1e-2, 7
+    model = own.task.model
+    params = model.init(jax.random.fold_in(jax.random.key(5), 0))
+    factors = [
+        rate * (0.5 if s == 0 else 1) if s < 2 else rate * 0.5 * (1 + np.cos(np.pi * (s - 2) / 5)) for s in range(7)
+    ]
+    decayed = jax.tree.map(lambda d: d.spec.role in sj.optim.DECAYED, model.declaration(), is_leaf=sj.parameter.is_spec)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(0.5),
+        optax.adamw(lambda s: jnp.asarray(factors)[s], b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.2, mask=decayed),
+    )
+    state, losses = optimizer.init(params), []
+
+    @jax.jit
+    def step(params, state, window):
+        def loss(params):
+            logits, _ = model.apply(params, window[:, :-1])
+            return optax.softmax_cross_entropy_with_integer_labels(logits, window[:, 1:]).mean()
+
+        value, gradients = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    for i in range(steps):
+        params, state, value = step(params, state, CORPUS.batch(seed=5, step=i, batch=2, context=6))
+        losses.append(float(value))
+    run = fit(learning_rates=(rate,), seeds=(5,), warmup=2, weight_decay=0.2, clip_norm=0.5)
+    np.testing.assert_allclose([row["train_loss"] for row in run.metrics[0][1:]], losses, rtol=1e-4)
+    for a, b in zip(jax.tree.leaves(run.state.params), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(a[0], b, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+        ("linear", [0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25]),
+        ("cosine", [0.25, 0.5, 0.75, 1, 1, 0.853553, 0.5, 0.146447]),
+    ],
+)
+def test_schedules(schedule, expected):
+    hyper = train.Hyper(learning_rate=2.0, seed=0, steps=8, warmup=4)
+    rates = trainer(schedule=schedule).learning_rate(hyper, jnp.arange(8))
+    np.testing.assert_allclose(rates, 2 * np.array(expected), rtol=1e-5)
+
+
+def test_numbers_do_not_recompile():
+    own = trainer()
+    traced = []
+
+    @jax.jit
+    def advance(hyper, state, batches):
+        traced.append(1)
+        return own.advance(hyper, state, batches)
+
+    batches = jnp.zeros((2, 2, 7), jnp.int32)
+    hyper = lanes.stack_hyper([train.Hyper(learning_rate=1e-3, seed=0, steps=4)])
+    for change in (
+        {},
+        {"learning_rate": [1.0]},
+        {"seed": [3]},
+        {"steps": [9]},
+        {"warmup": [2]},
+        {"weight_decay": [0.0]},
+    ):
+        new = hyper.replace(**{name: jnp.asarray(x, getattr(hyper, name).dtype) for name, x in change.items()})
+        one = jax.tree.map(lambda x: x[0], new)
+        advance(one, own.start(one, batches[0]), batches)
+    assert len(traced) == 1
+
+
+def test_a_diverged_lane_is_frozen_and_the_others_do_not_notice():
+    calm = fit(learning_rates=(1e-3, 1e-3), steps=6)
+    run = fit(learning_rates=(1e-3, 1e38), steps=6)
+    assert run.metrics[0] == calm.metrics[0] and run.layers[0] == calm.layers[0]
+    bad = run.metrics[1]
+    assert bad[-1]["train_loss"] is None and bad[-1]["step"] < 6 and bad[-1]["valid_loss"] is None
+    assert list(np.asarray(run.state.alive)) == [True, False]
+    assert int(run.state.step[1]) == bad[-1]["step"] - 1, "the update that would have been made is not"
+
+
+def test_a_group_whose_lanes_all_diverged_stops():
+    run = fit(learning_rates=(1e38,), steps=300)
+    assert run.ended and run.step < 10
+
+
+def test_gradient_norms_of_the_layers_add_up(pair):
+    for rows, layers in zip(pair.metrics, pair.layers, strict=True):
+        total = next(row["grad_norm"] for row in rows if row["step"] == 6)
+        inside = np.square(next(row["grad_norm"] for row in layers if row["step"] == 6)).sum()
+        assert 0 < inside < total**2
+
+
+@pytest.mark.parametrize("options", [{"optimizer": "muon"}, {"remat": "nested"}, {"dtype": "bfloat16"}])
+def test_options_run_and_matter(pair, options):
+    run = fit(trainer(**options), learning_rates=(1e-3,), warmup=2)
+    reference = pair.metrics[0][-1]["valid_loss"]
+    if "remat" in options:
+        assert run.metrics[0][-1]["valid_loss"] == pytest.approx(reference, rel=1e-5)
+    else:
+        assert run.metrics[0][-1]["valid_loss"] != reference and np.isfinite(run.metrics[0][-1]["valid_loss"])
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_shallow_models_train(depth):
+    run = fit(trainer(depth), learning_rates=(1e-2,), steps=3)
+    assert len(run.layers[0][-1]["grad_norm"]) == depth
+    assert run.metrics[0][-1]["valid_loss"] is not None
+
+
+def test_recipes_that_look_at_data_and_constrain_are_heard():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Own(sj.recipe.PreNorm):
+        def calibrate(self, params, run):
+            size = jnp.mean(run(params)["stream_rms"])
+            return {**params, "head": {"unembed": params["head"]["unembed"] * 0 + size}}
+
+        def constrain(self, params, declaration):
+            return {**params, "head": {"unembed": jnp.full_like(params["head"]["unembed"], 7.0)}}
+
+    run = fit(trainer(recipe=Own()), steps=3)
+    assert run.metrics[0][0]["valid_loss"] == pytest.approx(np.log(11), rel=1e-5), "equal logits"
+    assert (run.state.params["head"]["unembed"] == 7).all()
+
+
+def test_running_statistics_are_refused():
+    batch_normed = sj.recipe.PreNorm(residual=sj.residual.Pre(norm=sj.BatchNorm()))
+    with pytest.raises(ValueError, match="running statistics"):
+        trainer(recipe=batch_normed)
