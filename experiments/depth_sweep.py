@@ -139,7 +139,11 @@ def prepare(options: Options, command: str) -> Sweep:
 def dry_run(sweep: Sweep) -> str:
     """What would run, and what it costs, as text."""
     setting = sweep.setting
-    lines = [progress.header(sweep), "", f"{'recipe':<20}{'depth':>6}{'cells':>7}{'done':>6}{'params':>13}{'FLOPs':>10}{'memory':>11}"]
+    lines = [
+        progress.header(sweep),
+        "",
+        f"{'recipe':<20}{'depth':>6}{'cells':>7}{'done':>6}{'params':>13}{'FLOPs':>10}{'memory':>11}",
+    ]
     total = 0
     for group in sweep.groups():
         done = sum(sweep.folder.summary(cell) is not None for cell in group.named(sweep.common)[1])
@@ -160,7 +164,10 @@ def dry_run(sweep: Sweep) -> str:
             f"{group.recipe:<20}{group.depth:>6}{len(group.cells):>7}{done:>6}{model.n_params:>13,}{flops:>10.1e}"
             f"{memory / 2**20:>7.0f} MiB"
         )
-    lines += ["", f"{total:.2e} model FLOPs are left to do. Memory is an estimate, to a factor of two. Nothing was written."]
+    lines += [
+        "",
+        f"{total:.2e} model FLOPs are left to do. Memory is an estimate, to a factor of two. Nothing was written.",
+    ]
     return "\n".join(lines)
 
 
