@@ -145,6 +145,11 @@ class TreeCorpus:
         return [self.valid.windows(part, n) for part in places.reshape(count, batch)]
 
 
+def user_cache() -> Path:
+    """Where corpora are kept unless one says otherwise."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stackjax" / "trees"
+
+
 def _arrays(
     documents: list[bytes], language: str, unit: Unit, causal: bool, n_steps: int, vocab: int
 ) -> dict[str, np.ndarray]:

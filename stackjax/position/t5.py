@@ -87,7 +87,7 @@ class T5Bias(LearnedBias):
 
     def bias_spec(self, n_heads: int, d_head: int) -> dict[str, Any]:
         init = Normal((n_heads * d_head) ** -0.5)
-        return {"table": Spec(shape=(self.n_buckets, n_heads), role="relative", init=init)}
+        return {"table": Spec(shape=(self.n_buckets, n_heads), role="relative_bias", init=init)}
 
     def relate(self, query: Positions, key: Positions) -> jax.Array:
         return bucket(

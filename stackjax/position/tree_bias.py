@@ -37,7 +37,7 @@ class TreeBias(LearnedBias):
 
     def bias_spec(self, n_heads: int, d_head: int) -> dict[str, Any]:
         shape = (self.max_steps + 1, self.max_steps + 1, 2 * self.max_apart + 1, n_heads)
-        return {"table": Spec(shape=shape, role="relative", init=zeros)}
+        return {"table": Spec(shape=shape, role="relative_bias", init=zeros)}
 
     def relate(self, query: Positions, key: Positions) -> jax.Array:
         """(B or 1, T, S) rows of the table, its three axes taken as one."""

@@ -1,0 +1,269 @@
+"""Which positions go on working beyond the length they were trained on?
+
+    python -m experiments.length_extrapolation
+    python -m experiments.length_extrapolation --quick
+
+A decoder is trained on windows of T bytes and read out at T, 2 T, 4 T and 8 T: the loss of the same 32 bytes with ever
+more of what stands before them. An encoding that can use the longer context falls, one that cannot rises. The rotary
+model is also read out with its frequencies stretched for 8 T, without training any further.
+
+Tree positions do not depend on the length and need paths; they are the subject of `tree_positions`.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import jax
+import numpy as np
+import tyro
+
+import stackjax as sj
+from experiments.lab import compile_cache, data, finding, lanes, train
+from experiments.lab.corpus import Corpus
+from experiments.lab.finding import Estimate, Prediction
+from experiments.lab.table_recipe import TableRecipe
+from stackjax import position
+from stackjax.position import rotary_scaling
+
+TIMES = (1, 2, 4, 8)
+READ = 32
+"""Bytes at the end of a window whose loss is read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Train a decoder with every encoding and read it out at up to eight times the length."""
+
+    out: str = "runs/length_extrapolation"
+    """Folder of the result."""
+    quick: bool = False
+    """A small version of everything, to see that it runs; its numbers mean nothing."""
+    data: str | None = None
+    """A file, folder or glob of text; None is Python's standard library."""
+    only: tuple[str, ...] = ()
+    """Encodings to train; none means all of them."""
+    context: int = 64
+    """T, bytes in a training window."""
+    seeds: int = 3
+    """Runs of each encoding."""
+    steps: int = 400
+    """Updates of each run."""
+    batch: int = 8
+    """Windows in a batch."""
+    learning_rate: float = 3e-3
+    """At its peak, the same for all encodings; ten times that for tables of logits."""
+    d_model: int = 64
+    """Width."""
+    depth: int = 3
+    """Layers."""
+    n_heads: int = 4
+    """Heads."""
+    eval_windows: int = 128
+    """Validation windows."""
+
+
+QUICK = {"context": 32, "seeds": 2, "steps": 4, "batch": 2, "d_model": 16, "depth": 1, "n_heads": 2, "eval_windows": 4}
+
+
+def encodings(context: int) -> dict[str, position.Position]:
+    """Every encoding that needs no paths."""
+    return {
+        "none": position.NoPosition(),
+        "scalar": position.Scalar(period=context),
+        "sinusoidal": position.Sinusoidal(),
+        "learned": position.Learned(n_positions=context),
+        "shaw": position.Shaw(max_distance=16),
+        "transformer_xl": position.TransformerXL(),
+        "t5": position.T5Bias(),
+        "alibi": position.ALiBi(),
+        "fire": position.FIRE(threshold=float(context)),
+        "rotary": position.Rotary(),
+    }
+
+
+def stretched(context: int) -> dict[str, position.Position]:
+    """The rotary model, read out with other frequencies."""
+    longest = float(max(TIMES))
+    scalings = {
+        "linear": rotary_scaling.Linear(factor=longest),
+        "ntk": rotary_scaling.NTK(factor=longest),
+        "dynamic": rotary_scaling.DynamicNTK(original_length=context),
+        "yarn": rotary_scaling.YaRN(factor=longest, original_length=context),
+    }
+    return {f"rotary, {name}": position.Rotary(scaling=scaling) for name, scaling in scalings.items()}
+
+
+def model_of(encoding: position.Position, options: Options) -> sj.Model:
+    """The decoder with an encoding."""
+    return sj.decoder(
+        d_model=options.d_model,
+        depth=options.depth,
+        n_heads=options.n_heads,
+        position=encoding,
+        recipe=TableRecipe(),
+    )
+
+
+def fit(model: sj.Model, corpus: Corpus, options: Options) -> Any:
+    """Parameters of all seeds, trained, with a leading axis."""
+    done = lanes.fit(
+        train.Trainer(task=train.NextToken(model=model)),
+        corpus,
+        learning_rates=(options.learning_rate,),
+        seeds=tuple(range(options.seeds)),
+        steps=options.steps,
+        batch=options.batch,
+        context=options.context,
+        eval_every=max(1, options.steps // 4),
+        warmup=options.steps // 10,
+    )
+    assert done.state is not None
+    return done.state.params
+
+
+def read_out(model: sj.Model, params: Any, corpus: Corpus, options: Options) -> dict[int, np.ndarray]:
+    """{length: mean loss of the last bytes of windows of that length, (seeds,)}; only lengths the encoding can do."""
+    limit = model.embedding.position.limit
+    longest = max(TIMES) * options.context
+    ends = np.linspace(longest + 1, len(corpus.valid), options.eval_windows).astype(np.int64)
+
+    @jax.jit
+    def losses(params: Any, windows: jax.Array) -> jax.Array:
+        def one(params: Any) -> jax.Array:
+            logits, _ = model.apply(params, windows[:, :-1])
+            return sj.loss.cross_entropy(logits[:, -READ:], windows[:, -READ:])
+
+        return jax.lax.map(one, params)
+
+    found = {}
+    for length in (times * options.context for times in TIMES):
+        if limit is None or length <= limit:
+            windows = np.stack([corpus.valid[end - length - 1 : end] for end in ends]).astype(np.int32)
+            parts = np.split(windows, max(1, len(windows) // 16))
+            found[length] = np.mean([np.asarray(losses(params, part)) for part in parts], 0)
+    return found
+
+
+def measure(options: Options) -> tuple[dict[str, dict[int, np.ndarray]], Corpus]:
+    """{encoding: {length: (seeds,) losses}}, and what was read."""
+    corpus = data.load(options.data)
+    known = encodings(options.context)
+    unknown = set(options.only) - set(known)
+    if unknown:
+        raise ValueError(f"no encoding {sorted(unknown)[0]!r}; there are {', '.join(known)}")
+    if len(corpus.valid) <= max(TIMES) * options.context:
+        raise ValueError(f"{corpus.name}: {len(corpus.valid)} validation bytes are too few for the longest window")
+    found = {}
+    for name in options.only or known:
+        model = model_of(known[name], options)
+        params = fit(model, corpus, options)
+        found[name] = read_out(model, params, corpus, options)
+        if name == "rotary":
+            for other, encoding in stretched(options.context).items():
+                found[other] = read_out(model_of(encoding, options), params, corpus, options)
+        print(name, {n: round(float(x.mean()), 3) for n, x in found[name].items()}, flush=True)
+    return found, corpus
+
+
+def predictions(found: dict[str, dict[int, np.ndarray]], context: int) -> list[Prediction]:
+    """Stated beforehand, from a pilot with four layers and 700 steps."""
+    n = {times: times * context for times in TIMES}
+    stated: list[Prediction] = []
+
+    def predict(claim: str, needed: set[str], value: Any, relation: Any, threshold: float) -> None:
+        if needed <= set(found):
+            estimate = Estimate.of(value())
+            stated.append(Prediction(claim=claim, found=estimate, relation=relation, threshold=threshold))
+
+    def rise(name: str, times: int) -> np.ndarray:
+        return found[name][n[times]] - found[name][n[1]]
+
+    predict("sinusoidal at 2 T over T", {"sinusoidal"}, lambda: rise("sinusoidal", 2), "above", 0.5)
+    predict("rotary at 4 T over T", {"rotary"}, lambda: rise("rotary", 4), "above", 0.5)
+    predict("ALiBi at 8 T over T", {"alibi"}, lambda: rise("alibi", 8), "below", 0.05)
+    predict("scalar at 2 T over T", {"scalar"}, lambda: rise("scalar", 2), "above", 0.5)
+    predict(
+        "rotary over sinusoidal at T",
+        {"rotary", "sinusoidal"},
+        lambda: found["rotary"][n[1]] - found["sinusoidal"][n[1]],
+        "below",
+        -0.1,
+    )
+    predict(
+        "NTK at 4 T over half of rotary's rise at 4 T",
+        {"rotary"},
+        lambda: found["rotary, ntk"][n[4]] - found["rotary"][n[1]] - rise("rotary", 4) / 2,
+        "below",
+        0.0,
+    )
+    return stated
+
+
+def figure(rows: list[dict[str, Any]], context: int) -> alt.TopLevelMixin:
+    """Loss against length, one line an encoding."""
+    ticks = [times * context for times in TIMES]
+    encode = {
+        "x": alt.X(
+            "length:Q", title="context, bytes", scale=alt.Scale(type="log", base=2), axis=alt.Axis(values=ticks)
+        ),
+        "color": alt.Color("encoding:N", title=None, scale=alt.Scale(scheme="category20"), sort=None),
+    }
+    base = alt.Chart(alt.Data(values=rows))
+    y = alt.Y("loss:Q", title=f"loss of the last {READ} bytes, nats", scale=alt.Scale(zero=False))
+    layers = [base.mark_line(point=True).encode(y=y, **encode)]
+    if all(np.isfinite(row["low"]) for row in rows):
+        layers.append(base.mark_rule(opacity=0.5).encode(y="low:Q", y2="high:Q", **encode))
+    title = f"Trained on {context} bytes, read out on up to {max(ticks)}"
+    return alt.layer(*layers).properties(width=480, height=360, title=title)
+
+
+def run(options: Options) -> Path:
+    """Train everything and write the finding; returns its page."""
+    if options.quick:
+        options = replace(options, **QUICK)
+    found, corpus = measure(options)
+    rows, lines = [], []
+    for name, by_length in found.items():
+        line = {"": name}
+        for times in TIMES:
+            losses = by_length.get(times * options.context)
+            line[f"{times} T"] = "undefined" if losses is None else str(Estimate.of(losses))
+        lines.append(line)
+        for length, losses in by_length.items():
+            numbers = asdict(Estimate.of(losses))
+            row = {"encoding": name, "length": length, "loss": numbers["mean"]}
+            rows.append({**row, "low": numbers["low"], "high": numbers["high"], "losses": losses.tolist()})
+    text = (
+        f"Trained on windows of T = {options.context} bytes of {corpus.name}. Loss in nats of the last {READ} bytes of "
+        f"{options.eval_windows} validation windows, which are the same bytes at every length; 95 % intervals over "
+        f"{options.seeds} seeds."
+    )
+    return finding.write(
+        options.out,
+        question="Which positions go on working beyond the length they were trained on?",
+        setting={**asdict(options), "data": corpus.facts()},
+        predictions=predictions(found, options.context),
+        rows=rows,
+        figures={"length": figure(rows, options.context)},
+        text=finding.QUICK * options.quick + text + "\n\n" + finding.table(lines),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    options = tyro.cli(Options, prog="python -m experiments.length_extrapolation", args=arguments)
+    compile_cache.enable()
+    try:
+        print(run(options))
+    except ValueError as error:
+        print(f"length_extrapolation: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

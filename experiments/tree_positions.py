@@ -1,0 +1,243 @@
+"""Does it help to know where in the tree a token stands?
+
+    python -m experiments.tree_positions
+    python -m experiments.tree_positions --quick
+
+Two tasks on real Python and JSON. A decoder predicts bytes; its paths come from `trees.prefix`, which knows only the
+bytes so far. An encoder fills in hidden leaves; its paths come from the syntax tree of the whole document.
+
+Four arms with one architecture, one budget and the same data in the same order: rotary positions and T5's bias
+(linear); a tree bias and nothing else (tree); all three (linear + tree); and all three where the paths belong to
+another document (linear + wrong tree), which must not help. In the linear arm the tree bias is there and every path is
+empty, so it says nothing.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import stackjax as sj
+from experiments.lab import compile_cache, lanes, train
+from experiments.lab.table_recipe import TableRecipe
+from experiments.trees import report, source
+from experiments.trees.corpus import MASK, TreeCorpus, user_cache
+from stackjax import position
+
+Kind = Literal["decoder", "encoder"]
+ARMS = ("linear", "tree", "linear + tree", "linear + wrong tree")
+SOURCES = {"python": source.python_sources, "json": source.json_documents}
+STEPS_OF_A_PATH = {"python": 16, "json": 24}
+FIRST_SEED = 10
+"""The pilot that the predictions come from took seeds 0 and 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Train every arm on every task and report what the tree changed."""
+
+    out: str = "runs/tree_positions"
+    """Folder of the result."""
+    quick: bool = False
+    """A small version of everything, to see that it runs; its numbers mean nothing."""
+    data: str | None = None
+    """A folder of your own with .py and .json files; None is the standard library and this machine's JSON."""
+    languages: tuple[Literal["python", "json"], ...] = ("python", "json")
+    """What is read."""
+    tasks: tuple[Kind, ...] = ("decoder", "encoder")
+    """What is learned."""
+    seeds: int = 3
+    """Runs of each arm, paired over arms by init and data."""
+    steps: int = 300
+    """Updates of each run."""
+    batch: int = 8
+    """Windows in a batch."""
+    context: int = 128
+    """Tokens in a window: bytes for the decoder, leaves for the encoder."""
+    learning_rate: float = 3e-3
+    """At its peak, the same for all arms; ten times that for tables of relations, which would else hardly move."""
+    d_model: int = 64
+    """Width."""
+    depth: int = 2
+    """Layers."""
+    n_heads: int = 4
+    """Heads."""
+    limit: int = 2_000_000
+    """Bytes of each language."""
+    eval_batches: int = 12
+    """Batches of validation windows, of twice the training batch."""
+    cache: str | None = None
+    """Folder for documents once read; None is the user's cache folder."""
+
+
+QUICK = {"seeds": 2, "steps": 8, "batch": 4, "context": 32, "d_model": 16, "depth": 1, "n_heads": 2}
+QUICK |= {"limit": 40_000, "eval_batches": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filled:
+    """Predict tokens where there is a target: cross-entropy in nats on {inputs, targets, index, path}."""
+
+    model: sj.Model
+
+    def logits(self, params: Any, batch: Any, **options: Any) -> tuple[jax.Array, sj.Result]:
+        given = sj.Given(position={"index": batch["index"], "path": batch["path"]})
+        return self.model.apply(params, batch["inputs"], given, **options)
+
+    def loss(self, params: Any, batch: Any, **options: Any) -> tuple[jax.Array, sj.Result]:
+        logits, result = self.logits(params, batch, **options)
+        return sj.loss.cross_entropy(logits, batch["targets"]), result
+
+    def each(self, params: Any, batch: Any) -> jax.Array:
+        """Loss of every token, (B, T)."""
+        chances = jax.nn.log_softmax(self.logits(params, batch)[0])
+        return -jnp.take_along_axis(chances, jnp.maximum(batch["targets"], 0)[..., None], -1)[..., 0]
+
+
+def encoding(arm: str, kind: Kind) -> position.Position:
+    """The positions of an arm."""
+    tree = position.TreeBias(max_steps=6, max_apart=8)
+    if arm == "tree":
+        return tree
+    linear = position.Both(first=position.Rotary(), second=position.T5Bias(bidirectional=kind == "encoder"))
+    return position.Both(first=linear, second=tree)
+
+
+def task_of(arm: str, kind: Kind, vocab: int, options: Options) -> Filled:
+    """The model of an arm, with its task."""
+    make = sj.decoder if kind == "decoder" else sj.encoder
+    model = make(
+        vocab=vocab,
+        d_model=options.d_model,
+        depth=options.depth,
+        n_heads=options.n_heads,
+        position=encoding(arm, kind),
+        recipe=TableRecipe(),
+    )
+    return Filled(model=model)
+
+
+def example(window: dict[str, np.ndarray], arm: str, kind: Kind, key: tuple[int, int]) -> dict[str, np.ndarray]:
+    """What an arm sees of a window, and what it has to say.
+
+    Args:
+        window: of a `TreeCorpus`; one token longer than the context for a decoder.
+        arm: one of `ARMS`.
+        kind: what the model is.
+        key: decides which leaves are hidden from an encoder, 15 % of them.
+    """
+    path = window["path"]
+    if arm == "linear":
+        path = np.full_like(path, -1)
+    elif arm == "linear + wrong tree":
+        path = np.roll(path, 1, 0)
+    tokens, there = window["tokens"], window["index"] >= 0
+    if kind == "decoder":
+        targets = np.where(there, tokens, -1)[:, 1:]
+        return {"inputs": tokens[:, :-1], "targets": targets, "index": window["index"][:, :-1], "path": path[:, :-1]}
+    drawn = np.random.Philox(key=list(key)).random_raw(tokens.size).reshape(tokens.shape)
+    hidden = there & (drawn % np.uint64(100) < 15)
+    inputs, targets = np.where(hidden, MASK, tokens), np.where(hidden, tokens, -1)
+    return {"inputs": inputs, "targets": targets, "index": window["index"], "path": path}
+
+
+def corpus_of(language: str, kind: Kind, options: Options) -> TreeCorpus:
+    """The documents of a language, read for a task."""
+    if options.data is None:
+        name, documents = f"{language} on this machine", SOURCES[language](options.limit)
+    else:
+        name, documents = options.data, source.folder(options.data, language, options.limit)
+    return TreeCorpus.of(
+        name,
+        documents,
+        language,
+        unit="bytes" if kind == "decoder" else "leaves",
+        causal=kind == "decoder",
+        n_steps=STEPS_OF_A_PATH[language],
+        cache=Path(options.cache) if options.cache else user_cache(),
+    )
+
+
+def train_arm(arm: str, kind: Kind, corpus: TreeCorpus, options: Options) -> dict[str, Any]:
+    """Train an arm with all seeds.
+
+    Returns:
+        loss (seeds, N): of every validation token; params: their number.
+    """
+    n = options.context + (kind == "decoder")
+    windows = corpus.valid_batches(options.eval_batches, batch=2 * options.batch, n=n)
+    valid = [example(window, arm, kind, (0, 2**32 + i)) for i, window in enumerate(windows)]
+    task = task_of(arm, kind, corpus.vocab, options)
+    run = lanes.Run(
+        train.Trainer(task=task),
+        [
+            train.Hyper(learning_rate=options.learning_rate, seed=s, steps=options.steps, warmup=options.steps // 10)
+            for s in range(FIRST_SEED, FIRST_SEED + options.seeds)
+        ],
+        lambda seed, step: example(
+            corpus.batch(seed=seed, step=step, batch=options.batch, n=n), arm, kind, (seed, step)
+        ),
+        jax.tree.map(lambda *xs: np.stack(xs), *valid),
+        eval_every=max(1, options.steps // 4),
+    )
+    run.begin()
+    while not run.ended:
+        run.chunk()
+    assert run.state is not None
+    each = jax.jit(jax.vmap(task.each, (0, None)))
+    losses = [np.asarray(each(run.state.params, batch)).reshape(options.seeds, -1) for batch in valid]
+    return {"loss": np.concatenate(losses, 1), "params": task.model.n_params}
+
+
+def tokens_of(kind: Kind, corpus: TreeCorpus, options: Options) -> dict[str, np.ndarray]:
+    """Of every validation token: target (-1 if there is none), label and depth, each (N,)."""
+    n = options.context + (kind == "decoder")
+    found: dict[str, list[np.ndarray]] = {"target": [], "label": [], "depth": []}
+    for i, window in enumerate(corpus.valid_batches(options.eval_batches, batch=2 * options.batch, n=n)):
+        shift = slice(int(kind == "decoder"), None)
+        found["target"].append(example(window, "linear", kind, (0, 2**32 + i))["targets"].reshape(-1))
+        found["label"].append(window["label"][:, shift].reshape(-1))
+        found["depth"].append((window["path"] >= 0).sum(-1)[:, shift].reshape(-1))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def run(options: Options) -> Path:
+    """Train everything and write the finding; returns its page."""
+    if options.quick:
+        options = replace(options, **QUICK)
+    groups = []
+    for language in options.languages:
+        for kind in options.tasks:
+            corpus = corpus_of(language, kind, options)
+            tokens = tokens_of(kind, corpus, options)
+            facts = {"language": language, "task": kind, "sha256": corpus.sha256, "vocab": corpus.vocab}
+            facts |= {"train_tokens": len(corpus.train.tokens), "valid_tokens": len(corpus.valid.tokens)}
+            arms = {}
+            for arm in ARMS:
+                arms[arm] = train_arm(arm, kind, corpus, options)
+                loss = arms[arm]["loss"][:, tokens["target"] >= 0].mean()
+                print(f"{language} {kind:8} {arm:20} {loss:.4f}", flush=True)
+            groups.append(report.Group(facts=facts, tokens=tokens, arms=arms))
+    return report.write(options.out, groups, asdict(options))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    options = tyro.cli(Options, prog="python -m experiments.tree_positions", args=arguments)
+    compile_cache.enable()
+    try:
+        print(run(options))
+    except ValueError as error:
+        print(f"tree_positions: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

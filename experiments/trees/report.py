@@ -1,0 +1,180 @@
+"""What `tree_positions` measured, as tables, predictions and figures."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+from experiments.lab import finding
+from experiments.lab.finding import Estimate, Prediction
+from experiments.trees.slices import SLICES
+
+FEWEST = 30
+"""Validation tokens below which a slice is left out."""
+ALL = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """One task on one language.
+
+    Args:
+        facts: language, task, and what the data were.
+        tokens: target (-1 if there is none), label and depth of each validation token, (N,).
+        arms: by name: loss (seeds, N) and params.
+    """
+
+    facts: dict[str, Any]
+    tokens: dict[str, np.ndarray]
+    arms: dict[str, dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return f"{self.facts['language']}, {self.facts['task']}"
+
+    def parts(self) -> dict[tuple[str, str], np.ndarray]:
+        """Which tokens belong to each part, (N,) booleans: (all, ), (slice, ..), (depth, quarter ..)."""
+        asked = self.tokens["target"] >= 0
+        depth = self.tokens["depth"]
+        edges = [0, *sorted({int(np.quantile(depth[asked], q)) + 1 for q in (0.25, 0.5, 0.75)}), int(depth.max()) + 1]
+        parts = {(ALL, ALL): asked}
+        for i, name in enumerate(SLICES):
+            parts["slice", name] = asked & (self.tokens["label"] == i)
+        for low, high in pairwise(edges):
+            if high > low:
+                parts["depth", f"{low} to {high - 1}"] = asked & (depth >= low) & (depth < high)
+        return {part: chosen for part, chosen in parts.items() if chosen.sum() >= (FEWEST if part[0] != ALL else 1)}
+
+    def loss(self, arm: str, chosen: np.ndarray) -> np.ndarray:
+        """Mean loss of the chosen tokens, (seeds,)."""
+        return self.arms[arm]["loss"][:, chosen].mean(1)
+
+    def gain(self, arm: str, chosen: np.ndarray) -> np.ndarray:
+        """What the arm has over the linear one on the same seeds, (seeds,); negative is better."""
+        return self.loss(arm, chosen) - self.loss("linear", chosen)
+
+
+def write(out: str, groups: list[Group], setting: dict[str, Any]) -> Path:
+    """Write the finding; returns its page."""
+    rows = [row for group in groups for row in _rows(group)]
+    figures = {f"by_{by}": _figure([row for row in rows if row["by"] in (ALL, by)], by) for by in ("slice", "depth")}
+    return finding.write(
+        out,
+        question="Does it help to know where in the tree a token stands?",
+        setting={**setting, "data": [group.facts for group in groups]},
+        predictions=[prediction for group in groups for prediction in _predictions(group)],
+        rows=rows,
+        figures=figures,
+        text=finding.QUICK * setting["quick"] + _text(groups),
+    )
+
+
+def _rows(group: Group) -> list[dict[str, Any]]:
+    rows = []
+    for (by, part), chosen in group.parts().items():
+        for arm, numbers in group.arms.items():
+            loss, gain = Estimate.of(group.loss(arm, chosen)), Estimate.of(group.gain(arm, chosen))
+            rows.append(
+                {
+                    "group": group.name,
+                    "by": by,
+                    "part": part,
+                    "tokens": int(chosen.sum()),
+                    "arm": arm,
+                    "params": numbers["params"],
+                    "loss": loss.mean,
+                    "loss_low": loss.low,
+                    "loss_high": loss.high,
+                    "gain": gain.mean,
+                    "gain_low": gain.low,
+                    "gain_high": gain.high,
+                    "losses": [float(x) for x in group.loss(arm, chosen)],
+                }
+            )
+    return rows
+
+
+def _predictions(group: Group) -> list[Prediction]:
+    """Stated after a pilot with other seeds (two of them) and before the run."""
+    parts = group.parts()
+    everything, closing = parts[ALL, ALL], parts.get(("slice", "closing bracket"))
+    both, wrong = group.gain("linear + tree", everything), group.gain("linear + wrong tree", everything)
+    enough = -0.1 if group.facts["task"] == "encoder" else 0.0
+    stated = [
+        Prediction(
+            claim=f"{group.name}: the tree lowers the loss of the linear arm",
+            found=Estimate.of(both),
+            relation="below",
+            threshold=enough,
+        ),
+        Prediction(
+            claim=f"{group.name}: by more than another document's tree does",
+            found=Estimate.of(both - wrong),
+            relation="below",
+            threshold=0.0,
+        ),
+        Prediction(
+            claim=f"{group.name}: the tree alone is worse than the line alone",
+            found=Estimate.of(group.gain("tree", everything)),
+            relation="above",
+            threshold=0.0,
+        ),
+    ]
+    if closing is not None:
+        stated.append(
+            Prediction(
+                claim=f"{group.name}: closing brackets gain more from the tree than all tokens do",
+                found=Estimate.of(group.gain("linear + tree", closing) - both),
+                relation="below",
+                threshold=0.0,
+            )
+        )
+    return stated
+
+
+def _figure(rows: list[dict[str, Any]], by: str) -> alt.TopLevelMixin:
+    """What each arm has over the linear one, by part, one panel a task."""
+    others = [row for row in rows if row["arm"] != "linear"]
+    order = list(dict.fromkeys(row["part"] for row in others))
+    part = alt.Y("part:N", title=None, sort=order)
+    arm = alt.Color("arm:N", title=None, legend=alt.Legend(orient="top"))
+    offset = alt.YOffset("arm:N")
+    base = alt.Chart(alt.Data(values=others))
+    points = base.mark_point(filled=True, size=50).encode(
+        x=alt.X("gain:Q", title="loss less that of the linear arm, nats"), y=part, yOffset=offset, color=arm
+    )
+    layers = [points]
+    if all(np.isfinite(row["gain_low"]) for row in others):
+        layers.append(base.mark_rule().encode(x="gain_low:Q", x2="gain_high:Q", y=part, yOffset=offset, color=arm))
+    zero = base.mark_rule(strokeDash=[2, 2], color="black").encode(x=alt.datum(0))
+    size = 40 + 26 * len(order)
+    panels = (
+        alt.layer(*layers, zero).properties(width=260, height=size).facet(alt.Facet("group:N", title=None), columns=2)
+    )
+    return panels.resolve_scale(x="independent", y="independent").properties(title=f"Broken down by {by}")
+
+
+def _text(groups: list[Group]) -> str:
+    tables = []
+    for group in groups:
+        parts = group.parts()
+        lines = [
+            {
+                "": part if by != "depth" else f"depth {part}",
+                "tokens": int(chosen.sum()),
+                "linear": f"{group.loss('linear', chosen).mean():.3f}",
+                **{arm: str(Estimate.of(group.gain(arm, chosen))) for arm in group.arms if arm != "linear"},
+            }
+            for (by, part), chosen in parts.items()
+        ]
+        sizes = ", ".join(f"{arm} {numbers['params']:,}" for arm, numbers in group.arms.items())
+        about = f"{group.facts['train_tokens']:,} tokens to train on. Parameters: {sizes}."
+        tables.append(f"## {group.name}\n\n{about}\n\n{finding.table(lines)}")
+    lead = (
+        "Loss of the linear arm in nats, and what the others have over it (paired by seed, 95 % intervals; negative is "
+        "better)."
+    )
+    return "\n\n".join([lead, *tables])
