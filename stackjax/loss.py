@@ -36,10 +36,10 @@ def cross_entropy(
         loss = loss - label_smoothing * jnp.mean(logits, -1)
     if z_loss:
         loss = loss + z_loss * jnp.square(log_z)
-    counted = (targets >= 0).astype(loss.dtype)
-    if weights is not None:
-        counted = counted * weights
-    return jnp.sum(loss * counted) / jnp.maximum(jnp.sum(counted), 1)
+    weights = jnp.broadcast_to(jnp.ones((), loss.dtype) if weights is None else weights, targets.shape)
+    weights = jnp.where(targets >= 0, weights, 0)
+    total = jnp.sum(weights)
+    return jnp.sum(jnp.where(weights == 0, 0, loss * weights)) / jnp.where(total == 0, 1, total)
 
 
 def next_token(logits: jax.Array, tokens: jax.Array, **options) -> jax.Array:

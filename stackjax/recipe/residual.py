@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from stackjax.display import Description
 from stackjax.norm import LayerNorm, Norm, wide
 from stackjax.parameter import Spec, zeros
 from stackjax.sublayer import Out, Params
@@ -27,7 +28,7 @@ Scale = dict[str, jax.Array]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
+class Form(Description):
     """Base of every residual form: no parameters, a stream that is x itself, and `apply` left to write."""
 
     def spec(self, d_model: int, depth: int) -> dict[str, Any]:
@@ -50,6 +51,10 @@ class Form:
     def leave(self, params: Params, stream: Any) -> jax.Array:
         """Close the stream to (..., T, D)."""
         return stream
+
+    def leave_state(self, params: Params, stream: Any) -> Params:
+        """New statistics of the norms in `leave`, by parameter name, if they have any."""
+        return {}
 
     def view(self, stream: Any) -> jax.Array:
         """The (..., T, D) that an observer calls x_l."""
@@ -123,6 +128,9 @@ class Pre(Form):
     def leave(self, params, stream):
         return self.norm.apply(params["norm"], stream) if self.final else stream
 
+    def leave_state(self, params, stream):
+        return {"norm": self.norm.state(params["norm"], stream)} if self.final else {}
+
     def apply(self, params, scale, stream, branch, key=None):
         y, out = branch(times(scale["gamma"], self.norm.apply(params["norm"], stream)))
         out = with_state(out, "norm", self.norm.state(params["norm"], stream))
@@ -166,6 +174,10 @@ class Sandwich(Form):
     norm: Norm = LayerNorm()
     embedding: bool = False
 
+    def __post_init__(self):
+        if self.embedding:
+            self.norm.refuse_statistics("on the embedding")
+
     def spec(self, d_model, depth):
         return {"norm_in": self.norm.spec(d_model), "norm_out": self.norm.spec(d_model)}
 
@@ -178,6 +190,9 @@ class Sandwich(Form):
 
     def leave(self, params, stream):
         return self.norm.apply(params["norm"], stream)
+
+    def leave_state(self, params, stream):
+        return {"norm": self.norm.state(params["norm"], stream)}
 
     def apply(self, params, scale, stream, branch, key=None):
         y, out = branch(times(scale["gamma"], self.norm.apply(params["norm_in"], stream)))
