@@ -27,7 +27,21 @@ Reading order: `parameter` (declared once), `norm`, `feed_forward`, `position`, 
 `segment`, `scan`, `stack`, `model`; then `probe`, `optim`, `decode`.
 """
 
-from stackjax import attend, convert, feed_forward, loss, norm, optim, parameter, position, probe, recipe, scan
+from stackjax import (
+    attend,
+    convert,
+    display,
+    feed_forward,
+    loss,
+    norm,
+    optim,
+    parameter,
+    position,
+    probe,
+    recipe,
+    scan,
+    statistic,
+)
 from stackjax.attention import Attention
 from stackjax.feed_forward import FeedForward
 from stackjax.layer import Layer, Trace
@@ -62,6 +76,7 @@ __all__ = [
     "attend",
     "convert",
     "decoder",
+    "display",
     "encoder",
     "feed_forward",
     "loss",
@@ -73,4 +88,5 @@ __all__ = [
     "recipe",
     "residual",
     "scan",
+    "statistic",
 ]

@@ -8,6 +8,7 @@ import dataclasses
 import html
 import itertools
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -139,7 +140,7 @@ def table(whole: Any, params: Any = None) -> Table:
     values = [None] * len(declared) if params is None else jax.tree.leaves(params)
     groups: dict[tuple[str, str], list[tuple[Declared, Any, Any]]] = {}
     for d, factor, value in zip(declared, factors, values, strict=True):
-        law = _value(d.spec.init or stack.recipe.law)
+        law = re.sub(r"\d+\.\d{5,}", lambda found: number(float(found[0])), _value(d.spec.init or stack.recipe.law))
         groups.setdefault((d.spec.role, law), []).append((d, factor, value))
     rows = []
     for (role, law), group in groups.items():

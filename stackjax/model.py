@@ -118,11 +118,13 @@ class Head(Description):
 
     Args:
         tied: whether the embedding's matrix is used again.
+        std: of the initial entries; None means 1/sqrt(D), logits of unit variance for a stream of unit RMS.
         bias: whether logits have a bias.
         soft_cap: c in c tanh(logits / c); None for none.
     """
 
     tied: bool = False
+    std: float | None = None
     bias: bool = False
     soft_cap: float | None = None
 
@@ -130,7 +132,8 @@ class Head(Description):
         """Parameters."""
         specs: dict[str, Any] = {}
         if not self.tied:
-            specs["unembed"] = Spec(shape=(d_model, vocab), role="unembed")
+            std = d_model**-0.5 if self.std is None else self.std
+            specs["unembed"] = Spec(shape=(d_model, vocab), role="unembed", init=Normal(std))
         if self.bias:
             specs["bias"] = Spec(shape=(vocab,), role="bias", init=zeros)
         return specs

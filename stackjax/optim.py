@@ -170,7 +170,7 @@ def clip_by_layer_norm(model: Described, max_norm: Any) -> optax.GradientTransfo
 
     def clip(updates: Any, _: Any) -> Any:
         leaves, tree = jax.tree.flatten(updates)
-        squares = jnp.zeros(depth + 1, jnp.float32)
+        squares = jnp.zeros(depth + 1, jnp.result_type(jnp.float32, *leaves))
         for leaf, d in zip(leaves, declared, strict=True):
             where = jnp.asarray(d.layers or (depth,))
             square = jnp.square(wide(leaf))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import stackjax as sj
-from tests.helpers import largest_difference, normal, perturbed
+from tests.helpers import normal, perturbed
 from tests.test_attend import numpy_attend
 
 D, T = 12, 5
@@ -47,9 +47,7 @@ def test_parity_with_everything(x64, groups):
     )
     params, x = drawn(sub), normal(2, T, D)
     p, h = jax.tree.map(np.asarray, params), np.asarray(x)
-    query, key, value = (
-        (h @ p[name] + p[f"{name}_bias"]).reshape(2, T, -1, 6) for name in ("query", "key", "value")
-    )
+    query, key, value = ((h @ p[name] + p[f"{name}_bias"]).reshape(2, T, -1, 6) for name in ("query", "key", "value"))
     query, key = rms(query, p["query_norm"]["scale"]), rms(key, p["key_norm"]["scale"])
     near = np.tri(T, dtype=bool) & ~np.tri(T, k=-3, dtype=bool)
     y = numpy_attend(query, key, value, scale=0.3, mask=near[None, None], soft_cap=2.0, sinks=p["sinks"])

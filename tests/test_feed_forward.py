@@ -42,7 +42,9 @@ def test_parity(x64, activation, gated):
     np.testing.assert_allclose(sub.apply(params, x, sj.Given())[0], expected, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize(("d_model", "gated", "width"), [(16, False, 64), (12, True, 32), (16, True, 48), (768, True, 2048)])
+@pytest.mark.parametrize(
+    ("d_model", "gated", "width"), [(16, False, 64), (12, True, 32), (16, True, 48), (768, True, 2048)]
+)
 def test_default_width(d_model, gated, width):
     assert sj.FeedForward(gated=gated).width(d_model) == width
 

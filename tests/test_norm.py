@@ -60,7 +60,9 @@ def test_parity(x64, name, shape):
     kind, reference = NORMS[name]
     params = drawn(kind, jnp.float64)
     x = 3 * normal(*shape) + 1
-    np.testing.assert_allclose(kind.apply(params, x), reference(as_numpy(params), np.asarray(x)), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        kind.apply(params, x), reference(as_numpy(params), np.asarray(x)), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_scale_and_bias_are_optional(x64):
@@ -135,7 +137,9 @@ def test_batch_norm_running_statistics(x64):
     np.testing.assert_allclose(new["variance"], 0.75 * params["variance"] + 0.25 * rows.var(0), rtol=1e-12)
     running = {**params, "variance": jnp.abs(params["variance"])}
     y, same = norm.batch_norm(running, x, training=False)
-    expected = (np.asarray(x) - running["mean"]) / np.sqrt(running["variance"] + 1e-5) * params["scale"] + params["bias"]
+    expected = (np.asarray(x) - running["mean"]) / np.sqrt(running["variance"] + 1e-5) * params["scale"] + params[
+        "bias"
+    ]
     np.testing.assert_allclose(y, expected, rtol=1e-12)
     assert np.array_equal(same["mean"], running["mean"])
 

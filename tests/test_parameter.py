@@ -28,7 +28,9 @@ def test_the_draw_does_not_depend_on_how_layers_are_scanned():
     plain = sj.Stack.of(LAYER, depth=4, d_model=16, recipe=sj.recipe.PreNorm())
     mixed = sj.Stack.of(LAYER, other, depth=4, d_model=16, recipe=sj.recipe.PreNorm())
     key = jax.random.key(0)
-    for a, b in zip(sj.convert.unstack(plain, plain.init(key)), sj.convert.unstack(mixed, mixed.init(key)), strict=True):
+    for a, b in zip(
+        sj.convert.unstack(plain, plain.init(key)), sj.convert.unstack(mixed, mixed.init(key)), strict=True
+    ):
         assert all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
@@ -49,9 +51,13 @@ def test_gains_by_role_and_by_layer():
         def gain(self, role, geometry):
             return {"value": 3.0, "up": 1.0 + jnp.arange(geometry.depth)}.get(role, 1.0)
 
-    plain, ramp = (stack(3, recipe).init(jax.random.key(0))["segments"]["0"]["0"] for recipe in (sj.recipe.PreNorm(), Ramp()))
+    plain, ramp = (
+        stack(3, recipe).init(jax.random.key(0))["segments"]["0"]["0"] for recipe in (sj.recipe.PreNorm(), Ramp())
+    )
     np.testing.assert_array_equal(ramp["attention"]["value"], 3 * plain["attention"]["value"])
-    np.testing.assert_array_equal(ramp["feed_forward"]["up"], plain["feed_forward"]["up"] * np.array([1, 2, 3.0])[:, None, None])
+    np.testing.assert_array_equal(
+        ramp["feed_forward"]["up"], plain["feed_forward"]["up"] * np.array([1, 2, 3.0])[:, None, None]
+    )
     np.testing.assert_array_equal(ramp["attention"]["query"], plain["attention"]["query"])
 
 

@@ -63,7 +63,18 @@ class Form(Description):
     def apply(
         self, params: Params, scale: Scale, stream: Any, branch: Branch, key: jax.Array | None = None
     ) -> tuple[Any, Out]:
-        """One sublayer: stream to stream."""
+        """One sublayer: stream to stream.
+
+        Args:
+            params: as declared by `spec`.
+            scale: this sublayer's numbers from the schedule.
+            stream: as opened by `enter`.
+            branch: the sublayer, to be called once.
+            key: PRNG key, for forms that draw (stochastic depth); None means evaluation.
+
+        Returns:
+            The stream, with the same shapes, and the branch's `Out`, with what the form adds to it.
+        """
         raise NotImplementedError(f"{type(self).__name__} must override apply")
 
     def once(self, stream: Any) -> Any:
