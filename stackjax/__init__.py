@@ -40,6 +40,7 @@ from stackjax import (
     probe,
     recipe,
     scan,
+    shard,
     statistic,
 )
 from stackjax.attention import Attention
@@ -88,5 +89,6 @@ __all__ = [
     "recipe",
     "residual",
     "scan",
+    "shard",
     "statistic",
 ]

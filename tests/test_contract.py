@@ -203,9 +203,10 @@ def public():
             if inspect.isclass(thing):
                 for method_name, method in vars(thing).items():
                     function = method.fget if isinstance(method, property) else getattr(method, "__func__", method)
-                    if not method_name.startswith("_") and inspect.isfunction(function):
-                        if function.__module__ == module_name:
-                            yield f"{module_name}.{name}.{method_name}", getattr(thing, method_name)
+                    if method_name.startswith("_") or getattr(function, "__module__", None) != module_name:
+                        continue
+                    if inspect.isfunction(function):
+                        yield f"{module_name}.{name}.{method_name}", getattr(thing, method_name)
 
 
 PUBLIC = dict(public())
