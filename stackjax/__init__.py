@@ -34,6 +34,7 @@ from stackjax import (
     cache,
     convert,
     decode,
+    display,
     feed_forward,
     loss,
     moe,
@@ -45,7 +46,9 @@ from stackjax import (
     recipe,
     sample,
     scan,
+    shard,
     skip,
+    statistic,
 )
 from stackjax.attention import Attention
 from stackjax.feed_forward import FeedForward
@@ -93,6 +96,7 @@ __all__ = [
     "convert",
     "decode",
     "decoder",
+    "display",
     "encoder",
     "encoder_decoder",
     "feed_forward",
@@ -107,5 +111,7 @@ __all__ = [
     "residual",
     "sample",
     "scan",
+    "shard",
     "skip",
+    "statistic",
 ]

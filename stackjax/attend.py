@@ -126,13 +126,16 @@ def attend_fused(
         bias: (B or 1, H or 1, T, S) logits added after the scale.
 
     Returns:
-        (B, T, H, K), dtype of value.
+        (B, T, H, K), dtype of value; zeros for a query that may look nowhere.
     """
     chex.assert_rank([query, key, value], 4)
     batch, n_queries, n_heads, _ = query.shape
     full = (batch, n_heads, n_queries, key.shape[1])
+    if mask is not None and (causal or window is not None):
+        near = visible(first_positions(n_queries), first_positions(key.shape[1]), causal=causal, window=window)
+        mask, causal, window = mask & near, False, None
     reach = None if window is None else (window - 1, 0 if causal else window - 1)
-    return jax.nn.dot_product_attention(
+    y = jax.nn.dot_product_attention(
         query,
         key,
         value,
@@ -143,6 +146,10 @@ def attend_fused(
         local_window_size=reach,
         implementation=backend,
     )
+    if mask is None:
+        return y
+    looks = jnp.swapaxes(jnp.any(mask, -1), -1, -2)[..., None]
+    return jnp.where(looks, y, 0)
 
 
 def visible(

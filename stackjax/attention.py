@@ -1,6 +1,6 @@
 """Attention: the one sublayer through which tokens see each other."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import chex
@@ -43,7 +43,8 @@ class Attention(Sublayer):
         dropout: rate on the output while training.
 
     Raises:
-        ValueError: heads that do not divide, a soft cap or sinks with a fused backend, a stream position.
+        ValueError: heads that do not divide, a soft cap or sinks with a fused backend, a stream position, a causal
+            mask over another sequence, biases of projections that do not exist, running statistics.
     """
 
     name: str = "attention"
@@ -65,17 +66,26 @@ class Attention(Sublayer):
     backend: Backend | None = None
 
     def __post_init__(self):
-        if self.n_heads < 1 or self.n_heads % self.groups:
+        super().__post_init__()
+        if self.n_heads < 1 or self.groups < 1 or self.n_heads % self.groups:
             raise ValueError(
                 f"n_kv_heads must divide n_heads; got n_heads={self.n_heads}, n_kv_heads={self.n_kv_heads}"
             )
         for name, reach in (("window", self.window), ("chunk", self.chunk)):
             if reach is not None and reach < 1:
                 raise ValueError(f"{name} must be at least 1 (the token itself); got {reach}")
-            if reach is not None and self.cross:
-                raise ValueError(f"cross-attention sees all of the memory; got {name}={reach}")
+        if self.cross and (self.causal or self.window is not None or self.chunk is not None):
+            raise ValueError("cross-attention looks at the whole memory; give causal=False, window=None and chunk=None")
         if self.gate not in (None, "head", "feature"):
             raise ValueError(f"gate must be None, 'head' or 'feature'; got {self.gate!r}")
+        if self.soft_cap is not None and self.soft_cap <= 0:
+            raise ValueError(f"soft_cap must be positive, or None for none; got {self.soft_cap}")
+        if unknown := set(self.bias) - {"query", "key", "value", "out"}:
+            raise ValueError(f"bias names projections out of query, key, value, out; got {sorted(unknown)}")
+        if self.backend not in (None, "plain", "xla", "cudnn"):
+            raise ValueError(f"backend must be 'plain', 'xla', 'cudnn' or None; got {self.backend!r}")
+        for norm in (self.qk_norm, self.inner_norm):
+            norm.refuse_statistics("inside attention")
         if not self.position.acts_on(ATTENTION_HOOKS) and type(self.position) is not NoPosition:
             raise ValueError(
                 f"{type(self.position).__name__} does not act inside attention; give it to the model's embedding"
@@ -189,6 +199,8 @@ class Attention(Sublayer):
             if given.memory is None:
                 raise ValueError("cross-attention needs given.memory, the encoder's output (..., S, D)")
             inputs = (inputs[0], given.memory, given.memory)
+        if given.table is None:
+            given = replace(given, table=self.prepare({}, given, n_tokens, d_model))
         chex.assert_shape(inputs[0], (..., n_tokens, params["query"].shape[0]))
         query_input, key_input, value_input = (h.reshape(-1, *h.shape[-2:]) for h in inputs)
         batch = query_input.shape[0]

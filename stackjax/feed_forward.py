@@ -132,6 +132,10 @@ class FeedForward(Sublayer):
     bias: bool = False
     inner_norm: Norm = NoNorm()
 
+    def __post_init__(self):
+        super().__post_init__()
+        self.inner_norm.refuse_statistics("inside the feed-forward")
+
     def width(self, d_model: int) -> int:
         """F."""
         if self.d_hidden is not None:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from flax import struct
 
+from stackjax.display import Description
 from stackjax.recipe.base import Geometry, Recipe
 from stackjax.recipe.residual import Form, Through
 from stackjax.sublayer import Given, Out, Params, Sublayer, add_losses
@@ -27,7 +28,7 @@ class Trace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
+class Layer(Description):
     """One layer's description.
 
     Args:

@@ -28,7 +28,8 @@ def cross_entropy(
         (), at least float32; 0 if nothing counts.
     """
     chex.assert_equal_shape_prefix((logits, targets), targets.ndim)
-    logits = wide(logits)
+    weights = jnp.where(targets >= 0, 1 if weights is None else weights, 0)
+    logits = jnp.where(weights[..., None] == 0, 0, wide(logits))
     log_z = jax.nn.logsumexp(logits, -1)
     chosen = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], -1)[..., 0]
     loss = log_z - (1 - label_smoothing) * chosen
@@ -36,10 +37,8 @@ def cross_entropy(
         loss = loss - label_smoothing * jnp.mean(logits, -1)
     if z_loss:
         loss = loss + z_loss * jnp.square(log_z)
-    counted = (targets >= 0).astype(loss.dtype)
-    if weights is not None:
-        counted = counted * weights
-    return jnp.sum(loss * counted) / jnp.maximum(jnp.sum(counted), 1)
+    total = jnp.sum(weights)
+    return jnp.sum(loss * weights) / jnp.where(total == 0, 1, total)
 
 
 def next_token(logits: jax.Array, tokens: jax.Array, **options) -> jax.Array:

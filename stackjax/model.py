@@ -12,16 +12,17 @@ import jax.numpy as jnp
 
 from stackjax.attend import first_positions
 from stackjax.attention import Attention
+from stackjax.display import Description, Whole
 from stackjax.feed_forward import Activation, FeedForward
 from stackjax.latent_attention import LatentAttention
 from stackjax.layer import Layer
 from stackjax.norm import NoNorm, Norm, wide
-from stackjax.parameter import Normal, Spec, count, declare, linear, matrix, realise, zeros
+from stackjax.parameter import Normal, Spec, declare, linear, matrix, realise, zeros
 from stackjax.position.base import ATTENTION_HOOKS, STREAM_HOOKS, NoPosition, Position
 from stackjax.position.rotary import Rotary
-from stackjax.recipe.base import Recipe, Schedule
+from stackjax.recipe.base import Recipe, Schedule, multipliers
 from stackjax.recipe.placement import PreNorm
-from stackjax.stack import Result, Stack, multipliers
+from stackjax.stack import Result, Stack
 from stackjax.sublayer import Given, Params, Positions, Sublayer, dropout
 
 
@@ -31,7 +32,7 @@ def end_norm(norm: Norm, d_model: int) -> dict[str, Spec]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embedding:
+class Embedding(Description):
     """Tokens to vectors: dropout(norm(scale E[token] + types + position)).
 
     Args:
@@ -57,6 +58,9 @@ class Embedding:
     def __post_init__(self):
         if self.vocab < 1:
             raise ValueError(f"vocab must be positive; got {self.vocab}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1; got {self.dropout}")
+        self.norm.refuse_statistics("on the embedding")
         if not self.position.acts_on(STREAM_HOOKS) and type(self.position) is not NoPosition:
             raise ValueError(f"{type(self.position).__name__} does not act on the stream; give it to the attention")
 
@@ -115,11 +119,12 @@ class Embedding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Head:
+class Head(Description):
     """Vectors to logits: cap(scale E x + bias), where x may first pass norm(activation(x W + b)).
 
     Args:
         tied: whether the embedding's matrix is used again.
+        std: of the initial entries; None means 1/sqrt(D), logits of unit variance for a stream of unit RMS.
         bias: whether logits have a bias.
         scale: on the logits; T5 divides by sqrt(D) where it ties.
         soft_cap: c in c tanh(logits / c); None for none.
@@ -128,6 +133,7 @@ class Head:
     """
 
     tied: bool = False
+    std: float | None = None
     bias: bool = False
     scale: float = 1.0
     soft_cap: float | None = None
@@ -140,7 +146,8 @@ class Head:
         if self.transform is not None:
             specs |= matrix(d_model, d_model, "unembed", name="transform", bias=True)
         if not self.tied:
-            specs["unembed"] = Spec(shape=(d_model, vocab), role="unembed")
+            std = d_model**-0.5 if self.std is None else self.std
+            specs["unembed"] = Spec(shape=(d_model, vocab), role="unembed", init=Normal(std))
         if self.bias:
             specs["bias"] = Spec(shape=(vocab,), role="bias", init=zeros)
         return specs
@@ -169,7 +176,7 @@ class Head:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class Model(Whole):
     """embed, stack, unembed. Make one with `decoder` or `encoder`, or from parts.
 
     Args:
@@ -207,11 +214,6 @@ class Model:
     def multipliers(self) -> Params:
         """The tree of parameters, each leaf the recipe's `Multiplier`."""
         return multipliers(self.declaration(), self.stack.recipe, self.stack.geometry)
-
-    @property
-    def n_params(self) -> int:
-        """Number of trained parameters."""
-        return count(self.declaration())
 
     def apply(
         self,
@@ -298,13 +300,13 @@ def decoder(
     vocab: int = 256,
     d_model: int = 256,
     depth: int = 12,
-    n_heads: int = 4,
+    n_heads: int | None = None,
     recipe: Recipe = PreNorm(),
-    position: Position = Rotary(),
+    position: Position | None = None,
     attention: Attention | LatentAttention | None = None,
     feed_forward: Sublayer = FeedForward(),
     tied: bool = False,
-    dropout: float = 0.0,
+    dropout: float | None = None,
     side: Literal["encoder", "decoder"] = "decoder",
 ) -> Model:
     """Describe a decoder language model.
@@ -313,31 +315,37 @@ def decoder(
         vocab: V.
         d_model: D.
         depth: L.
-        n_heads: H.
+        n_heads: H; None takes the attention's, or 4.
         recipe: the depth treatment.
-        position: put where it acts, on the stream or inside attention.
-        attention: for what the other arguments do not say; n_heads, position, causality and dropout are set here.
+        position: put where it acts, on the stream or inside attention; None takes the attention's, or rotary.
+        attention: for what the other arguments do not say.
         feed_forward: the feed-forward sublayer, or a mixture of experts.
         tied: whether the output uses the embedding's matrix.
-        dropout: rate after the embedding and in every sublayer, while training.
+        dropout: rate after the embedding and in every sublayer, while training; None keeps the sublayers' own.
         side: "encoder" makes attention bidirectional.
 
     Raises:
         ValueError: sizes or choices that do not fit together.
     """
+    own = attention or Attention(n_heads=n_heads or 4)
+    if (isinstance(own, Attention) and own.cross) or (side == "decoder" and not own.causal):
+        raise ValueError(f"a {side} made here attends to itself, a decoder causally; got {own}")
+    if n_heads not in (None, own.n_heads):
+        raise ValueError(f"n_heads={n_heads}, but attention has n_heads={own.n_heads}; give it once")
+    if position is None:
+        position = Rotary() if own.position == NoPosition() else own.position
     on_stream, inside = split_position(position)
-    attention = replace(
-        attention or Attention(n_heads=n_heads),
-        n_heads=n_heads,
-        position=inside,
-        causal=side == "decoder",
-        dropout=dropout,
-    )
-    attention.spec(d_model)
-    layer = Layer(subs=(attention, replace(feed_forward, dropout=dropout)))
+    if on_stream == position and inside == NoPosition():
+        inside = own.position
+    if own.position not in (NoPosition(), inside):
+        raise ValueError(f"position={position}, but attention has position={own.position}; give it once")
+    subs = (replace(own, position=inside, causal=side == "decoder"), feed_forward)
+    subs[0].spec(d_model)
+    if dropout is not None:
+        subs = tuple(replace(sub, dropout=dropout) for sub in subs)
     return Model(
-        embedding=Embedding(vocab=vocab, position=on_stream, dropout=dropout),
-        stack=Stack.of(layer, depth=depth, d_model=d_model, recipe=recipe, side=side),
+        embedding=Embedding(vocab=vocab, position=on_stream, dropout=dropout or 0.0),
+        stack=Stack.of(Layer(subs=subs), depth=depth, d_model=d_model, recipe=recipe, side=side),
         head=Head(tied=tied),
     )
 

@@ -14,6 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from stackjax.display import Description
 from stackjax.parameter import Constant, Spec, ones, zeros
 
 Params = dict[str, Any]
@@ -125,8 +126,8 @@ def _affine(params: Params, h: jax.Array) -> jax.Array:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Norm:
-    """A normalisation as a description; this one does nothing.
+class Norm(Description):
+    """A normalisation as a description: base of every norm, with do-nothing defaults.
 
     A norm of your own is a subclass that overrides `spec` and `apply`.
     """
@@ -143,8 +144,15 @@ class Norm:
         """New values of the parameters of role `statistic`, if there are any."""
         return {}
 
+    def refuse_statistics(self, place: str) -> None:
+        """Raise a ValueError if this norm has running statistics, where nothing would carry them."""
+        if any(spec.role == "statistic" for spec in self.spec(1).values()):
+            raise ValueError(f"nothing carries running statistics {place}; got {self!r}; use a norm without them there")
 
-NoNorm = Norm
+
+@dataclass(frozen=True, kw_only=True)
+class NoNorm(Norm):
+    """x."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +228,9 @@ class DynamicTanh(Norm):
 @dataclass(frozen=True, kw_only=True)
 class BatchNorm(Norm):
     """`batch_norm`. The one norm that mixes examples, and tokens: a causal model with it is not causal.
+
+    Residual forms return its new running statistics in `Result.state`; `stackjax.statistic.update` writes them into the
+    parameters.
 
     Args:
         training: True normalises by the batch, False by the running statistics. Evaluate with

@@ -177,7 +177,7 @@ def clip_by_layer_norm(model: Described, max_norm: Any) -> optax.GradientTransfo
 
     def clip(updates: Any, _: Any) -> Any:
         leaves, tree = jax.tree.flatten(updates)
-        squares = jnp.zeros(n_layers + 1, jnp.float32)
+        squares = jnp.zeros(n_layers + 1, jnp.result_type(jnp.float32, *leaves))
         for leaf, (start, d) in zip(leaves, declared, strict=True):
             where = start + jnp.asarray(d.layers) if d.layers else jnp.asarray([n_layers])
             square = jnp.square(wide(leaf))

@@ -199,7 +199,18 @@ def count(declaration: Any) -> int:
 
 
 def matrix(n_in: int, n_out: int, role: str, *, name: str | None = None, bias: bool = False) -> dict[str, Spec]:
-    """Declare a hidden matrix (n_in, n_out) and, where asked for, its bias, under the names `linear` looks for."""
+    """Declare a matrix and, where asked for, its bias, under the names that `linear` looks for.
+
+    Args:
+        n_in: rows.
+        n_out: columns.
+        role: of the matrix; the bias has the role bias.
+        name: of the matrix; None means its role.
+        bias: whether there is one.
+
+    Returns:
+        {name: spec}, and {name_bias: spec}.
+    """
     name = name or role
     declared = {name: Spec(shape=(n_in, n_out), role=role)}
     if bias:

@@ -18,9 +18,24 @@ from stackjax.sublayer import Params
 EPS = 1e-30
 
 
+def _scaled(x: jax.Array, axis: Any = None) -> tuple[jax.Array, jax.Array]:
+    """x divided by its largest entry, and that entry: squares of the streams of exploding controls overflow."""
+    x = wide(x)
+    top = jnp.max(jnp.abs(x), axis, keepdims=True, initial=0)
+    top = jnp.where(top == 0, 1, top)
+    return x / top, top
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    """x / |x| over the last axis, 0 for 0."""
+    x, _ = _scaled(x, -1)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1))
+
+
 def rms(x: jax.Array) -> jax.Array:
     """sqrt(mean x²) over everything, ()."""
-    return jnp.sqrt(jnp.mean(jnp.square(wide(x))))
+    x, top = _scaled(x)
+    return top.reshape(()) * jnp.sqrt(jnp.mean(x * x))
 
 
 def cosine(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -28,9 +43,7 @@ def cosine(x: jax.Array, y: jax.Array) -> jax.Array:
 
     1 - cosine(x_l, x_{l+1}) is the Block Influence of Men et al. 2024, eq. (1), arXiv:2403.03853.
     """
-    x, y = wide(x), wide(y)
-    dot = jnp.sum(x * y, -1)
-    return jnp.mean(dot * jax.lax.rsqrt(jnp.sum(x * x, -1) * jnp.sum(y * y, -1) + EPS))
+    return jnp.mean(jnp.sum(_unit(x) * _unit(y), -1))
 
 
 def token_similarity(x: jax.Array) -> jax.Array:
@@ -41,12 +54,10 @@ def token_similarity(x: jax.Array) -> jax.Array:
     Args:
         x: (..., T, D)
     """
-    x = wide(x)
     n_tokens = x.shape[-2]
     if n_tokens < 2:
-        return jnp.ones((), x.dtype)
-    unit = x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + EPS)
-    total = jnp.sum(jnp.square(jnp.sum(unit, -2)), -1)
+        return jnp.ones((), wide(x).dtype)
+    total = jnp.sum(jnp.square(jnp.sum(_unit(x), -2)), -1)
     return jnp.mean((total - n_tokens) / (n_tokens * (n_tokens - 1)))
 
 
@@ -55,7 +66,7 @@ def rank_residual(x: jax.Array) -> jax.Array:
 
     Source: after Dong et al. 2021, section 2, arXiv:2103.03404, with Frobenius norms.
     """
-    x = wide(x)
+    x, _ = _scaled(x)
     away = x - jnp.mean(x, -2, keepdims=True)
     return jnp.sqrt(jnp.sum(away * away) / (jnp.sum(x * x) + EPS))
 
@@ -88,7 +99,7 @@ def branches(trace: Trace) -> dict[str, jax.Array]:
 
 
 def attention(trace: Trace) -> dict[str, jax.Array]:
-    """For each attention sublayer: attention_entropy in nats, and max_logit."""
+    """For each attention sublayer: attention_entropy in nats, and max_logit, the largest in absolute value."""
     found = {}
     for name, seen in trace.seen.items():
         if "weights" in seen:
@@ -135,7 +146,7 @@ def layer_norms(tree: Params, declaration: Any, depth: int) -> jax.Array:
         declaration: the same tree of `Declared`.
         depth: L.
     """
-    squares = jnp.zeros(depth, jnp.float32)
+    squares = jnp.zeros(depth, jnp.result_type(jnp.float32, *jax.tree.leaves(tree)))
     for leaf, declared in _pairs(tree, declaration):
         if declared.layers:
             square = jnp.square(wide(leaf))

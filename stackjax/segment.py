@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stackjax.display import Description, segment_lines
 from stackjax.layer import Layer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segment:
+class Segment(Description):
     """A period of layers, repeated.
 
     Args:
@@ -25,6 +26,9 @@ class Segment:
         """Layers in all."""
         return self.n * len(self.layers)
 
+    def __repr__(self) -> str:
+        return "\n".join(segment_lines(self))
+
 
 def fold(layers: Sequence[Layer]) -> tuple[Segment, ...]:
     """Fold a list of layers into segments, so that each scan is as long as it can be.
@@ -37,12 +41,11 @@ def fold(layers: Sequence[Layer]) -> tuple[Segment, ...]:
     segments, start = [], 0
     while start < len(kinds):
         rest = kinds[start:]
-        spans = ((_repeats(rest, period) * period, -period) for period in range(1, len(rest) // 2 + 1))
+        repeats = {period: _repeats(rest, period) for period in range(1, len(rest) // 2 + 1)}
+        spans = [(n * period, -period) for period, n in repeats.items() if n > 1]
         covered, period = max(spans, default=(1, -1))
-        period = -period if covered > -period else 1
-        repeats = _repeats(rest, period)
-        segments.append(Segment(layers=tuple(layers[start : start + period]), n=repeats))
-        start += period * repeats
+        segments.append(Segment(layers=tuple(layers[start : start - period]), n=covered // -period))
+        start += covered
     return tuple(segments)
 
 

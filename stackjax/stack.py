@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from flax import struct
 
 from stackjax import scan
+from stackjax.display import Whole, block, stack_lines
 from stackjax.layer import Layer, Trace
 from stackjax.parameter import declare, is_spec, realise
-from stackjax.recipe.base import Geometry, Recipe, Schedule
+from stackjax.recipe.base import Geometry, Recipe, Schedule, multipliers
 from stackjax.segment import Segment, fold
 from stackjax.sublayer import Cache, Given, Params, add_losses
 
@@ -31,7 +32,8 @@ class Result:
 
     Args:
         loss: {name: scalar}, summed over the layers.
-        state: what the next call needs, nested like the segments: {segment: {layer of the period: {sublayer: state}}}.
+        state: what the next call needs, nested like the segments: {segment: {layer of the period: {sublayer: state}}};
+            and `leave`, new running statistics of a norm at the end.
         measure: {name: (L, ...)} from the `measure` asked for; rows of NaN for layers that do not have the name.
     """
 
@@ -41,7 +43,7 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stack:
+class Stack(Whole):
     """A deep stack as a description; make one with `Stack.of`.
 
     Args:
@@ -90,6 +92,8 @@ class Stack:
         Raises:
             ValueError: a depth that is negative, or not whole periods when looped; forms that cannot meet.
         """
+        if not layers:
+            raise ValueError("a stack needs at least one layer description, also at depth 0")
         if depth < 0:
             raise ValueError(f"depth must be 0 or more; got {depth}")
         if d_model < 1:
@@ -107,6 +111,10 @@ class Stack:
         else:
             segments = fold(dressed)
         return cls(segments=segments, recipe=recipe, geometry=geometry)
+
+    def __repr__(self) -> str:
+        title = f"Stack: {self.depth} layers of width {self.d_model}, {self.n_params:,} parameters, {self.recipe!r}"
+        return block(title, stack_lines(self))
 
     @property
     def depth(self) -> int:
@@ -217,6 +225,7 @@ class Stack:
             "tap": None if taps is None else taps[:-1],
             "probe": probes,
         }
+        chex.assert_tree_shape_prefix(per_layer, (self.depth,))
         stream = self.enter(params, x)
         loss: dict[str, jax.Array] = {}
         state: Params = {}
@@ -238,6 +247,8 @@ class Stack:
             measures.append((segment.n, measured))
         if taps is not None:
             stream = scan.tap(stream, taps[-1])
+        if new := self.segments[-1].layers[-1].forms[-1].leave_state(params["leave"]["inner"], stream):
+            state["leave"] = new
         return self.leave(params, stream), Result(loss=loss, state=state, measure=_by_layer(measures))
 
     def placed(self) -> list[tuple[str, int, Segment]]:
@@ -339,8 +350,3 @@ def _by_layer(measures: list[tuple[int, dict[str, dict[str, jax.Array]]]]) -> di
         ]
         columns[name] = jnp.concatenate([row.reshape(-1, *shape) for row in rows])
     return columns
-
-
-def multipliers(declaration: Params, recipe: Recipe, geometry: Geometry) -> Params:
-    """A tree of `Declared` as a tree of the recipe's `Multiplier`."""
-    return jax.tree.map(lambda d: recipe.multiplier(d.spec.role, geometry), declaration, is_leaf=is_spec)

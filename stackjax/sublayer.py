@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from stackjax.display import Description
+
 Params = dict[str, Any]
 Positions = dict[str, jax.Array]
 """Where tokens stand, as data: index (..., T) integers; optionally segment (..., T), path (..., T, P).
@@ -85,7 +87,7 @@ class Cache:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sublayer:
+class Sublayer(Description):
     """Base of every sublayer: a frozen description with do-nothing defaults.
 
     A sublayer of your own is a subclass that overrides `spec` and `apply`.
@@ -97,6 +99,10 @@ class Sublayer:
 
     name: str = "sublayer"
     dropout: float = 0.0
+
+    def __post_init__(self):
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1; got {self.dropout}")
 
     def spec(self, d_model: int) -> dict[str, Any]:
         """Parameters of one layer's copy."""

@@ -1,1 +1,1 @@
-"""Between stackjax and the formats of others."""
+"""stackjax and its neighbours. Import the one you need; each brings its own dependencies."""

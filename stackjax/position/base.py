@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from stackjax.display import Description
 from stackjax.sublayer import Params, Positions
 
 STREAM_HOOKS = ("embed",)
@@ -12,8 +13,8 @@ ATTENTION_HOOKS = ("rotate", "score", "bias", "value")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Position:
-    """A position encoding; this one does nothing. An encoding of your own overrides the hooks it needs.
+class Position(Description):
+    """A position encoding, with do-nothing defaults. An encoding of your own overrides the hooks it needs.
 
     In the order in which they act: `embed` on the stream, then inside attention `prepare` (once, outside the scan),
     `rotate`, `score`, `bias`, `value`.
@@ -83,7 +84,9 @@ class Position:
         return any(getattr(type(self), hook) is not getattr(Position, hook) for hook in hooks)
 
 
-NoPosition = Position
+@dataclass(frozen=True, kw_only=True)
+class NoPosition(Position):
+    """No positions at all (NoPE)."""
 
 
 def total(terms: list[jax.Array | None]) -> jax.Array | None:

@@ -19,7 +19,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from stackjax.parameter import Gain, Init, xavier
+from stackjax.display import Description
+from stackjax.parameter import Gain, Init, is_spec, xavier
 from stackjax.recipe.residual import Form, Through
 from stackjax.sublayer import Params, Sublayer
 
@@ -73,7 +74,7 @@ Schedule = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Description):
     """Base of every recipe: one residual form for all sublayers, Xavier's init, no constant that depends on depth.
 
     Args:
@@ -121,6 +122,11 @@ class Recipe:
     def calibrate(self, params: Params, run: Callable[[Params], Any]) -> Params:
         """Parameters before the first step; `run` gives what a batch's forward pass saw."""
         return params
+
+
+def multipliers(declaration: Params, recipe: Recipe, geometry: Geometry) -> Params:
+    """A tree of `Declared` as a tree of the recipe's `Multiplier`."""
+    return jax.tree.map(lambda d: recipe.multiplier(d.spec.role, geometry), declaration, is_leaf=is_spec)
 
 
 def with_sub(schedule: Schedule, **numbers: Any) -> Schedule:

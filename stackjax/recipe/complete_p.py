@@ -22,8 +22,9 @@ class CompleteP(Recipe):
 
     and logits are divided by m_D. At L = base_depth and D = base_width it is pre-norm to the bit.
 
-    The width rule of the init is already in laws that divide by a fan; a `Normal` law is divided here. Embeddings keep
-    their step size against a stream of unit RMS although `Embedding` multiplies them by sqrt(D). Keep the head width
+    The width rule of the init is already in laws that divide by a fan; a `Normal` law is divided here, and the two
+    ends, whose own laws divide by sqrt(D), are multiplied. Embeddings keep their step size against a stream of unit RMS
+    although `Embedding` multiplies them by sqrt(D). Keep the head width
     fixed as D grows, as the paper does: then its 1/K attention scale is a constant.
 
     Args:
@@ -53,12 +54,9 @@ class CompleteP(Recipe):
 
     def gain(self, role: str, geometry: Geometry) -> float:
         m_width = self._ratios(geometry)[1]
-        fixed_law = isinstance(self.law, Normal)
-        if role == "embed" or (role == "unembed" and not fixed_law):
+        if role in ("embed", "unembed"):
             return m_width**0.5
-        if role in MATRICES and fixed_law:
-            return m_width**-0.5
-        return 1.0
+        return m_width**-0.5 if role in MATRICES and isinstance(self.law, Normal) else 1.0
 
     def multiplier(self, role: str, geometry: Geometry) -> Multiplier:
         m_depth, m_width = self._ratios(geometry)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from stackjax.norm import LayerNorm, Norm, wide
 from stackjax.parameter import Constant, Spec, ones, zeros
 from stackjax.recipe.base import Geometry, Recipe
-from stackjax.recipe.residual import Form, add, times, with_state
+from stackjax.recipe.residual import Form, add, times
 from stackjax.sublayer import Params, Sublayer
 
 
@@ -53,6 +53,9 @@ class HyperConnected(Form):
     norm: Norm = LayerNorm()
     offset: int = 0
     stride: int = 1
+
+    def __post_init__(self):
+        self.norm.refuse_statistics("in hyper-connections")
 
     @property
     def kind(self) -> Hashable:
@@ -107,7 +110,6 @@ class HyperConnected(Form):
         mix, read, write = self.weights(params, stream)
         x = jnp.sum(h * jnp.swapaxes(read, -1, -2)[..., None], -3).astype(stream.dtype)
         y, out = branch(times(scale["gamma"], self.norm.apply(params["norm"], x)))
-        out = with_state(out, "norm", self.norm.state(params["norm"], x))
         lanes = jnp.moveaxis(h, -3, -1)
         mixed = jnp.moveaxis(lanes @ mix, -1, -3)
         written = jnp.swapaxes(write, -1, -2)[..., None] * wide(y)[..., None, :, :]

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from stackjax.display import Description
 from stackjax.norm import LayerNorm, NoNorm, Norm, wide
 from stackjax.parameter import Spec, zeros
 from stackjax.sublayer import Out, Params
@@ -27,7 +28,7 @@ Scale = dict[str, jax.Array]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
+class Form(Description):
     """Base of every residual form: no parameters, a stream that is x itself, and `apply` left to write."""
 
     def spec(self, d_model: int, depth: int) -> dict[str, Any]:
@@ -51,6 +52,10 @@ class Form:
         """Close the stream to (..., T, D)."""
         return stream
 
+    def leave_state(self, params: Params, stream: Any) -> Params:
+        """New statistics of the norms in `leave`, by parameter name, if they have any."""
+        return {}
+
     def view(self, stream: Any) -> jax.Array:
         """The (..., T, D) that an observer calls x_l."""
         return stream
@@ -58,7 +63,18 @@ class Form:
     def apply(
         self, params: Params, scale: Scale, stream: Any, branch: Branch, key: jax.Array | None = None
     ) -> tuple[Any, Out]:
-        """One sublayer: stream to stream."""
+        """One sublayer: stream to stream.
+
+        Args:
+            params: as declared by `spec`.
+            scale: this sublayer's numbers from the schedule.
+            stream: as opened by `enter`.
+            branch: the sublayer, to be called once.
+            key: PRNG key, for forms that draw (stochastic depth); None means evaluation.
+
+        Returns:
+            The stream, with the same shapes, and the branch's `Out`, with what the form adds to it.
+        """
         raise NotImplementedError(f"{type(self).__name__} must override apply")
 
     def once(self, stream: Any) -> Any:
@@ -135,6 +151,9 @@ class Pre(Form):
     def leave(self, params, stream):
         return self.norm.apply(params["norm"], stream) if self.final else stream
 
+    def leave_state(self, params, stream):
+        return {"norm": self.norm.state(params["norm"], stream)} if self.final else {}
+
     def apply(self, params, scale, stream, branch, key=None):
         y, out = branch(times(scale["gamma"], self.norm.apply(params["norm"], stream)))
         out = with_state(out, "norm", self.norm.state(params["norm"], stream))
@@ -178,6 +197,10 @@ class Sandwich(Form):
     norm: Norm = LayerNorm()
     embedding: bool = False
 
+    def __post_init__(self):
+        if self.embedding:
+            self.norm.refuse_statistics("on the embedding")
+
     def spec(self, d_model, depth):
         return {"norm_in": self.norm.spec(d_model), "norm_out": self.norm.spec(d_model)}
 
@@ -190,6 +213,9 @@ class Sandwich(Form):
 
     def leave(self, params, stream):
         return self.norm.apply(params["norm"], stream)
+
+    def leave_state(self, params, stream):
+        return {"norm": self.norm.state(params["norm"], stream)}
 
     def apply(self, params, scale, stream, branch, key=None):
         y, out = branch(times(scale["gamma"], self.norm.apply(params["norm_in"], stream)))

@@ -1,0 +1,128 @@
+"""Sharding: where parameters, optimiser state and batches lie on a mesh of devices, from the declaration alone.
+
+Each role has named axes; one table of rules sends names to axes of the mesh. With the default rules, batches and the
+model's width are split over `data` (data parallelism with fully sharded parameters) and heads, hidden features, experts
+and vocabulary over `model` (tensor parallelism). The layer axis stays whole, since the scan walks along it.
+
+    mesh = sj.shard.mesh(data=4, model=2)
+    params = jax.jit(model.init, out_shardings=sj.shard.parameters(model, mesh))(key)
+"""
+
+import math
+from typing import Any
+
+import jax
+from flax.linen.spmd import logical_to_mesh_axes
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from stackjax.optim import Described
+from stackjax.parameter import Declared, is_spec
+from stackjax.sublayer import Params
+
+Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
+"""(name of a parameter's axis, axes of the mesh), in order of precedence; a mesh axis serves each array once."""
+
+RULES: Rules = (
+    ("batch", "data"),
+    ("experts", "model"),
+    ("vocab", "model"),
+    ("heads", "model"),
+    ("kv_heads", "model"),
+    ("hidden", "model"),
+    ("width", "data"),
+)
+
+_INSIDE = {
+    "query": ("width", "heads"),
+    "key": ("width", "kv_heads"),
+    "value": ("width", "kv_heads"),
+    "out": ("heads", "width"),
+}
+
+AXES: dict[str, tuple[str, ...]] = {
+    **_INSIDE,
+    **{f"cross_{role}": names for role, names in _INSIDE.items()},
+    "up": ("width", "hidden"),
+    "gate": ("width", "hidden"),
+    "down": ("hidden", "width"),
+    "embed": ("vocab", "width"),
+    "unembed": ("width", "vocab"),
+}
+"""Names of the last axes of each role; roles that are not here (norms, biases, gates) are small and kept whole."""
+
+
+def mesh(**sizes: int) -> Mesh:
+    """A mesh of the devices at hand, e.g. `mesh(data=4, model=2)`, in which jit propagates shardings by itself."""
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def names(declared: Declared) -> tuple[str | None, ...]:
+    """Names of the axes of a stored parameter; an axis before a matrix's own two counts experts."""
+    own: tuple[str | None, ...] = AXES.get(declared.spec.role, ())
+    rank = len(declared.spec.shape)
+    if len(own) > rank:
+        own = ()
+    before = "experts" if len(own) == 2 and rank == 3 else None
+    own = (*(before,) * (rank - len(own)), *own)
+    return ("layers", *own) if declared.stacked else own
+
+
+def parameters(described: Described, on: Mesh, rules: Rules = RULES) -> Params:
+    """The tree of parameters, each leaf its `NamedSharding`.
+
+    Args:
+        described: a model or a stack.
+        on: the mesh.
+        rules: from names of axes to axes of the mesh. An axis that does not divide by the devices is kept whole.
+    """
+    return jax.tree.map(
+        lambda declared: _sharding(names(declared), declared.shape, on, rules),
+        described.declaration(),
+        is_leaf=is_spec,
+    )
+
+
+def state(described: Described, on: Mesh, tree: Any, rules: Rules = RULES) -> Any:
+    """Shardings of a tree that holds trees like the parameters: optimiser state, averages, whole training states.
+
+    A leaf whose path ends in a parameter's path and that has the parameter's shape lies where the parameter lies; all
+    others are replicated.
+
+    Args:
+        described: a model or a stack.
+        on: the mesh.
+        tree: of arrays or of their shapes (`jax.eval_shape(tx.init, params)`).
+        rules: as for `parameters`.
+    """
+    declared = jax.tree_util.tree_leaves_with_path(described.declaration(), is_leaf=is_spec)
+    known = {path: (d.shape, _sharding(names(d), d.shape, on, rules)) for path, d in declared}
+    whole = NamedSharding(on, PartitionSpec())
+
+    def place(path: tuple, leaf: Any) -> NamedSharding:
+        tails = (known[path[i:]] for i in range(len(path)) if path[i:] in known)
+        return next((sharding for shape, sharding in tails if shape == leaf.shape), whole)
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def batch(on: Mesh, rules: Rules = RULES) -> NamedSharding:
+    """Where a batch lies: its first axis split, the others whole."""
+    return NamedSharding(on, logical_to_mesh_axes(("batch",), _present(on, rules)) or PartitionSpec())
+
+
+def _present(on: Mesh, rules: Rules) -> Rules:
+    """The rules whose axes the mesh has."""
+    return tuple((name, axes) for name, axes in rules if set(_tuple(axes)) <= set(on.axis_names))
+
+
+def _tuple(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else axes or ()
+
+
+def _sharding(named: tuple[str | None, ...], shape: tuple[int, ...], on: Mesh, rules: Rules) -> NamedSharding:
+    fitting = tuple(
+        (name, axes)
+        for name, axes in _present(on, rules)
+        if name in named and shape[named.index(name)] % math.prod(on.shape[axis] for axis in _tuple(axes)) == 0
+    )
+    return NamedSharding(on, logical_to_mesh_axes(named, fitting) or PartitionSpec())

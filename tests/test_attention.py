@@ -1,0 +1,201 @@
+"""The attention sublayer against NumPy, its backends against each other, and what its options change."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import stackjax as sj
+from tests.helpers import normal, perturbed
+from tests.test_attend import numpy_attend
+
+D, T = 12, 5
+
+
+def drawn(sub, dtype=None, size=0.3):
+    specs = sj.parameter.declare(sub.spec(D))
+    return perturbed(sj.parameter.realise(jax.random.key(0), specs, dtype=dtype or jnp.result_type(float)), size=size)
+
+
+def prepared(sub, given, n_tokens=T):
+    return given.replace(table=sub.prepare({}, given, n_tokens, D))
+
+
+def run(sub, params, x, given=sj.Given()):
+    return sub.apply(params, x, given)
+
+
+def rms(x, scale):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale
+
+
+@pytest.mark.parametrize("groups", [None, 2, 1])
+def test_parity_with_everything(x64, groups):
+    sub = sj.Attention(
+        n_heads=4,
+        n_kv_heads=groups,
+        d_head=6,
+        window=3,
+        scale=0.3,
+        soft_cap=2.0,
+        sinks=True,
+        qk_norm=sj.RMSNorm(),
+        inner_norm=sj.RMSNorm(),
+        bias=("query", "key", "value", "out"),
+    )
+    params, x = drawn(sub), normal(2, T, D)
+    p, h = jax.tree.map(np.asarray, params), np.asarray(x)
+    query, key, value = ((h @ p[name] + p[f"{name}_bias"]).reshape(2, T, -1, 6) for name in ("query", "key", "value"))
+    query, key = rms(query, p["query_norm"]["scale"]), rms(key, p["key_norm"]["scale"])
+    near = np.tri(T, dtype=bool) & ~np.tri(T, k=-3, dtype=bool)
+    y = numpy_attend(query, key, value, scale=0.3, mask=near[None, None], soft_cap=2.0, sinks=p["sinks"])
+    y = rms(y.reshape(2, T, 24), p["inner_norm"]["scale"]) @ p["out"] + p["out_bias"]
+    np.testing.assert_allclose(run(sub, params, x)[0], y, rtol=1e-11, atol=1e-12)
+
+
+def test_default_scale_and_head_width(x64):
+    sub = sj.Attention(n_heads=3, causal=False)
+    params, x = drawn(sub), normal(1, T, D)
+    p, h = jax.tree.map(np.asarray, params), np.asarray(x)
+    query, key, value = ((h @ p[name]).reshape(1, T, 3, 4) for name in ("query", "key", "value"))
+    y = numpy_attend(query, key, value, scale=0.5).reshape(1, T, D) @ p["out"]
+    np.testing.assert_allclose(run(sub, params, x)[0], y, rtol=1e-11, atol=1e-12)
+
+
+def test_separate_inputs_and_mixed_values(x64):
+    sub = sj.Attention(n_heads=3)
+    params = drawn(sub)
+    q, k, v = (normal(2, T, D, key=i) for i in range(3))
+    own, out = run(sub, params, (q, k, v))
+    assert np.array_equal(run(sub, params, (q, q, q))[0], run(sub, params, q)[0])
+    first = normal(*out.seen["value"].shape, key=9)
+    mixed, seen = run(sub, params, (q, k, v), sj.Given(value=(jnp.float64(0.25), jnp.float64(0.75), first)))
+    np.testing.assert_array_equal(seen.seen["value"], out.seen["value"])
+    other = run(sub, params, (q, k, v), sj.Given(value=(jnp.float64(0.0), jnp.float64(1.0), first)))[0]
+    np.testing.assert_allclose(mixed, 0.25 * own + 0.75 * other, rtol=1e-10)
+
+
+def test_cross_attention_reads_the_memory_alone(x64):
+    sub = sj.Attention(n_heads=3, cross=True, causal=False)
+    params, x, memory = drawn(sub), normal(2, T, D), normal(2, 7, D, key=1)
+    p = jax.tree.map(np.asarray, params)
+    query = (np.asarray(x) @ p["query"]).reshape(2, T, 3, 4)
+    key, value = ((np.asarray(memory) @ p[name]).reshape(2, 7, 3, 4) for name in ("key", "value"))
+    mask = np.arange(7) < 4
+    y = numpy_attend(query, key, value, scale=0.5, mask=mask[None, None, None]).reshape(2, T, D) @ p["out"]
+    index = jnp.where(jnp.arange(7) < 4, jnp.arange(7), -1)[None]
+    given = sj.Given(memory=memory, memory_position={"index": index})
+    np.testing.assert_allclose(run(sub, params, x, given)[0], y, rtol=1e-11, atol=1e-12)
+    with pytest.raises(ValueError, match="memory"):
+        run(sub, params, x)
+
+
+def positions(**changes):
+    left = jnp.array([[-1, -1, 0, 1, 2], [0, 1, 2, 3, 4]])
+    return sj.Given(position={"index": left} | changes)
+
+
+BACKENDS = {
+    "causal": (sj.Attention(n_heads=4), sj.Given()),
+    "bidirectional": (sj.Attention(n_heads=4, causal=False), sj.Given()),
+    "grouped and rotary": (sj.Attention(n_heads=4, n_kv_heads=2, d_head=4, position=sj.position.Rotary()), sj.Given()),
+    "one key head": (sj.Attention(n_heads=4, n_kv_heads=1), sj.Given()),
+    "causal window": (sj.Attention(n_heads=4, window=2), sj.Given()),
+    "window": (sj.Attention(n_heads=4, window=2, causal=False), sj.Given()),
+    "left padding": (sj.Attention(n_heads=4), positions()),
+    "bidirectional padding": (sj.Attention(n_heads=4, causal=False, window=3), positions()),
+    "segments": (sj.Attention(n_heads=4), positions(segment=jnp.array([[0, 0, 0, 1, 1], [0, 0, 1, 1, 2]]))),
+    "norms": (sj.Attention(n_heads=4, qk_norm=sj.RMSNorm(), scale=0.2), sj.Given()),
+}
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_xla_equals_plain(name):
+    plain, given = BACKENDS[name]
+    plain = dataclasses.replace(plain, backend="plain")
+    fused = dataclasses.replace(plain, backend="xla")
+    params, x, weights = drawn(plain), normal(2, T, D), normal(2, T, D, key=5)
+
+    def loss(sub, params, x):
+        return jnp.sum(weights * run(sub, params, x, prepared(sub, given))[0])
+
+    def both(params, x):
+        return [jax.value_and_grad(loss, (1, 2))(sub, params, x) for sub in (plain, fused)]
+
+    expected, found = jax.jit(both)(params, x)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_leading_axes(x64):
+    sub = sj.Attention(n_heads=3, position=sj.position.Rotary())
+    params, x = drawn(sub), normal(2, 3, T, D)
+    y = run(sub, params, x)[0]
+    assert y.shape == x.shape
+    np.testing.assert_allclose(y.reshape(6, T, D), run(sub, params, x.reshape(6, T, D))[0], rtol=1e-12)
+    np.testing.assert_allclose(y[1, 2], run(sub, params, x[1, 2])[0], rtol=1e-10, atol=1e-12)
+    index = jnp.arange(6).reshape(2, 3, 1) + jnp.arange(T)
+    moved = run(sub, params, x, sj.Given(position={"index": index}))[0]
+    np.testing.assert_allclose(moved, y, rtol=1e-9, atol=1e-11)
+
+
+def test_without_a_table_it_prepares_its_own(x64):
+    sub = sj.Attention(n_heads=3, window=2)
+    params, x = drawn(sub), normal(2, T, D)
+    assert np.array_equal(run(sub, params, x)[0], run(sub, params, x, prepared(sub, sj.Given()))[0])
+
+
+BASE = sj.Attention(n_heads=4, position=sj.position.Rotary(d_rotary=2))
+FLIPS = {
+    "n_heads": 2,
+    "n_kv_heads": 2,
+    "d_head": 6,
+    "causal": False,
+    "window": 2,
+    "position": sj.position.NoPosition(),
+    "scale": 0.1,
+    "soft_cap": 0.3,
+    "sinks": True,
+    "qk_norm": sj.LayerNorm(),
+    "inner_norm": sj.RMSNorm(),
+    "bias": ("value",),
+    "dropout": 0.5,
+}
+
+
+def test_every_option_changes_the_output_or_raises():
+    untested = {"name", "backend", "cross"}  # a name, an equal way to compute, and another input
+    assert set(FLIPS) | untested == {field.name for field in dataclasses.fields(sj.Attention)}
+    x, given = normal(2, T, D), sj.Given(key=jax.random.key(0))
+    before = run(BASE, drawn(BASE), x, given)[0]
+    for name, value in FLIPS.items():
+        sub = dataclasses.replace(BASE, **{name: value})
+        assert not np.allclose(run(sub, drawn(sub), x, given)[0], before, atol=1e-4), name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_heads": 4, "n_kv_heads": 3}, "n_kv_heads must divide"),
+        ({"n_heads": 4, "n_kv_heads": 0}, "n_kv_heads must divide"),
+        ({"n_heads": 0}, "n_kv_heads must divide"),
+        ({"n_heads": 4, "window": 0}, "window must be at least 1"),
+        ({"n_heads": 4, "soft_cap": 0.0}, "soft_cap must be positive"),
+        ({"n_heads": 4, "bias": ("q",)}, "bias names projections"),
+        ({"n_heads": 4, "backend": "flash"}, "backend must be"),
+        ({"n_heads": 4, "backend": "xla", "soft_cap": 5.0}, "backend='plain'"),
+        ({"n_heads": 4, "backend": "cudnn", "sinks": True}, "backend='plain'"),
+        ({"n_heads": 4, "cross": True}, "causal=False"),
+        ({"n_heads": 4, "position": sj.position.Learned()}, "give it to the model's embedding"),
+    ],
+)
+def test_mistakes(options, message):
+    with pytest.raises(ValueError, match=message):
+        sj.Attention(**options)
+
+
+def test_heads_that_do_not_divide_are_told_what_would():
+    with pytest.raises(ValueError, match="d_model=100, n_heads=8; try n_heads=5 or 10"):
+        sj.Attention(n_heads=8).head_width(100)

@@ -1,0 +1,70 @@
+"""Losses against NumPy, and what padding may change."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stackjax import loss
+from tests.helpers import normal
+
+TARGETS = np.array([[0, 3, -1, 2], [4, -1, -1, 1]])
+
+
+def numpy_terms(logits, targets, smoothing=0.0, z=0.0):
+    """One term per target, in float64; 0 where the target is negative."""
+    logits, terms = np.asarray(logits, np.float64), np.zeros(targets.shape)
+    for place in zip(*np.nonzero(targets >= 0), strict=True):
+        log_z = np.log(np.sum(np.exp(logits[place])))
+        logs = logits[place] - log_z
+        n_classes = len(logs)
+        wanted = np.full(n_classes, smoothing / n_classes)
+        wanted[targets[place]] += 1 - smoothing
+        terms[place] = -wanted @ logs + z * log_z**2
+    return terms
+
+
+@pytest.mark.parametrize(("smoothing", "z"), [(0.0, 0.0), (0.1, 0.0), (0.0, 0.01), (0.2, 0.02)])
+def test_parity(x64, smoothing, z):
+    logits = 3 * normal(2, 4, 5)
+    found = loss.cross_entropy(logits, TARGETS, label_smoothing=smoothing, z_loss=z)
+    expected = numpy_terms(logits, TARGETS, smoothing, z).sum() / np.sum(TARGETS >= 0)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1.0, 0.01])
+def test_weights_make_a_weighted_mean(x64, size):
+    logits, weights = normal(2, 4, 5), size * np.abs(np.asarray(normal(2, 4, key=1)))
+    terms, counted = numpy_terms(logits, TARGETS), weights * (TARGETS >= 0)
+    np.testing.assert_allclose(
+        loss.cross_entropy(logits, TARGETS, weights), np.sum(terms * counted) / counted.sum(), rtol=1e-12
+    )
+
+
+def test_what_is_left_out_has_no_say_whatever_it_holds():
+    logits = normal(2, 4, 5)
+    broken = jnp.where((TARGETS < 0)[..., None], jnp.nan, logits)
+    clean, broken = (jax.value_and_grad(loss.cross_entropy)(x, TARGETS) for x in (logits, broken))
+    assert clean[0] == broken[0]
+    np.testing.assert_array_equal(broken[1], clean[1])
+    assert not np.any(clean[1][TARGETS < 0])
+
+
+def test_nothing_to_count_is_zero():
+    logits = normal(2, 4, 5)
+    value, gradient = jax.value_and_grad(loss.cross_entropy)(logits, jnp.full((2, 4), -1))
+    assert value == 0 and not np.any(gradient)
+    assert loss.cross_entropy(logits, TARGETS, jnp.zeros((2, 4))) == 0
+
+
+def test_next_token(x64):
+    logits, tokens = normal(2, 5, 7), jax.random.randint(jax.random.key(0), (2, 5), 0, 7)
+    expected = numpy_terms(logits[:, :-1], np.asarray(tokens[:, 1:])).mean()
+    np.testing.assert_allclose(loss.next_token(logits, tokens), expected, rtol=1e-12)
+
+
+def test_uniform_logits_cost_the_log_of_the_classes():
+    for dtype in (jnp.float32, jnp.bfloat16):
+        found = loss.cross_entropy(jnp.zeros((3, 256), dtype), jnp.array([1, 2, 3]))
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, np.log(256), rtol=1e-6)

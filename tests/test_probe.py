@@ -1,0 +1,150 @@
+"""Every measure against NumPy, and the gradient measures against the gradients themselves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import stackjax as sj
+from stackjax import probe
+from tests.helpers import normal, perturbed
+
+D, T, DEPTH = 12, 5, 4
+ATTENTION = sj.Attention(n_heads=2, n_kv_heads=1)
+LAYER = sj.Layer(subs=(ATTENTION, sj.FeedForward(d_hidden=16)))
+STACK = sj.Stack.of(LAYER, depth=DEPTH, d_model=D, recipe=sj.recipe.PreNorm())
+
+
+def numpy_cosine(x, y):
+    return np.sum(x * y, -1) / np.linalg.norm(x, axis=-1) / np.linalg.norm(y, axis=-1)
+
+
+def test_measures_of_vectors(x64):
+    x, y = np.asarray(normal(2, T, D)), np.asarray(normal(2, T, D, key=1))
+    np.testing.assert_allclose(probe.rms(x), np.sqrt(np.mean(x**2)), rtol=1e-12)
+    np.testing.assert_allclose(probe.cosine(x, y), numpy_cosine(x, y).mean(), rtol=1e-12)
+    pairs = [numpy_cosine(x[:, s], x[:, t]).mean() for s in range(T) for t in range(T) if s != t]
+    np.testing.assert_allclose(probe.token_similarity(x), np.mean(pairs), rtol=1e-10)
+    away = x - x.mean(1, keepdims=True)
+    np.testing.assert_allclose(probe.rank_residual(x), np.linalg.norm(away) / np.linalg.norm(x), rtol=1e-12)
+
+
+def test_collapsed_tokens():
+    x = jnp.broadcast_to(normal(D), (2, T, D))
+    np.testing.assert_allclose(probe.token_similarity(x), 1, rtol=1e-5)
+    np.testing.assert_allclose(probe.rank_residual(x), 0, atol=1e-6)
+    assert probe.token_similarity(x[:, :1]) == 1
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-16, 1e16, 1e30])
+def test_vanishing_and_exploding_streams_are_still_measured(size):
+    """The controls without norms reach such streams, whose squares float32 cannot hold."""
+    x, y = normal(2, T, D), normal(2, T, D, key=1)
+    np.testing.assert_allclose(probe.rms(size * x), size * probe.rms(x), rtol=1e-5)
+    for measure in (
+        lambda s: probe.cosine(s * x, s * y),
+        lambda s: probe.token_similarity(s * x),
+        lambda s: probe.rank_residual(s * x),
+    ):
+        np.testing.assert_allclose(measure(np.float32(size)), measure(1.0), rtol=1e-4)
+
+
+def test_zero_streams_are_not_nan():
+    x = jnp.zeros((2, T, D))
+    for value in (probe.rms(x), probe.cosine(x, x), probe.rank_residual(x)):
+        assert value == 0
+    assert np.isfinite(probe.token_similarity(x))
+
+
+def test_attention_entropy(x64):
+    logits = np.asarray(normal(2, 3, T, T))
+    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    np.testing.assert_allclose(
+        probe.attention_entropy(weights), -np.mean(np.sum(weights * np.log(weights), -1)), rtol=1e-12
+    )
+    np.testing.assert_allclose(probe.attention_entropy(jnp.full((2, T, T), 1 / T)), np.log(T), rtol=1e-12)
+    assert probe.attention_entropy(jnp.eye(T)) == 0
+
+
+def test_standard_measures_of_a_stack(x64):
+    """Against the same numbers from what each layer saw."""
+    params, x = perturbed(STACK.init(jax.random.key(0), jnp.float64)), normal(2, T, D)
+
+    def everything(trace):
+        return {
+            "before": trace.before,
+            "after": trace.after,
+            **{
+                f"{name}/{k}": v
+                for name, seen in trace.seen.items()
+                for k, v in seen.items()
+                if k in ("stream", "x", "y")
+            },
+            "weights": trace.seen["attention"]["weights"],
+            "logits": trace.seen["attention"]["logits"],
+        }
+
+    @jax.jit
+    def run(params, x):
+        return [STACK.apply(params, x, measure=m)[1].measure for m in (probe.standard, everything)]
+
+    found, saw = jax.tree.map(np.asarray, run(params, x))
+    assert set(found) == {
+        "stream_rms", "cosine", "token_similarity", "branch_rms/attention", "branch_ratio/attention",
+        "branch_rms/feed_forward", "branch_ratio/feed_forward", "attention_entropy/attention", "max_logit/attention",
+    }  # fmt: skip
+    np.testing.assert_array_equal(saw["before"][0], x)
+    np.testing.assert_array_equal(saw["before"][1:], saw["after"][:-1])
+    np.testing.assert_array_equal(saw["attention/stream"], saw["before"])
+    np.testing.assert_allclose(saw["feed_forward/stream"], saw["before"] + saw["attention/y"], rtol=1e-12)
+    np.testing.assert_allclose(saw["after"], saw["feed_forward/stream"] + saw["feed_forward/y"], rtol=1e-12)
+    for l in range(DEPTH):
+        expected = {
+            "stream_rms": np.sqrt(np.mean(saw["after"][l] ** 2)),
+            "cosine": numpy_cosine(saw["before"][l], saw["after"][l]).mean(),
+            "branch_rms/attention": np.sqrt(np.mean(saw["attention/y"][l] ** 2)),
+            "branch_ratio/feed_forward": np.sqrt(
+                np.mean(saw["feed_forward/y"][l] ** 2) / np.mean(saw["feed_forward/stream"][l] ** 2)
+            ),
+            "max_logit/attention": np.abs(saw["logits"][l][np.isfinite(saw["logits"][l])]).max(),
+        }
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name][l], value, rtol=1e-10, err_msg=name)
+        w = saw["weights"][l]
+        entropy = -np.mean(np.sum(np.where(w > 0, w * np.log(np.where(w > 0, w, 1)), 0), -1))
+        np.testing.assert_allclose(found["attention_entropy/attention"][l], entropy, rtol=1e-10)
+
+
+@pytest.mark.parametrize("remat", ["none", "nested"])
+def test_taps_are_the_norms_of_the_full_gradients(x64, remat):
+    params, x, weights = perturbed(STACK.init(jax.random.key(0), jnp.float64)), normal(2, T, D), normal(2, T, D, key=1)
+
+    def loss(probes, taps):
+        return jnp.sum(weights * STACK.apply(params, x, probes=probes, taps=taps, remat=remat)[0])
+
+    full, squares = jax.jit(jax.grad(loss, (0, 1)))(jnp.zeros((DEPTH, 2, T, D)), jnp.zeros(DEPTH + 1))
+    np.testing.assert_allclose(squares[:-1], np.sum(np.square(full), (1, 2, 3)), rtol=1e-13)
+    first = jax.jit(jax.grad(lambda x: jnp.sum(weights * STACK.apply(params, x)[0])))(x)
+    np.testing.assert_allclose(full[0], first, rtol=1e-10, atol=1e-13)
+    each = probe.stream_gradients(lambda taps: loss(jnp.zeros((DEPTH, 2, T, D)), taps), DEPTH)
+    np.testing.assert_allclose(each, np.sqrt(squares), rtol=1e-12)
+
+
+@pytest.mark.parametrize("looped", [False, True])
+def test_norms_of_the_layers_and_the_ends_add_up_to_the_global_norm(x64, looped):
+    local = sj.Layer(subs=(sj.Attention(n_heads=2, window=2), sj.FeedForward(d_hidden=8)))
+    stack = sj.Stack.of(local, LAYER, depth=4 if looped else 5, d_model=D, recipe=sj.recipe.PreNorm(), looped=looped)
+    declaration, tree = stack.declaration(), perturbed(stack.init(jax.random.key(0), jnp.float64))
+    layers = probe.layer_norms(tree, declaration, stack.depth)
+    ends = optax.tree.norm({**tree, "segments": {}})
+    np.testing.assert_allclose(np.sum(layers**2) + ends**2, optax.tree.norm(tree) ** 2, rtol=1e-12)
+    roles = probe.role_norms(tree, declaration, stack.depth)
+    np.testing.assert_allclose(sum(r**2 for r in roles.values()), layers**2, rtol=1e-12)
+    assert set(roles) == {"query", "key", "value", "out", "up", "down", "norm"}
+    if not looped:
+        own = [optax.tree.norm(layer) for layer in sj.convert.unstack(stack, tree)]
+        np.testing.assert_allclose(layers, own, rtol=1e-12)
+    np.testing.assert_allclose(
+        probe.update_ratio(jax.tree.map(lambda x: 0.5 * x, tree), tree, declaration, stack.depth)[:2], 0.5, rtol=1e-9
+    )

@@ -1,0 +1,76 @@
+"""The drivers: how n layers are run and rematerialised."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stackjax import scan
+from tests.helpers import largest_difference, normal
+
+
+@settings(max_examples=300)
+@given(st.integers(1, 5000))
+def test_chunks_cover_n_in_about_the_root_of_n(n):
+    count, length, tail = scan.chunks(n)
+    assert count * length + tail == n and 0 <= tail < length
+    assert max(count, length) <= 2 * math.ceil(math.sqrt(n)) + 1
+
+
+@pytest.mark.parametrize(
+    ("n", "expected"), [(1, (1, 1, 0)), (6, (3, 2, 0)), (7, (2, 3, 1)), (1000, (40, 25, 0)), (127, (10, 12, 7))]
+)
+def test_chunks(n, expected):
+    assert scan.chunks(n) == expected
+
+
+def body(carry, x):
+    carry = jnp.tanh(carry @ x)
+    return carry, jnp.sum(carry)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 5, 7, 12])
+def test_every_driver_gives_the_same(x64, n):
+    xs, carry = normal(n, 3, 3), normal(2, 3, key=1)
+
+    def run(options, carry, xs):
+        one = scan.rematerialise(body, options.get("remat", "none"), loop=options.get("loop", False))
+        options = {name: value for name, value in options.items() if name != "remat"}
+        last, ys = scan.run(one, carry, xs, n, **options)
+        return jnp.sum(last**2) + jnp.sum(ys * jnp.arange(n)), (last, ys)
+
+    ways = (
+        {"loop": True},
+        {},
+        {"unroll": 2},
+        {"nested": True},
+        {"nested": True, "loop": True},
+        {"remat": "layer"},
+        {"remat": jax.checkpoint_policies.dots_saveable, "nested": True},
+    )
+    every = jax.jit(lambda *inputs: [jax.value_and_grad(run, (1, 2), has_aux=True)(way, *inputs) for way in ways])
+    reference, *others = every(carry, xs)
+    assert reference[0][1][1].shape == (n,)
+    for way, other in zip(ways[1:], others, strict=True):
+        assert largest_difference(other, reference) < 1e-12, way
+
+
+def test_unknown_remat():
+    with pytest.raises(ValueError, match="remat must be"):
+        scan.rematerialise(body, "every", loop=False)  # pyright: ignore[reportArgumentType]
+
+
+def test_tap_is_the_identity_and_its_gradient_the_squared_norm(x64):
+    stream, weights = {"a": normal(2, 3), "b": normal(4, key=1)}, {"a": normal(2, 3, key=2), "b": normal(4, key=3)}
+
+    def loss(stream, t):
+        tapped = scan.tap(stream, t)
+        return sum(jnp.sum(w * x) for w, x in zip(jax.tree.leaves(weights), jax.tree.leaves(tapped), strict=True))
+
+    through, square = jax.grad(loss, (0, 1))(stream, 0.0)
+    assert all(map(np.array_equal, jax.tree.leaves(through), jax.tree.leaves(weights)))
+    np.testing.assert_allclose(square, sum(np.sum(np.square(w)) for w in jax.tree.leaves(weights)), rtol=1e-12)
