@@ -33,6 +33,7 @@ class Attention(Sublayer):
         soft_cap: bound on the logits; None for none.
         sinks: whether each head learns a logit that takes weight and gives nothing.
         qk_norm: over K, on queries and keys before rotation.
+        value_norm: over K, on values.
         inner_norm: over H K, before the output projection (sub-LN).
         bias: which projections have biases.
         backend: "plain" is written out, "xla" and "cudnn" go through jax.nn.dot_product_attention; None takes cuDNN
@@ -55,6 +56,7 @@ class Attention(Sublayer):
     soft_cap: float | None = None
     sinks: bool = False
     qk_norm: Norm = NoNorm()
+    value_norm: Norm = NoNorm()
     inner_norm: Norm = NoNorm()
     bias: tuple[str, ...] = ()
     backend: Backend | None = None
@@ -112,6 +114,7 @@ class Attention(Sublayer):
             specs |= matrix(n_in, n_out, prefix + name, name=name, bias=name in self.bias)
         specs["query_norm"] = self.qk_norm.spec(width)
         specs["key_norm"] = self.qk_norm.spec(width)
+        specs["value_norm"] = self.value_norm.spec(width)
         specs["inner_norm"] = self.inner_norm.spec(self.n_heads * width)
         specs["position"] = self.position.spec(self.n_heads, width)
         if self.sinks:
@@ -157,7 +160,7 @@ class Attention(Sublayer):
         value = linear(params, "value", value_input)
         batch, n_keys = key.shape[:2]
         key = self.qk_norm.apply(params["key_norm"], key.reshape(batch, n_keys, self.groups, -1))
-        return key, value.reshape(batch, n_keys, self.groups, -1)
+        return key, self.value_norm.apply(params["value_norm"], value.reshape(batch, n_keys, self.groups, -1))
 
     def apply(self, params: Params, x: Any, given: Given) -> tuple[jax.Array, Out]:
         """Attend.

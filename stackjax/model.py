@@ -18,9 +18,9 @@ from stackjax.norm import NoNorm, Norm, wide
 from stackjax.parameter import Normal, Spec, count, declare, realise, zeros
 from stackjax.position.base import ATTENTION_HOOKS, STREAM_HOOKS, NoPosition, Position
 from stackjax.position.rotary import Rotary
-from stackjax.recipe.base import Recipe, Schedule
+from stackjax.recipe.base import Recipe, Schedule, multipliers
 from stackjax.recipe.placement import PreNorm
-from stackjax.stack import Result, Stack, multipliers
+from stackjax.stack import Measure, Result, Stack
 from stackjax.sublayer import Given, Params, Positions, dropout
 
 
@@ -190,6 +190,19 @@ class Model:
     def multipliers(self) -> Params:
         """The tree of parameters, each leaf the recipe's `Multiplier`."""
         return multipliers(self.declaration(), self.stack.recipe, self.stack.geometry)
+
+    def calibrate(self, params: Params, tokens: jax.Array, given: Given | None = None, **options: Any) -> Params:
+        """Parameters before the first step, which some recipes set from one batch; arguments are those of `apply`."""
+
+        def observe(own: Params, measure: Measure) -> dict[str, jax.Array]:
+            return self.apply({**params, "stack": own}, tokens, given, measure=measure, **options)[1].measure
+
+        stack = self.stack
+        return {**params, "stack": stack.recipe.calibrate(params["stack"], stack.declaration(), observe)}
+
+    def absorb(self, params: Params, state: Params) -> Params:
+        """Parameters after a step, with the statistics that `apply` returned as `Result.state`."""
+        return {**params, "stack": self.stack.absorb(params["stack"], state)}
 
     @property
     def n_params(self) -> int:

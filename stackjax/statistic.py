@@ -1,0 +1,45 @@
+"""Statistics: parameters that no gradient trains.
+
+Running means, singular vectors and routing biases have the role `statistic`. Whoever computes new values of them in
+the forward pass returns them as state; `absorb` writes them back after the optimiser's step.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from stackjax.sublayer import Params
+
+
+def absorb(params: Params, state: Params) -> Params:
+    """A stack's parameters with the new statistics of a forward pass.
+
+    A looped layer returns new values at each repeat and keeps their mean.
+
+    Args:
+        params: of a stack.
+        state: `Result.state` of `Stack.apply`; caches in it are left alone.
+
+    """
+    ends = {side: _merged(params[side], state[side]) for side in ("enter", "leave") if side in state}
+    segments = {
+        i: {j: _layer(layer, state.get(i, {}).get(j, {})) for j, layer in period.items()}
+        for i, period in params["segments"].items()
+    }
+    return {**params, **ends, "segments": segments}
+
+
+def _layer(params: Params, state: Params) -> Params:
+    """One layer's parameters; state is {sublayer: {statistic: of its own, residual: of its form}}."""
+    own = {name: found["statistic"] for name, found in state.items() if "statistic" in found}
+    forms = {name: found["residual"] for name, found in state.items() if "residual" in found}
+    return _merged(params, {**own, "residual": forms})
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """`old` with the leaves that `new` has."""
+    if isinstance(new, dict):
+        return {**old, **{name: _merged(old[name], value) for name, value in new.items()}}
+    new = jnp.mean(new, 0) if new.ndim > old.ndim else new
+    return jax.lax.stop_gradient(new).astype(old.dtype)
