@@ -24,10 +24,23 @@ A hundred layers, looked into:
 
 Reading order: `parameter` (declared once), `norm`, `feed_forward`, `position`, `attend` (the pure functions),
 `sublayer` (what travels beside x), `attention`, `recipe.residual` and `recipe.base` (the depth treatment), `layer`,
-`segment`, `scan`, `stack`, `model`; then `probe`, `optim`, `decode`.
+`segment`, `scan`, `statistic`, `stack`, `model`; then `probe`, `optim`, `decode`.
 """
 
-from stackjax import attend, convert, feed_forward, loss, norm, optim, parameter, position, probe, recipe, scan
+from stackjax import (
+    attend,
+    convert,
+    feed_forward,
+    loss,
+    norm,
+    optim,
+    parameter,
+    position,
+    probe,
+    recipe,
+    scan,
+    statistic,
+)
 from stackjax.attention import Attention
 from stackjax.feed_forward import FeedForward
 from stackjax.layer import Layer, Trace
@@ -73,4 +86,5 @@ __all__ = [
     "recipe",
     "residual",
     "scan",
+    "statistic",
 ]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from stackjax.attend import attend_fused, attention_weights, first_positions, flat_positions, visible, weighted_sum
-from stackjax.norm import NoNorm, Norm
+from stackjax.norm import NoNorm, Norm, without_statistics
 from stackjax.parameter import Spec, linear, matrix, zeros
 from stackjax.position.base import ATTENTION_HOOKS, NoPosition, Position, total
 from stackjax.sublayer import Given, Out, Params, Positions, Sublayer, dropout
@@ -41,7 +41,7 @@ class Attention(Sublayer):
         dropout: rate on the output while training.
 
     Raises:
-        ValueError: heads that do not divide, a soft cap or sinks with a fused backend, a stream position.
+        ValueError: heads that do not divide, a soft cap or sinks with a fused backend, a stream position, batch norm.
     """
 
     name: str = "attention"
@@ -66,6 +66,7 @@ class Attention(Sublayer):
             raise ValueError(
                 f"n_kv_heads must divide n_heads; got n_heads={self.n_heads}, n_kv_heads={self.n_kv_heads}"
             )
+        without_statistics(qk_norm=self.qk_norm, value_norm=self.value_norm, inner_norm=self.inner_norm)
         if self.window is not None and self.window < 1:
             raise ValueError(f"window must be at least 1 (the token itself); got {self.window}")
         if not self.position.acts_on(ATTENTION_HOOKS) and type(self.position) is not NoPosition:

@@ -8,7 +8,7 @@ import chex
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from stackjax.norm import NoNorm, Norm
+from stackjax.norm import NoNorm, Norm, without_statistics
 from stackjax.parameter import linear, matrix
 from stackjax.sublayer import Given, Out, Params, Sublayer, dropout
 
@@ -100,6 +100,9 @@ class FeedForward(Sublayer):
         bias: whether the projections have biases.
         inner_norm: on the hidden layer (sub-LN, NormFormer).
         dropout: rate on the output while training.
+
+    Raises:
+        ValueError: batch norm on the hidden layer.
     """
 
     name: str = "feed_forward"
@@ -108,6 +111,9 @@ class FeedForward(Sublayer):
     gated: bool = False
     bias: bool = False
     inner_norm: Norm = NoNorm()
+
+    def __post_init__(self):
+        without_statistics(inner_norm=self.inner_norm)
 
     def width(self, d_model: int) -> int:
         """F."""

@@ -14,7 +14,7 @@ from stackjax.attend import first_positions
 from stackjax.attention import Attention
 from stackjax.feed_forward import FeedForward
 from stackjax.layer import Layer
-from stackjax.norm import NoNorm, Norm, wide
+from stackjax.norm import NoNorm, Norm, wide, without_statistics
 from stackjax.parameter import Normal, Spec, count, declare, realise, zeros
 from stackjax.position.base import ATTENTION_HOOKS, STREAM_HOOKS, NoPosition, Position
 from stackjax.position.rotary import Rotary
@@ -51,6 +51,7 @@ class Embedding:
     def __post_init__(self):
         if self.vocab < 1:
             raise ValueError(f"vocab must be positive; got {self.vocab}")
+        without_statistics(norm=self.norm)
         if not self.position.acts_on(STREAM_HOOKS) and type(self.position) is not NoPosition:
             raise ValueError(f"{type(self.position).__name__} does not act on the stream; give it to the attention")
 

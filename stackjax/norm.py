@@ -147,6 +147,20 @@ class Norm:
 NoNorm = Norm
 
 
+def without_statistics(**norms: Norm) -> None:
+    """Refuse norms with running statistics where nobody would update them.
+
+    Raises:
+        ValueError: such a norm.
+    """
+    for name, norm in norms.items():
+        if any(spec.role == "statistic" for spec in norm.spec(1).values()):
+            raise ValueError(
+                f"{name} cannot be {type(norm).__name__}: its running statistics would never be updated there; use it "
+                "in a residual form"
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerNorm(Norm):
     """`layer_norm`, with or without its scale and bias.

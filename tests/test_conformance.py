@@ -47,6 +47,7 @@ RECIPES = {
     "t_fixup": recipe.TFixup(),
     "dyt": recipe.DyT(),
     "plain_scaled_init": recipe.PlainScaledInit(),
+    "shaped": recipe.Shaped(),
     "sigma_reparam": recipe.SigmaReparam(),
     "hyper_connections": recipe.HyperConnections(),
     "static_hyper_connections": recipe.HyperConnections(

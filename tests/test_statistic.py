@@ -65,6 +65,22 @@ def test_every_norm_of_every_form_is_tracked(name):
     np.testing.assert_allclose(frozen.apply(params, x)[0], y, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: sj.FeedForward(inner_norm=NORM),
+        lambda: sj.Attention(n_heads=2, qk_norm=NORM),
+        lambda: sj.Attention(n_heads=2, value_norm=NORM),
+        lambda: sj.Attention(n_heads=2, inner_norm=NORM),
+        lambda: sj.Embedding(vocab=3, norm=NORM),
+        lambda: sj.decoder(depth=1, recipe=recipe.SubNorm(norm=NORM)),
+    ],
+)
+def test_batch_norm_is_refused_where_it_would_not_be_updated(make):
+    with pytest.raises(ValueError, match="running statistics"):
+        make()
+
+
 def test_only_statistics_change(x64):
     stack = stack_of(FORMS["pre"])
     params = perturbed(stack.init(jax.random.key(0), jnp.float64))

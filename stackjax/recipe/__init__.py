@@ -37,6 +37,8 @@ out, up, gate and down, `last` are out and down. Final: whether a norm ends the 
                                                               (9L)^-1/4
     DyT               x + f(g tanh(a x) + b)          tanh    a by width                     -
     PlainScaledInit   x + f(x)                        no      last / sqrt(2L)                init
+    Shaped            .7 x + .7 f(x), attention       no      1/fan-in                       - (width only)
+                      1 + softmax - uniform
     SigmaReparam      x + f(x), W -> g W / sigma(W)   no      N(0.02), g = 1                 -
     PlainResidual     x + f(x)                        no                                     - (a control)
     WithoutResidual   f(x)                            no                                     - (a control)
@@ -58,6 +60,7 @@ from stackjax.recipe import (
     placement,
     residual,
     scaled,
+    shaped,
     sigma_reparam,
     t_fixup,
     two_streams,
@@ -83,6 +86,7 @@ from stackjax.recipe.placement import (
     WithoutResidual,
 )
 from stackjax.recipe.scaled import LayerNormScaling, Weighted
+from stackjax.recipe.shaped import Shaped
 from stackjax.recipe.sigma_reparam import SigmaReparam
 from stackjax.recipe.t_fixup import TFixup
 from stackjax.recipe.two_streams import ResiDual
@@ -115,6 +119,7 @@ __all__ = [
     "ResiDual",
     "SandwichNorm",
     "ScaledInit",
+    "Shaped",
     "SigmaReparam",
     "SkipInit",
     "SubNorm",
@@ -132,6 +137,7 @@ __all__ = [
     "placement",
     "residual",
     "scaled",
+    "shaped",
     "sigma_reparam",
     "t_fixup",
     "two_streams",

@@ -105,7 +105,8 @@ class Reparametrised(Sublayer):
 class SigmaReparam(Recipe):
     """x + f(x) with every matrix of a branch reparametrised as (g / sigma(W)) W, no norm.
 
-    What a branch can do to the stream is bounded by g, so attention's entropy cannot collapse. `calibrate` sets the
+    What a branch can do to the stream is bounded by g, so attention's entropy cannot collapse; the stream still grows,
+    by a few percent a layer at birth. `calibrate` sets the
     vectors of the power iteration to the singular vectors themselves; without it the first steps underestimate sigma.
 
     Args:

@@ -168,6 +168,8 @@ def test_every_recipe_survives_no_layers():
         (lambda: _stack(recipe.SubNorm(), sj.FeedForward(inner_norm=sj.RMSNorm())), "leave it to the recipe"),
         (lambda: _stack(recipe.HybridNorm(), sj.Attention(n_heads=2, qk_norm=sj.RMSNorm())), "leave it to the recipe"),
         (lambda: _stack(recipe.NormFormer(), _Own()), "has no such field"),
+        (lambda: _stack(recipe.Shaped(), _Own()), "Shaped knows"),
+        (lambda: _stack(recipe.Shaped(), sj.Attention(n_heads=2, cross=True)), "cross-attention"),
     ],
 )
 def test_what_cannot_be_combined_says_so(make, message):
@@ -181,6 +183,37 @@ class _Own(sj.Sublayer):
 
 def _stack(rule, sub=None, **options):
     return sj.Stack.of(sj.Layer(subs=(sub or sj.FeedForward(),)), depth=4, d_model=8, recipe=rule, **options)
+
+
+def test_sub_norm_leaves_cross_attention_as_it_is():
+    layer = sj.Layer(subs=(sj.Attention(n_heads=2), sj.Attention(name="cross", n_heads=2, cross=True)))
+    stack = sj.Stack.of(layer, depth=2, d_model=8, recipe=recipe.SubNorm())
+    own, cross = stack.segments[0].layers[0].subs
+    assert own.inner_norm == sj.LayerNorm() and cross.inner_norm == sj.NoNorm()
+
+
+def test_shaped_is_balanced():
+    """Skip and branch keep the variance of the stream; slopes tend to 1 and logits to 0 with the width."""
+    rule, layer = recipe.Shaped(gate=0.6), sj.Layer(subs=(sj.Attention(n_heads=2), sj.FeedForward()))
+    found = numbers(rule, at(7))
+    np.testing.assert_allclose(found["alpha"] ** 2 + found["beta"] ** 2, 1, rtol=1e-6)
+    for d_model in (16, 64):
+        attention, forward = sj.Stack.of(layer, depth=1, d_model=d_model, recipe=rule).segments[0].layers[0].subs
+        assert attention.scale == 1 / math.sqrt(d_model * d_model / 2)
+        assert forward.activation == recipe.shaped.ShapedReLU(1.0, 1 - 1 / math.sqrt(4 * d_model))
+
+
+def test_shaped_keeps_tokens_apart():
+    """Mean cosine between tokens after as many layers as features; post-norm's tends to 1 (rank collapse)."""
+    layer, found = sj.Layer(subs=(sj.Attention(n_heads=2), sj.FeedForward())), {}
+    for rule in (recipe.Shaped(), recipe.PostNorm()):
+        stack = sj.Stack.of(layer, depth=48, d_model=48, recipe=rule)
+        x = jax.random.normal(jax.random.key(1), (2, 16, 48))
+        _, result = jax.jit(lambda p, x, stack=stack: stack.apply(p, x, measure=sj.probe.stream))(
+            stack.init(jax.random.key(0)), x
+        )
+        found[type(rule)] = float(result.measure["token_similarity"][-1])
+    assert found[recipe.Shaped] < 0.2 and found[recipe.PostNorm] > 0.9, found
 
 
 def test_weighted_takes_arrays_and_stays_static():

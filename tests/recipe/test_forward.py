@@ -75,6 +75,19 @@ def two_streams(p, x, f, at):
     return {"post": norm(p["norm"], x["post"] + y), "sum": x["sum"] + y}
 
 
+def shaped_attention(p, x):
+    def kernel(weights, seen):
+        return np.eye(len(seen)) + weights - seen / seen.sum(-1, keepdims=True)
+
+    return attend(p, x, kernel=kernel, scale=1 / math.sqrt(D * D / N_HEADS))
+
+
+def shaped_network(p, x):
+    negative = 1 - 1 / math.sqrt(24)
+    scale = math.sqrt(2 / (1 + negative**2))
+    return feed_forward(p, x, activation=lambda h: scale * np.where(h > 0, h, negative * h))
+
+
 def both(attention, others):
     return {"attention": attention, "feed_forward": others}
 
@@ -173,6 +186,12 @@ CASES = {
     "t_fixup": (recipe.TFixup(), plain, standard, False),
     "dyt": (recipe.DyT(), lambda p, x, f, at: x + f(dyt(p["norm"], x)), standard, True),
     "plain_scaled_init": (recipe.PlainScaledInit(), plain, standard, False),
+    "shaped": (
+        recipe.Shaped(),
+        lambda p, x, f, at: math.sqrt(0.5) * x + math.sqrt(0.5) * f(x),
+        {"attention": shaped_attention, "feed_forward": shaped_network},
+        False,
+    ),
     "sigma_reparam": (
         recipe.SigmaReparam(),
         plain,
@@ -184,7 +203,7 @@ CASES = {
 }
 
 
-ROUNDED = {"deepnorm", "layer_norm_scaling", "depth_mup", "weighted"}
+ROUNDED = {"shaped", "deepnorm", "layer_norm_scaling", "depth_mup", "weighted"}
 """Recipes whose schedule holds numbers that float32 cannot represent."""
 
 
