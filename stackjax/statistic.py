@@ -20,7 +20,6 @@ def absorb(params: Params, state: Params) -> Params:
     Args:
         params: of a stack.
         state: `Result.state` of `Stack.apply`; caches in it are left alone.
-
     """
     ends = {side: _merged(params[side], state[side]) for side in ("enter", "leave") if side in state}
     segments = {

@@ -21,7 +21,7 @@ out, up, gate and down, `last` are out and down. Final: whether a norm ends the 
     Keel              N(a x + f(N(x)))                no                                     a = S
     -- numbers and gates on skip and branch --
     DeepNorm          N(a x + f(x))                   no      branch (8L)^-1/4               a = (2L)^1/4, init
-    Admin             N(w_s * x + f(x)), w learned    no                                     w_s² = 1 + sum Var f
+    Admin             N(w_s * x + f(x)), w learned    no                                     w_s² = Var x_0 + sum Var f
     LayerNormScaling  x + f(N(x) / sqrt(l))           yes     N(0.02)                        1 / sqrt(l)
     ReZero            x + g_l f(x)                    no      g = 0                          -
     SkipInit          x + g_s f(x)                    no      g = 0                          -

@@ -54,6 +54,9 @@ class Reparametrised(Sublayer):
         name: that of the inner sublayer, whose parameters keep their names.
         inner: the sublayer.
         first: g at first.
+
+    Raises:
+        ValueError: an inner sublayer with matrices below others.
     """
 
     inner: Sublayer
@@ -67,6 +70,11 @@ class Reparametrised(Sublayer):
             return {"gain": gain, "vector": Spec(shape=spec.shape[:-1], role="statistic", init=unit_vector)}
 
         matrices = {name: spec for name, spec in specs.items() if is_spec(spec) and spec.is_matrix}
+        if len(matrices) < sum(spec.is_matrix for spec in jax.tree.leaves(specs, is_leaf=is_spec)):
+            raise ValueError(
+                f"{type(self.inner).__name__} ({self.name!r}) declares matrices in groups of their own; only "
+                "those that it declares by name can be reparametrised"
+            )
         return {**specs, "spectral": {name: beside(spec) for name, spec in matrices.items()}}
 
     def _effective(self, params: Params) -> tuple[Params, Params]:
@@ -106,13 +114,13 @@ class SigmaReparam(Recipe):
     """x + f(x) with every matrix of a branch reparametrised as (g / sigma(W)) W, no norm.
 
     What a branch can do to the stream is bounded by g, so attention's entropy cannot collapse; the stream still grows,
-    by a few percent a layer at birth. `calibrate` sets the
-    vectors of the power iteration to the singular vectors themselves; without it the first steps underestimate sigma.
+    by a few percent a layer at birth. `calibrate` sets the vectors of the power iteration to the singular vectors
+    themselves; without it the first steps underestimate sigma.
 
     Args:
         first: g at first.
 
-    Source: Zhai et al. 2023, eq. (2), arXiv:2303.06296, in its form without norms. g starts at 1 as in the paper and
+    Source: Zhai et al. 2023, section 3, arXiv:2303.06296, in its form without norms. g starts at 1 as in the paper and
     the authors' speech code; their vision code starts it at sigma(W). Embedding and output stay as they are.
     """
 

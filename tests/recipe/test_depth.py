@@ -169,6 +169,7 @@ def test_every_recipe_survives_no_layers():
         (lambda: _stack(recipe.HybridNorm(), sj.Attention(n_heads=2, qk_norm=sj.RMSNorm())), "leave it to the recipe"),
         (lambda: _stack(recipe.NormFormer(), _Own()), "has no such field"),
         (lambda: _stack(recipe.Shaped(), _Own()), "Shaped knows"),
+        (lambda: _stack(recipe.SigmaReparam(), _Grouped()).declaration(), "groups of their own"),
         (lambda: _stack(recipe.Shaped(), sj.Attention(n_heads=2, cross=True)), "cross-attention"),
     ],
 )
@@ -179,6 +180,11 @@ def test_what_cannot_be_combined_says_so(make, message):
 
 class _Own(sj.Sublayer):
     pass
+
+
+class _Grouped(sj.Sublayer):
+    def spec(self, d_model):
+        return {"expert": sj.parameter.matrix(d_model, d_model, "up")}
 
 
 def _stack(rule, sub=None, **options):
