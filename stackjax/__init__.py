@@ -24,8 +24,8 @@ A hundred layers, looked into:
 
 Reading order: `parameter` (declared once), `norm`, `feed_forward`, `position`, `attend` (the pure functions),
 `sublayer` (what travels beside x), `attention`, `recipe.residual` and `recipe.base` (the depth treatment), `layer`,
-`segment`, `scan`, `stack`, `model`; then `latent_attention`, `moe`, `parallel`, `seq2seq`; then `cache`, `sample`,
-`decode`, `beam`; then `probe`, `skip` and `optim`; `interop.hf` for checkpoints.
+`segment`, `scan`, `statistic`, `stack`, `model`; then `latent_attention`, `moe`, `parallel`, `seq2seq`; then `cache`,
+`sample`, `decode`, `beam`; then `probe`, `skip` and `optim`; `interop.hf` for checkpoints.
 """
 
 from stackjax import (

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from stackjax.attend import attend_fused, attention_weights, flat_positions, visible, weighted_sum, with_past
-from stackjax.norm import NoNorm, Norm, wide
+from stackjax.norm import NoNorm, Norm, wide, without_statistics
 from stackjax.parameter import Spec, linear, matrix, zeros
 from stackjax.position.base import ATTENTION_HOOKS, NoPosition, Position, total
 from stackjax.sublayer import Given, Out, Params, Past, Sublayer, dropout
@@ -36,6 +36,7 @@ class Attention(Sublayer):
         gate: "head" or "feature" multiplies each head's output, or each feature of it, by the sigmoid of a linear map
             of the query's input (Qiu et al. 2025, section 2.2, arXiv:2505.06708); None for no gate.
         qk_norm: over K, on queries and keys before rotation.
+        value_norm: over K, on values.
         inner_norm: over H K, before the output projection (sub-LN).
         bias: which projections have biases: of query, key, value, out, gate.
         backend: "plain" is written out, "xla" and "cudnn" go through jax.nn.dot_product_attention; None takes cuDNN
@@ -61,6 +62,7 @@ class Attention(Sublayer):
     sinks: bool = False
     gate: Literal["head", "feature"] | None = None
     qk_norm: Norm = NoNorm()
+    value_norm: Norm = NoNorm()
     inner_norm: Norm = NoNorm()
     bias: tuple[str, ...] = ()
     backend: Backend | None = None
@@ -71,6 +73,7 @@ class Attention(Sublayer):
             raise ValueError(
                 f"n_kv_heads must divide n_heads; got n_heads={self.n_heads}, n_kv_heads={self.n_kv_heads}"
             )
+        without_statistics(qk_norm=self.qk_norm, value_norm=self.value_norm, inner_norm=self.inner_norm)
         for name, reach in (("window", self.window), ("chunk", self.chunk)):
             if reach is not None and reach < 1:
                 raise ValueError(f"{name} must be at least 1 (the token itself); got {reach}")
@@ -80,12 +83,10 @@ class Attention(Sublayer):
             raise ValueError(f"gate must be None, 'head' or 'feature'; got {self.gate!r}")
         if self.soft_cap is not None and self.soft_cap <= 0:
             raise ValueError(f"soft_cap must be positive, or None for none; got {self.soft_cap}")
-        if unknown := set(self.bias) - {"query", "key", "value", "out"}:
-            raise ValueError(f"bias names projections out of query, key, value, out; got {sorted(unknown)}")
+        if unknown := set(self.bias) - {"query", "key", "value", "out", "gate"}:
+            raise ValueError(f"bias names projections out of query, key, value, out, gate; got {sorted(unknown)}")
         if self.backend not in (None, "plain", "xla", "cudnn"):
             raise ValueError(f"backend must be 'plain', 'xla', 'cudnn' or None; got {self.backend!r}")
-        for norm in (self.qk_norm, self.inner_norm):
-            norm.refuse_statistics("inside attention")
         if not self.position.acts_on(ATTENTION_HOOKS) and type(self.position) is not NoPosition:
             raise ValueError(
                 f"{type(self.position).__name__} does not act inside attention; give it to the model's embedding"
@@ -132,6 +133,7 @@ class Attention(Sublayer):
             specs |= matrix(n_in, n_out, prefix + name, name=name, bias=name in self.bias)
         specs["query_norm"] = self.qk_norm.spec(width)
         specs["key_norm"] = self.qk_norm.spec(width)
+        specs["value_norm"] = self.value_norm.spec(width)
         specs["inner_norm"] = self.inner_norm.spec(self.n_heads * width)
         specs["position"] = self.position.spec(self.n_heads, width)
         if self.sinks:
@@ -179,7 +181,7 @@ class Attention(Sublayer):
         value = linear(params, "value", value_input)
         batch, n_keys = key.shape[:2]
         key = self.qk_norm.apply(params["key_norm"], key.reshape(batch, n_keys, self.groups, -1))
-        return key, value.reshape(batch, n_keys, self.groups, -1)
+        return key, self.value_norm.apply(params["value_norm"], value.reshape(batch, n_keys, self.groups, -1))
 
     def apply(self, params: Params, x: Any, given: Given) -> tuple[jax.Array, Out]:
         """Attend.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from stackjax.norm import NoNorm, Norm
+from stackjax.norm import NoNorm, Norm, without_statistics
 from stackjax.parameter import linear, matrix
 from stackjax.sublayer import Given, Out, Params, Sublayer, dropout
 
@@ -123,6 +123,9 @@ class FeedForward(Sublayer):
         bias: whether the projections have biases.
         inner_norm: on the hidden layer (sub-LN, NormFormer).
         dropout: rate on the output while training.
+
+    Raises:
+        ValueError: batch norm on the hidden layer.
     """
 
     name: str = "feed_forward"
@@ -134,7 +137,7 @@ class FeedForward(Sublayer):
 
     def __post_init__(self):
         super().__post_init__()
-        self.inner_norm.refuse_statistics("inside the feed-forward")
+        without_statistics(inner_norm=self.inner_norm)
 
     def width(self, d_model: int) -> int:
         """F."""

@@ -16,13 +16,13 @@ from stackjax.display import Description, Whole
 from stackjax.feed_forward import Activation, FeedForward
 from stackjax.latent_attention import LatentAttention
 from stackjax.layer import Layer
-from stackjax.norm import NoNorm, Norm, wide
+from stackjax.norm import NoNorm, Norm, wide, without_statistics
 from stackjax.parameter import Normal, Spec, declare, linear, matrix, realise, zeros
 from stackjax.position.base import ATTENTION_HOOKS, STREAM_HOOKS, NoPosition, Position
 from stackjax.position.rotary import Rotary
 from stackjax.recipe.base import Recipe, Schedule, multipliers
 from stackjax.recipe.placement import PreNorm
-from stackjax.stack import Result, Stack
+from stackjax.stack import Measure, Result, Stack
 from stackjax.sublayer import Given, Params, Positions, Sublayer, dropout
 
 
@@ -60,7 +60,7 @@ class Embedding(Description):
             raise ValueError(f"vocab must be positive; got {self.vocab}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1; got {self.dropout}")
-        self.norm.refuse_statistics("on the embedding")
+        without_statistics(norm=self.norm)
         if not self.position.acts_on(STREAM_HOOKS) and type(self.position) is not NoPosition:
             raise ValueError(f"{type(self.position).__name__} does not act on the stream; give it to the attention")
 
@@ -214,6 +214,19 @@ class Model(Whole):
     def multipliers(self) -> Params:
         """The tree of parameters, each leaf the recipe's `Multiplier`."""
         return multipliers(self.declaration(), self.stack.recipe, self.stack.geometry)
+
+    def calibrate(self, params: Params, tokens: jax.Array, given: Given | None = None, **options: Any) -> Params:
+        """Parameters before the first step, which some recipes set from one batch; arguments are those of `apply`."""
+
+        def observe(own: Params, measure: Measure) -> dict[str, jax.Array]:
+            return self.apply({**params, "stack": own}, tokens, given, measure=measure, **options)[1].measure
+
+        stack = self.stack
+        return {**params, "stack": stack.recipe.calibrate(params["stack"], stack.declaration(), observe)}
+
+    def absorb(self, params: Params, state: Params) -> Params:
+        """Parameters after a step, with the statistics that `apply` returned as `Result.state`."""
+        return {**params, "stack": self.stack.absorb(params["stack"], state)}
 
     def apply(
         self,

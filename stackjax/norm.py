@@ -144,15 +144,24 @@ class Norm(Description):
         """New values of the parameters of role `statistic`, if there are any."""
         return {}
 
-    def refuse_statistics(self, place: str) -> None:
-        """Raise a ValueError if this norm has running statistics, where nothing would carry them."""
-        if any(spec.role == "statistic" for spec in self.spec(1).values()):
-            raise ValueError(f"nothing carries running statistics {place}; got {self!r}; use a norm without them there")
-
 
 @dataclass(frozen=True, kw_only=True)
 class NoNorm(Norm):
     """x."""
+
+
+def without_statistics(**norms: Norm) -> None:
+    """Refuse norms with running statistics where nobody would update them.
+
+    Raises:
+        ValueError: such a norm.
+    """
+    for name, norm in norms.items():
+        if any(spec.role == "statistic" for spec in norm.spec(1).values()):
+            raise ValueError(
+                f"{name} cannot be {type(norm).__name__}: its running statistics would never be updated there; use it "
+                "in a residual form"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

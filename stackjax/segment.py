@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax
+import jax.numpy as jnp
+
 from stackjax.display import Description, segment_lines
 from stackjax.layer import Layer
 
@@ -55,3 +58,25 @@ def _repeats(kinds: list[int], period: int) -> int:
     while kinds[n * period : (n + 1) * period] == kinds[:period]:
         n += 1
     return n
+
+
+def by_layer(measures: list[tuple[int, dict[str, dict[str, jax.Array]]]]) -> dict[str, jax.Array]:
+    """Measures of all segments in the order of the layers, NaN where a layer lacks a name.
+
+    Args:
+        measures: for each segment, its n and {layer of the period: {name: (n, ...)}}.
+
+    Returns:
+        {name: (L, ...)}
+    """
+    shapes = {
+        name: value.shape[1:] for _, period in measures for layer in period.values() for name, value in layer.items()
+    }
+    columns = {}
+    for name, shape in shapes.items():
+        rows = [
+            jnp.stack([layer.get(name, jnp.full((n, *shape), jnp.nan)) for layer in period.values()], 1)
+            for n, period in measures
+        ]
+        columns[name] = jnp.concatenate([row.reshape(-1, *shape) for row in rows])
+    return columns

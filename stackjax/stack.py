@@ -19,7 +19,8 @@ from stackjax.display import Whole, block, stack_lines
 from stackjax.layer import Layer, Trace
 from stackjax.parameter import declare, is_spec, realise
 from stackjax.recipe.base import Geometry, Recipe, Schedule, multipliers
-from stackjax.segment import Segment, fold
+from stackjax.segment import Segment, by_layer, fold
+from stackjax.statistic import absorb
 from stackjax.sublayer import Cache, Given, Params, add_losses
 
 Measure = Callable[[Trace], dict[str, jax.Array]]
@@ -33,7 +34,7 @@ class Result:
     Args:
         loss: {name: scalar}, summed over the layers.
         state: what the next call needs, nested like the segments: {segment: {layer of the period: {sublayer: state}}};
-            and `leave`, new running statistics of a norm at the end.
+            and the statistics of the ends, if there are any, under `enter` and `leave`.
         measure: {name: (L, ...)} from the `measure` asked for; rows of NaN for layers that do not have the name.
     """
 
@@ -90,7 +91,7 @@ class Stack(Whole):
             other_depth: layers in the stack on the other side of an encoder-decoder.
 
         Raises:
-            ValueError: a depth that is negative, or not whole periods when looped; forms that cannot meet.
+            ValueError: a depth that is negative, or not whole periods when looped; forms that cannot meet or be looped.
         """
         if not layers:
             raise ValueError("a stack needs at least one layer description, also at depth 0")
@@ -103,6 +104,8 @@ class Stack(Whole):
         width = max(len(layer.subs) for layer in layers)
         geometry = Geometry(depth=depth, d_model=d_model, n_sublayers=width, side=side, other_depth=other_depth)
         dressed = [layers[i % len(layers)].dress(recipe, i, geometry) for i in range(max(depth, 1))]
+        if looped and depth and dressed != dressed[: len(layers)] * (depth // len(layers)):
+            raise ValueError(f"{type(recipe).__name__} treats layers differently, so they cannot be looped")
         if depth == 0:
             segments = (Segment(layers=tuple(dressed), n=0),)
         elif looped:
@@ -167,6 +170,18 @@ class Stack(Whole):
     def schedule(self) -> Schedule:
         """The recipe's numbers for this depth: data that `apply` reads, and that may be replaced or vmapped."""
         return self.recipe.schedule(self.geometry)
+
+    def calibrate(self, params: Params, x: jax.Array, given: Given | None = None, **options: Any) -> Params:
+        """Parameters before the first step, which some recipes set from one batch; arguments are those of `apply`."""
+
+        def observe(own: Params, measure: Measure) -> dict[str, jax.Array]:
+            return self.apply(own, x, given, measure=measure, **options)[1].measure
+
+        return self.recipe.calibrate(params, self.declaration(), observe)
+
+    def absorb(self, params: Params, state: Params) -> Params:
+        """Parameters after a step, with the statistics that `apply` returned as `Result.state`."""
+        return absorb(params, state)
 
     def enter(self, params: Params, x: jax.Array) -> Any:
         """Open the stream from x (..., T, D)."""
@@ -247,9 +262,8 @@ class Stack(Whole):
             measures.append((segment.n, measured))
         if taps is not None:
             stream = scan.tap(stream, taps[-1])
-        if new := self.segments[-1].layers[-1].forms[-1].leave_state(params["leave"]["inner"], stream):
-            state["leave"] = new
-        return self.leave(params, stream), Result(loss=loss, state=state, measure=_by_layer(measures))
+        state |= self._ends_state(params, x, stream)
+        return self.leave(params, stream), Result(loss=loss, state=state, measure=by_layer(measures))
 
     def placed(self) -> list[tuple[str, int, Segment]]:
         """Each segment with its name and the index of its first layer."""
@@ -273,6 +287,15 @@ class Stack(Whole):
             is_leaf=is_spec,
         )
         return declare(outside, prefix=f"{side}/")
+
+    def _ends_state(self, params: Params, x: jax.Array, stream: Any) -> Params:
+        """New statistics of `enter` and `leave`, given what each reads; empty without any."""
+        first, last = self.segments[0].layers[0].forms[0], self.segments[-1].layers[-1].forms[-1]
+        new = {
+            "enter": first.statistics("enter", params["enter"]["inner"], x),
+            "leave": last.statistics("leave", params["leave"]["inner"], stream),
+        }
+        return {side: {"inner": state} for side, state in new.items() if state}
 
     def _prepare(self, params: Params, given: Given, n_tokens: int, cache: Cache | None) -> dict[Any, Any]:
         """Each different sublayer's table, computed once, outside the scan."""
@@ -335,18 +358,3 @@ def _body(
         return stream, (loss, states, measured)
 
     return body
-
-
-def _by_layer(measures: list[tuple[int, dict[str, dict[str, jax.Array]]]]) -> dict[str, jax.Array]:
-    """Measures of all segments in the order of the layers, NaN where a layer lacks a name."""
-    shapes = {
-        name: value.shape[1:] for _, period in measures for layer in period.values() for name, value in layer.items()
-    }
-    columns = {}
-    for name, shape in shapes.items():
-        rows = [
-            jnp.stack([layer.get(name, jnp.full((n, *shape), jnp.nan)) for layer in period.values()], 1)
-            for n, period in measures
-        ]
-        columns[name] = jnp.concatenate([row.reshape(-1, *shape) for row in rows])
-    return columns

@@ -1,44 +1,44 @@
-"""Running statistics: parameters that no gradient trains, but that each training step renews."""
+"""Statistics: parameters that no gradient trains.
+
+Running means, singular vectors and routing biases have the role `statistic`. Whoever computes new values of them in
+the forward pass returns them as state; `absorb` writes them back after the optimiser's step.
+"""
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from stackjax.sublayer import Params
 
 
-def update(params: Params, state: dict[str, Any]) -> Params:
-    """A stack's parameters with the running statistics that a training step returned.
+def absorb(params: Params, state: Params) -> Params:
+    """A stack's parameters with the new statistics of a forward pass.
+
+    A looped layer returns new values at each repeat and keeps their mean.
 
     Args:
-        params: of the stack.
-        state: `Result.state` of the step: {segment: {layer: {sublayer: {residual, statistic}}}, leave}.
-
-    Returns:
-        `params` with new values where `state` has them. A looped layer takes the mean over its repeats.
+        params: of a stack.
+        state: `Result.state` of `Stack.apply`; caches in it are left alone.
     """
-    segments = dict(params["segments"])
-    for i, period in state.items():
-        if i == "leave":
-            continue
-        for j, subs in period.items():
-            for name, own in subs.items():
-                layer = segments[i][j]
-                residual = _write(layer["residual"][name], own.get("residual", {}))
-                layer = {**layer, name: _write(layer[name], own.get("statistic", {}))}
-                layer["residual"] = {**layer["residual"], name: residual}
-                segments[i] = {**segments[i], j: layer}
-    leave = {**params["leave"], "inner": _write(params["leave"]["inner"], state.get("leave", {}))}
-    return {**params, "segments": segments, "leave": leave}
+    ends = {side: _merged(params[side], state[side]) for side in ("enter", "leave") if side in state}
+    segments = {
+        i: {j: _layer(layer, state.get(i, {}).get(j, {})) for j, layer in period.items()}
+        for i, period in params["segments"].items()
+    }
+    return {**params, **ends, "segments": segments}
 
 
-def _write(params: Params, new: Params) -> Params:
-    """`params` with the leaves that `new`, a part of the same tree, holds."""
-    written = dict(params)
-    for name, value in new.items():
-        if isinstance(value, dict):
-            written[name] = _write(params[name], value)
-        else:
-            repeats = tuple(range(value.ndim - params[name].ndim))
-            written[name] = jnp.mean(value, repeats).astype(params[name].dtype) if repeats else value
-    return written
+def _layer(params: Params, state: Params) -> Params:
+    """One layer's parameters; state is {sublayer: {statistic: of its own, residual: of its form}}."""
+    own = {name: found["statistic"] for name, found in state.items() if "statistic" in found}
+    forms = {name: found["residual"] for name, found in state.items() if "residual" in found}
+    return _merged(params, {**own, "residual": forms})
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """`old` with the leaves that `new` has."""
+    if isinstance(new, dict):
+        return {**old, **{name: _merged(old[name], value) for name, value in new.items()}}
+    new = jnp.mean(new, 0) if new.ndim > old.ndim else new
+    return jax.lax.stop_gradient(new).astype(old.dtype)

@@ -21,11 +21,34 @@ RECIPES = {
     "pre_norm": recipe.PreNorm(),
     "post_norm": recipe.PostNorm(),
     "sandwich": recipe.SandwichNorm(),
+    "peri_norm": recipe.PeriNorm(),
+    "res_post_norm": recipe.ResPostNorm(),
+    "sub_norm": recipe.SubNorm(),
+    "norm_former": recipe.NormFormer(),
+    "mix_norm": recipe.MixNorm(),
+    "residual_dual": recipe.ResiDual(),
+    "hybrid_norm": recipe.HybridNorm(),
+    "hybrid_norm_star": recipe.HybridNorm(first=recipe.residual.Pre()),
+    "keel": recipe.Keel(),
     "plain": recipe.PlainResidual(),
     "no_residual": recipe.WithoutResidual(),
     "deepnorm": recipe.DeepNorm(),
+    "admin": recipe.Admin(),
+    "layer_norm_scaling": recipe.LayerNormScaling(),
     "rezero": recipe.ReZero(),
+    "skip_init": recipe.SkipInit(),
+    "layer_scale": recipe.LayerScale(),
+    "highway": recipe.Highway(),
+    "scaled_init": recipe.ScaledInit(),
     "complete_p": recipe.CompleteP(base_width=8),
+    "depth_mup": recipe.DepthMuP(base_width=8),
+    "ds_init": recipe.DSInit(),
+    "weighted": recipe.Weighted(residual=recipe.residual.Post(), alpha=0.9, beta=1.1, gamma=0.8),
+    "t_fixup": recipe.TFixup(),
+    "dyt": recipe.DyT(),
+    "plain_scaled_init": recipe.PlainScaledInit(),
+    "shaped": recipe.Shaped(),
+    "sigma_reparam": recipe.SigmaReparam(),
     "hyper_connections": recipe.HyperConnections(),
     "static_hyper_connections": recipe.HyperConnections(
         residual=recipe.hyper_connections.HyperConnected(dynamic=False)
@@ -75,7 +98,7 @@ def _encoder(rule, where, depth):
 
 
 def _local_global(rule, where, depth):
-    model = _decoder(rule, where, 1)
+    model = _decoder(recipe.PreNorm(), where, 1)
     attention, forward = model.stack.segments[0].layers[0].subs
     local = sj.Layer(subs=(sj.Attention(n_heads=2, window=2, position=attention.position), forward))
     layers = (local, local, sj.Layer(subs=(attention, forward)))
@@ -83,7 +106,7 @@ def _local_global(rule, where, depth):
 
 
 def _gated_grouped(rule, where, depth):
-    model = _decoder(rule, where, 1)
+    model = _decoder(recipe.PreNorm(), where, 1)
     inside = model.stack.segments[0].layers[0].subs[0].position
     attention = sj.Attention(
         n_heads=4,
@@ -99,7 +122,7 @@ def _gated_grouped(rule, where, depth):
 
 
 def _looped(rule, where, depth):
-    model = _decoder(rule, where, 1)
+    model = _decoder(recipe.PreNorm(), where, 1)
     layer = sj.Layer(subs=model.stack.segments[0].layers[0].subs)
     return _with_stack(model, (layer,), rule, depth, looped=True)
 
@@ -300,7 +323,27 @@ def test_decoding_in_float32(kind):
     check_decoding(recipe.PreNorm(), position.Rotary(), kind, left=False, dtype=jnp.float32, tolerance=1e-5)
 
 
-PRODUCT = list(itertools.product(RECIPES, POSITIONS, KINDS))
+REFUSED = {
+    ("mix_norm", "looped"),
+    ("hybrid_norm_star", "looped"),
+    ("hybrid_norm", "gated_grouped"),
+    ("hybrid_norm_star", "gated_grouped"),
+}
+"""Recipes that tell layers apart cannot be looped; those that choose the norms of queries and keys take no others."""
+PRODUCT = [case for case in itertools.product(RECIPES, POSITIONS, KINDS) if (case[0], case[2]) not in REFUSED]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_pair_is_made_or_refused(name, kind):
+    if (name, kind) in REFUSED:
+        with pytest.raises(ValueError, match=r"looped|leave it"):
+            KINDS[kind](RECIPES[name], position.Rotary(), 6)
+        return
+    model = KINDS[kind](RECIPES[name], position.Rotary(), 6)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    logits, _ = jax.eval_shape(model.apply, params, jax.ShapeDtypeStruct((2, 5), jnp.int32))
+    assert logits.shape == (2, 5, 11)
 
 
 @pytest.mark.slow

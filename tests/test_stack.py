@@ -187,7 +187,7 @@ def test_state_of_batch_norm_and_its_way_back():
         deep = stack(FORWARD, depth=3, recipe=sj.recipe.PreNorm(residual=form), looped=looped)
         params, x = deep.init(jax.random.key(0)), normal(4, T, D)
         y, result = jax.jit(deep.apply)(params, x)
-        new = sj.statistic.update(params, result.state)
+        new = deep.absorb(params, result.state)
         changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), new, params)
         expected = jax.tree.map(lambda d: d.spec.role == "statistic", deep.declaration(), is_leaf=sj.parameter.is_spec)
         assert changed == expected, form

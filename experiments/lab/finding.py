@@ -113,10 +113,10 @@ def write(
     made = {"versions": environment.versions(), "device": environment.device()}
     result = {"question": question, "predictions": judged, "setting": setting, **made, "rows": [*map(_finite, rows)]}
     for name, chart in figures.items():
-        for suffix in ("svg", "png"):
-            path = out / "figures" / f"{name}.{suffix}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            chart.save(str(path), **({"scale_factor": 2} if suffix == "png" else {}))
+        path = out / "figures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        chart.save(f"{path}.svg")
+        chart.save(f"{path}.png", scale_factor=2)
     store.write(out / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     pictures = "\n".join(f"![{name.replace('_', ' ')}](figures/{name}.svg)" for name in figures)
     verdicts = table(

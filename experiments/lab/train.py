@@ -14,6 +14,7 @@ from flax import struct
 
 import stackjax as sj
 from stackjax.scan import Remat
+from stackjax.stack import Measure
 from stackjax.sublayer import Params
 
 Batch = Any
@@ -130,11 +131,6 @@ class Trainer:
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     remat: Remat = "layer"
 
-    def __post_init__(self):
-        roles = {d.spec.role for d in jax.tree.leaves(self.task.model.declaration(), is_leaf=sj.parameter.is_spec)}
-        if "statistic" in roles:
-            raise ValueError("running statistics (batch norm) are not updated here; use a norm without them")
-
     def learning_rate(self, hyper: Hyper, step: jax.Array) -> jax.Array:
         """The learning rate of update `step`, counted from 0."""
         left = (hyper.steps - step) / jnp.maximum(hyper.steps - hyper.warmup, 1)
@@ -153,9 +149,13 @@ class Trainer:
             hyper: the run's numbers.
             batch: the first batch, for recipes that look at data before they start.
         """
-        model = self.task.model
-        params = model.init(jax.random.fold_in(jax.random.key(hyper.seed), 0))
-        params = model.stack.recipe.calibrate(params, lambda p: self.evaluate(p, batch)[1])
+        stack = self.task.model.stack
+        params = self.task.model.init(jax.random.fold_in(jax.random.key(hyper.seed), 0))
+
+        def observe(own: Params, measure: Measure) -> dict[str, jax.Array]:
+            return self.task.loss({**params, "stack": own}, batch, measure=measure, remat=self.remat)[1].measure
+
+        params = {**params, "stack": stack.recipe.calibrate(params["stack"], stack.declaration(), observe)}
         return State(
             params=params,
             optimizer=self._optimizer(0.0, 0.0).init(params),
@@ -187,12 +187,12 @@ class Trainer:
         model, depth = self.task.model, self.task.model.stack.depth
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(hyper.seed), 1), state.step)
 
-        def objective(params: Params, taps: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def objective(params: Params, taps: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Params]]:
             loss, result = self.task.loss(params, batch, key=key, taps=taps, remat=self.remat)
-            return loss + sum(result.loss.values()), loss
+            return loss + sum(result.loss.values()), (loss, result.state)
 
         gradient = jax.grad(objective, argnums=(0, 1), has_aux=True)
-        (gradients, squares), loss = gradient(state.params, jnp.zeros(depth + 1))
+        (gradients, squares), (loss, statistics) = gradient(state.params, jnp.zeros(depth + 1))
         norm = optax.tree.norm(gradients)
         clipped = jax.tree.map(lambda g: g * jnp.minimum(1.0, hyper.clip_norm / norm), gradients)
         optimizer = self._optimizer(self.learning_rate(hyper, state.step), hyper.weight_decay)
@@ -200,7 +200,7 @@ class Trainer:
         updates, moments = optimizer.update(clipped, state.optimizer, state.params)
         updated: Any = optax.apply_updates(state.params, updates)
         declaration = model.declaration()
-        params = model.stack.recipe.constrain(updated, declaration)
+        params = model.absorb(model.stack.recipe.constrain(updated, declaration), statistics)
 
         made = state.alive & (state.step < hyper.steps)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)

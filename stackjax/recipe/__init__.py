@@ -1,23 +1,144 @@
-"""Recipes: every published treatment of depth, each one small file around the same seams."""
+"""Recipes: every published treatment of depth, each one small file around the same seams.
 
+N is a norm, f a branch, L the depth, S = 2L the sublayers of a stack, l = 1 .. L a layer, s = 1 .. S a sublayer. The
+init is Xavier's unless said; `N(0.02)` is a normal law of that standard deviation, `branch` are the matrices value,
+out, up, gate and down, `last` are out and down. Final: whether a norm ends the stack.
+
+    recipe            update                          final   init                           depends on depth
+    -- where the norm stands --
+    PreNorm           x + f(N(x))                     yes                                    -
+    PostNorm          N(x + f(x))                     no                                     -
+    SandwichNorm      x + N(f(N(x)))                  yes                                    -
+    PeriNorm          x + N(f(N(x))), N(embedding)    yes                                    -
+    ResPostNorm       x + N(f(x))                     yes     N(0.02)                        -
+    SubNorm           x + W N(inner(N(x)))            yes     branch sqrt(ln 2L)             init
+    NormFormer        x + N(attend(N(x))), head       yes                                    -
+                      gains; x + W N(hidden(N(x)))
+    MixNorm           N(x + f(x)), then x + f(N(x))   yes     N(0.02)                        post-norm to layer L/4
+    ResiDual          a = N(a + f(a)), b = b + f(a)   a+N(b)                                 -
+    HybridNorm        x + attend(N(q), N(k), N(v));   yes     N(0.02), last / sqrt(2L)       init
+                      h + f(h), h = N(x)
+    Keel              N(a x + f(N(x)))                no                                     a = S
+    -- numbers and gates on skip and branch --
+    DeepNorm          N(a x + f(x))                   no      branch (8L)^-1/4               a = (2L)^1/4, init
+    Admin             N(w_s * x + f(x)), w learned    no                                     w_s² = Var x_0 + sum Var f
+    LayerNormScaling  x + f(N(x) / sqrt(l))           yes     N(0.02)                        1 / sqrt(l)
+    ReZero            x + g_l f(x)                    no      g = 0                          -
+    SkipInit          x + g_s f(x)                    no      g = 0                          -
+    LayerScale        x + g_s * f(N(x)), g a vector   yes     N(0.02), g = 0.1, 1e-5, 1e-6   g at L to 18, 24, more
+    Highway           (1 - t) x + t f(x), t learned   no      t about 0.12                   -
+    ScaledInit        x + f(N(x))                     yes     N(0.02), last / sqrt(2L)       init
+    DSInit            N(x + f(x))                     no      all / sqrt(l)                  init
+    DepthMuP          x + m^-1/2 f(N(x)), m = L/L_0   yes     muP                            branch, learning rate, eps
+    CompleteP         x + m^-1 f(N(x))                yes     muP                            branch, eps
+    Weighted          any form, numbers given         -                                      as given
+    -- no norm --
+    TFixup            x + f(x)                        no      branch .67 L^-1/4, embedding   init
+                                                              (9L)^-1/4
+    DyT               x + f(g tanh(a x) + b)          tanh    a by width                     -
+    PlainScaledInit   x + f(x)                        no      last / sqrt(2L)                init
+    Shaped            .7 x + .7 f(x), attention       no      1/fan-in                       - (width only)
+                      1 + softmax - uniform
+    SigmaReparam      x + f(x), W -> g W / sigma(W)   no      N(0.02), g = 1                 -
+    PlainResidual     x + f(x)                        no                                     - (a control)
+    WithoutResidual   f(x)                            no                                     - (a control)
+    -- wider streams --
+    HyperConnections  H = A H + b f(N(c H))           yes     A = 1, b = 1, c = e_(s mod N)  init
+
+DeepNorm, SubNorm and TFixup know other constants for an encoder with a decoder. Sources stand with each class.
+"""
+
+from stackjax.recipe import (
+    admin,
+    complete_p,
+    deepnorm,
+    depth_init,
+    dynamic_tanh,
+    gate,
+    hyper_connections,
+    inner_norm,
+    placement,
+    residual,
+    scaled,
+    shaped,
+    sigma_reparam,
+    t_fixup,
+    two_streams,
+)
+from stackjax.recipe.admin import Admin
 from stackjax.recipe.base import Geometry, Multiplier, Recipe
-from stackjax.recipe.complete_p import CompleteP
+from stackjax.recipe.complete_p import CompleteP, DepthMuP
 from stackjax.recipe.deepnorm import DeepNorm
+from stackjax.recipe.depth_init import DSInit, PlainScaledInit, ScaledInit
+from stackjax.recipe.dynamic_tanh import DyT
+from stackjax.recipe.gate import Highway, LayerScale, ReZero, SkipInit
 from stackjax.recipe.hyper_connections import HyperConnections
-from stackjax.recipe.placement import PlainResidual, PostNorm, PreNorm, SandwichNorm, WithoutResidual
-from stackjax.recipe.rezero import ReZero
+from stackjax.recipe.inner_norm import HybridNorm, NormFormer, SubNorm
+from stackjax.recipe.placement import (
+    Keel,
+    MixNorm,
+    PeriNorm,
+    PlainResidual,
+    PostNorm,
+    PreNorm,
+    ResPostNorm,
+    SandwichNorm,
+    WithoutResidual,
+)
+from stackjax.recipe.scaled import LayerNormScaling, Weighted
+from stackjax.recipe.shaped import Shaped
+from stackjax.recipe.sigma_reparam import SigmaReparam
+from stackjax.recipe.t_fixup import TFixup
+from stackjax.recipe.two_streams import ResiDual
 
 __all__ = [
+    "Admin",
     "CompleteP",
+    "DSInit",
     "DeepNorm",
+    "DepthMuP",
+    "DyT",
     "Geometry",
+    "Highway",
+    "HybridNorm",
     "HyperConnections",
+    "Keel",
+    "LayerNormScaling",
+    "LayerScale",
+    "MixNorm",
     "Multiplier",
+    "NormFormer",
+    "PeriNorm",
     "PlainResidual",
+    "PlainScaledInit",
     "PostNorm",
     "PreNorm",
     "ReZero",
     "Recipe",
+    "ResPostNorm",
+    "ResiDual",
     "SandwichNorm",
+    "ScaledInit",
+    "Shaped",
+    "SigmaReparam",
+    "SkipInit",
+    "SubNorm",
+    "TFixup",
+    "Weighted",
     "WithoutResidual",
+    "admin",
+    "complete_p",
+    "deepnorm",
+    "depth_init",
+    "dynamic_tanh",
+    "gate",
+    "hyper_connections",
+    "inner_norm",
+    "placement",
+    "residual",
+    "scaled",
+    "shaped",
+    "sigma_reparam",
+    "t_fixup",
+    "two_streams",
 ]

@@ -13,13 +13,14 @@ A recipe of your own is a subclass, in your own file, that overrides what differ
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from stackjax.display import Description
+from stackjax.norm import NoNorm
 from stackjax.parameter import Gain, Init, is_spec, xavier
 from stackjax.recipe.residual import Form, Through
 from stackjax.sublayer import Params, Sublayer
@@ -72,6 +73,15 @@ class Multiplier:
 Schedule = dict[str, Any]
 """sub: {name: (L, S)}, outer: {name: (L,)}, embed: (), unembed: ()."""
 
+Observe = Callable[[Params, Callable[[Any], dict[str, jax.Array]]], dict[str, jax.Array]]
+"""`observe(params, measure)` runs one batch and returns what `measure` made of each layer's trace, leading axis L."""
+
+BRANCH = frozenset({"value", "out", "up", "gate", "down"})
+"""Roles of the matrices that a branch's output is proportional to; queries and keys only steer it."""
+
+CROSS_BRANCH = frozenset({"cross_value", "cross_out"})
+"""The same in cross-attention."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Description):
@@ -119,8 +129,16 @@ class Recipe(Description):
         """Parameters after each optimiser step."""
         return params
 
-    def calibrate(self, params: Params, run: Callable[[Params], Any]) -> Params:
-        """Parameters before the first step; `run` gives what a batch's forward pass saw."""
+    def calibrate(self, params: Params, declaration: Params, observe: Observe) -> Params:
+        """Parameters before the first step, given what a forward pass over one batch sees.
+
+        A pure function, called through `Stack.calibrate` or `Model.calibrate`, which know the batch.
+
+        Args:
+            params: of one stack, as drawn by `Stack.init`.
+            declaration: the same tree of `Declared`.
+            observe: runs the batch with given parameters of this stack and a measure.
+        """
         return params
 
 
@@ -134,6 +152,31 @@ def with_sub(schedule: Schedule, **numbers: Any) -> Schedule:
     shape = schedule["sub"]["alpha"].shape
     new = {name: jnp.broadcast_to(jnp.asarray(x, jnp.float32), shape) for name, x in numbers.items()}
     return {**schedule, "sub": {**schedule["sub"], **new}}
+
+
+def is_attention(sub: Sublayer) -> bool:
+    """Whether a sublayer attends: whether it has heads."""
+    return hasattr(sub, "n_heads")
+
+
+def inside(sub: Sublayer, **fields: Any) -> Sublayer:
+    """`sub` with these fields, which it must have, and which must not hold another choice yet.
+
+    Raises:
+        ValueError: a sublayer without such a field, or whose field is already in use.
+    """
+    for name, value in fields.items():
+        if not hasattr(sub, name):
+            raise ValueError(
+                f"this recipe sets {name} inside each branch, and {type(sub).__name__} ({sub.name!r}) has no such "
+                "field; give it one, or use another recipe"
+            )
+        if getattr(sub, name) not in (NoNorm(), value):
+            raise ValueError(
+                f"this recipe sets {name} inside each branch, but {sub.name!r} has {name}={getattr(sub, name)}; "
+                "leave it to the recipe"
+            )
+    return replace(sub, **fields)
 
 
 def block_index(geometry: Geometry) -> jax.Array:

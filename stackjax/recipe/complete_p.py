@@ -66,3 +66,14 @@ class CompleteP(Recipe):
         if role in MATRICES or role == "router":
             return Multiplier(learning_rate=by_depth / m_width, weight_decay=m_width, eps=eps)
         return Multiplier(learning_rate=by_depth, eps=eps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthMuP(CompleteP):
+    """x + m_L^(-1/2) f(norm(x)): `CompleteP` with alpha = 1/2.
+
+    Source: Bordelon et al. 2023, arXiv:2309.16620; Yang et al. 2023, arXiv:2310.02244; as the alpha = 1/2 column of
+    Dey et al. 2025, table 1, arXiv:2505.01618.
+    """
+
+    alpha: float = 0.5

@@ -2,11 +2,8 @@
 
 from dataclasses import dataclass
 
-from stackjax.recipe.base import Geometry, Recipe, Schedule, with_sub
+from stackjax.recipe.base import BRANCH, CROSS_BRANCH, Geometry, Recipe, Schedule, with_sub
 from stackjax.recipe.residual import Form, Post
-
-SCALED = frozenset({"value", "out", "up", "gate", "down", "cross_value", "cross_out"})
-"""Roles that beta scales; queries, keys and embeddings keep their gain of 1."""
 
 
 def constants(geometry: Geometry) -> tuple[float, float]:
@@ -40,4 +37,4 @@ class DeepNorm(Recipe):
         return with_sub(super().schedule(geometry), alpha=constants(geometry)[0])
 
     def gain(self, role: str, geometry: Geometry) -> float:
-        return constants(geometry)[1] if role in SCALED else 1.0
+        return constants(geometry)[1] if role in BRANCH | CROSS_BRANCH else 1.0

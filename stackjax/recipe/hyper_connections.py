@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from stackjax.norm import LayerNorm, Norm, wide
+from stackjax.norm import LayerNorm, Norm, wide, without_statistics
 from stackjax.parameter import Constant, Spec, ones, zeros
 from stackjax.recipe.base import Geometry, Recipe
 from stackjax.recipe.residual import Form, add, times
@@ -55,7 +55,7 @@ class HyperConnected(Form):
     stride: int = 1
 
     def __post_init__(self):
-        self.norm.refuse_statistics("in hyper-connections")
+        without_statistics(norm=self.norm)
 
     @property
     def kind(self) -> Hashable:

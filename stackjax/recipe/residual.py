@@ -52,10 +52,6 @@ class Form(Description):
         """Close the stream to (..., T, D)."""
         return stream
 
-    def leave_state(self, params: Params, stream: Any) -> Params:
-        """New statistics of the norms in `leave`, by parameter name, if they have any."""
-        return {}
-
     def view(self, stream: Any) -> jax.Array:
         """The (..., T, D) that an observer calls x_l."""
         return stream
@@ -76,6 +72,10 @@ class Form(Description):
             The stream, with the same shapes, and the branch's `Out`, with what the form adds to it.
         """
         raise NotImplementedError(f"{type(self).__name__} must override apply")
+
+    def statistics(self, side: str, params: Params, x: Any) -> Params:
+        """New values of the statistics among the parameters of `enter` or `leave`, given what that reads."""
+        return {}
 
     def once(self, stream: Any) -> Any:
         """Tree of bool like the stream: True marks a history buffer whose slots are written once."""
@@ -129,21 +129,16 @@ class Plain(Form):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pre(Form):
-    """alpha x + beta f(gamma norm(x)), and a norm at the end of the stack.
+class Ended(Form):
+    """Base of the forms around which a stack ends with a norm.
 
     Args:
-        norm: of the branch's input.
-        final: whether the stack ends with a norm.
-
-    Source: Xiong et al. 2020, table 1, arXiv:2002.04745.
+        norm: all of the form's norms.
+        final: whether the stack ends with one.
     """
 
     norm: Norm = LayerNorm()
     final: bool = True
-
-    def spec(self, d_model, depth):
-        return {"norm": self.norm.spec(d_model)}
 
     def ends(self, d_model, depth):
         return {"enter": {}, "leave": {"norm": self.norm.spec(d_model)} if self.final else {}}
@@ -151,8 +146,20 @@ class Pre(Form):
     def leave(self, params, stream):
         return self.norm.apply(params["norm"], stream) if self.final else stream
 
-    def leave_state(self, params, stream):
-        return {"norm": self.norm.state(params["norm"], stream)} if self.final else {}
+    def statistics(self, side, params, x):
+        state = self.norm.state(params["norm"], x) if side == "leave" and self.final else {}
+        return {"norm": state} if state else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pre(Ended):
+    """alpha x + beta f(gamma norm(x)), and a norm at the end of the stack.
+
+    Source: Xiong et al. 2020, table 1, arXiv:2002.04745.
+    """
+
+    def spec(self, d_model, depth):
+        return {"norm": self.norm.spec(d_model)}
 
     def apply(self, params, scale, stream, branch, key=None):
         y, out = branch(times(scale["gamma"], self.norm.apply(params["norm"], stream)))
@@ -183,39 +190,90 @@ class Post(Form):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sandwich(Form):
+class PrePost(Form):
+    """norm_out(alpha x + beta f(gamma norm_in(x))); no norm at the end.
+
+    Args:
+        norm: both of them.
+
+    Source: Chen & Wei 2026, arXiv:2601.19895.
+    """
+
+    norm: Norm = LayerNorm()
+
+    def spec(self, d_model, depth):
+        return {"norm_in": self.norm.spec(d_model), "norm_out": self.norm.spec(d_model)}
+
+    def apply(self, params, scale, stream, branch, key=None):
+        y, out = branch(times(scale["gamma"], self.norm.apply(params["norm_in"], stream)))
+        total = add(scale["alpha"], stream, scale["beta"], y)
+        out = with_state(out, "norm_in", self.norm.state(params["norm_in"], stream))
+        out = with_state(out, "norm_out", self.norm.state(params["norm_out"], total))
+        return self.norm.apply(params["norm_out"], total), out
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchNormed(Ended):
+    """alpha x + beta norm(f(gamma x)), and a norm at the end.
+
+    Source: Liu et al. 2021, section 3.2 (res-post-norm), arXiv:2111.09883; OLMo 2 2024, eq. (1) and (2),
+    arXiv:2501.00656.
+    """
+
+    def spec(self, d_model, depth):
+        return {"norm": self.norm.spec(d_model)}
+
+    def apply(self, params, scale, stream, branch, key=None):
+        y, out = branch(times(scale["gamma"], stream))
+        out = with_state(out, "norm", self.norm.state(params["norm"], y))
+        return add(scale["alpha"], stream, scale["beta"], self.norm.apply(params["norm"], y)), out
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkipNormed(Ended):
+    """alpha h + beta f(gamma h) with h = norm(x), the norm on skip and branch alike, and one at the end.
+
+    Post-norm with each norm moved to where the next sublayer reads it.
+
+    Source: Zhuo et al. 2025, section 3, arXiv:2503.04598.
+    """
+
+    def spec(self, d_model, depth):
+        return {"norm": self.norm.spec(d_model)}
+
+    def apply(self, params, scale, stream, branch, key=None):
+        h = self.norm.apply(params["norm"], stream)
+        y, out = branch(times(scale["gamma"], h))
+        out = with_state(out, "norm", self.norm.state(params["norm"], stream))
+        return add(scale["alpha"], h, scale["beta"], y), out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sandwich(Ended):
     """alpha x + beta norm_out(f(gamma norm_in(x))), a norm on the embedding if asked for, and one at the end.
 
     Args:
-        norm: all of them.
         embedding: whether the stream is normalised as it enters (peri-LN).
 
     Source: Ding et al. 2021, section 2.4, arXiv:2105.13290 (sandwich); Kim et al. 2025, section 3,
     arXiv:2502.02732 (peri-LN).
     """
 
-    norm: Norm = LayerNorm()
     embedding: bool = False
-
-    def __post_init__(self):
-        if self.embedding:
-            self.norm.refuse_statistics("on the embedding")
 
     def spec(self, d_model, depth):
         return {"norm_in": self.norm.spec(d_model), "norm_out": self.norm.spec(d_model)}
 
     def ends(self, d_model, depth):
         enter = {"norm": self.norm.spec(d_model)} if self.embedding else {}
-        return {"enter": enter, "leave": {"norm": self.norm.spec(d_model)}}
+        return {**super().ends(d_model, depth), "enter": enter}
 
     def enter(self, params, x):
         return self.norm.apply(params["norm"], x) if self.embedding else x
 
-    def leave(self, params, stream):
-        return self.norm.apply(params["norm"], stream)
-
-    def leave_state(self, params, stream):
-        return {"norm": self.norm.state(params["norm"], stream)}
+    def statistics(self, side, params, x):
+        state = self.norm.state(params["norm"], x) if side == "enter" and self.embedding else {}
+        return {"norm": state} if state else super().statistics(side, params, x)
 
     def apply(self, params, scale, stream, branch, key=None):
         y, out = branch(times(scale["gamma"], self.norm.apply(params["norm_in"], stream)))

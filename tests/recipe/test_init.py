@@ -1,0 +1,146 @@
+"""What each recipe's parameters are born with, measured against the formula."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+import stackjax as sj
+from stackjax import recipe
+from stackjax.recipe.base import BRANCH, CROSS_BRANCH
+from stackjax.recipe.depth_init import LAST
+from tests.helpers import normal
+
+D, F, L = 64, 128, 5
+HEADS = sj.Attention(n_heads=4)
+CROSS = sj.Attention(name="cross", n_heads=4, cross=True, causal=False)
+FORWARD = sj.FeedForward(d_hidden=F, gated=True)
+
+
+def xavier(shape):
+    return math.sqrt(2 / (shape[0] + shape[1]))
+
+
+def small(shape):
+    return 0.02
+
+
+def gains(roles, gain):
+    return lambda role, l: gain if role in roles else 1.0
+
+
+def even(role, l):
+    return 1.0
+
+
+# recipe: (standard deviation by shape, gain by role and layer l = 1 .. L)
+CASES = {
+    "PreNorm": (recipe.PreNorm(), xavier, even),
+    "ResPostNorm": (recipe.ResPostNorm(), small, even),
+    "MixNorm": (recipe.MixNorm(), small, even),
+    "SubNorm": (recipe.SubNorm(), xavier, gains(BRANCH, math.sqrt(math.log(2 * L)))),
+    "HybridNorm": (recipe.HybridNorm(), small, gains(LAST, (3 * L) ** -0.5)),
+    "DeepNorm": (recipe.DeepNorm(), xavier, gains(BRANCH | CROSS_BRANCH, (8 * L) ** -0.25)),
+    "LayerNormScaling": (recipe.LayerNormScaling(), small, even),
+    "LayerScale": (recipe.LayerScale(), small, even),
+    "ScaledInit": (recipe.ScaledInit(), small, gains(LAST, (3 * L) ** -0.5)),
+    "PlainScaledInit": (recipe.PlainScaledInit(), xavier, gains(LAST, (3 * L) ** -0.5)),
+    "DSInit": (recipe.DSInit(), xavier, lambda role, l: l**-0.5),
+    "DSInit, half": (recipe.DSInit(share=0.5), xavier, lambda role, l: 0.5 * l**-0.5),
+    "TFixup": (recipe.TFixup(), xavier, gains(BRANCH | CROSS_BRANCH, 0.67 * L**-0.25)),
+    "Shaped": (recipe.Shaped(), lambda shape: shape[0] ** -0.5, even),
+    "SigmaReparam": (recipe.SigmaReparam(), small, even),
+    "CompleteP": (recipe.CompleteP(base_width=16), xavier, even),
+    "CompleteP, fixed law": (
+        recipe.CompleteP(base_width=16, law=sj.parameter.Normal(0.02)),
+        small,
+        lambda role, l: 16**0.5 / D**0.5,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_measured_standard_deviation(name):
+    rule, std, gain = CASES[name]
+    cross = () if name == "Shaped" else (CROSS,)
+    stack = sj.Stack.of(sj.Layer(subs=(HEADS, *cross, FORWARD)), depth=L, d_model=D, recipe=rule)
+    params = stack.init(jax.random.key(0))
+    seen = set()
+    for declared, leaf in zip(
+        jax.tree.leaves(stack.declaration(), is_leaf=sj.parameter.is_spec), jax.tree.leaves(params), strict=True
+    ):
+        if not declared.spec.is_matrix:
+            continue
+        seen.add(declared.spec.role)
+        for layer, matrix in zip(declared.layers, leaf, strict=True):
+            expected = std(declared.spec.shape) * gain(declared.spec.role, layer + 1)
+            # The standard error of a standard deviation is std / sqrt(2 n); 4,096 entries or more, 90 draws, 4 of them.
+            assert abs(float(np.std(matrix)) / expected - 1) < 4 / math.sqrt(2 * matrix.size), declared.name
+    assert seen == {role for role in sj.parameter.MATRICES if cross or not role.startswith("cross")}
+
+
+def test_widths_keep_what_their_recipes_promise():
+    """Under CompleteP, embeddings, logits and hidden layers keep their size as the width grows."""
+
+    def sizes(d_model):
+        model = sj.decoder(
+            vocab=64, d_model=d_model, depth=2, n_heads=d_model // 8, recipe=recipe.CompleteP(base_width=16)
+        )
+        params = model.init(jax.random.key(0))
+        tokens = jax.random.randint(jax.random.key(1), (4, 64), 0, 64)
+        x = model.embedding.apply(params["embedding"], tokens, multiplier=model.stack.schedule()["embed"])
+        return float(np.std(x)), float(np.std(params["embedding"]["token"]))
+
+    narrow, wide = sizes(16), sizes(256)
+    assert abs(wide[0] / narrow[0] - 1) < 0.1 and abs(wide[1] / narrow[1] - 1) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (recipe.ReZero(), 0.0),
+        (recipe.SkipInit(), 0.0),
+        (recipe.LayerScale(), 0.1),
+        (recipe.Highway(), 1 / (1 + math.exp(2))),
+    ],
+)
+def test_gates_at_birth(rule, expected):
+    """The share of the branch that passes at first."""
+    layer = sj.Layer(subs=(sj.FeedForward(d_hidden=32),))
+    stack = sj.Stack.of(layer, depth=1, d_model=16, recipe=rule)
+    params = stack.init(jax.random.key(0))
+    gate = params["segments"]["0"]["0"]["residual"]
+    if isinstance(rule, recipe.ReZero):
+        value = gate["outer"]["gate"]
+    elif isinstance(rule, recipe.Highway):
+        value = jax.nn.sigmoid(gate["feed_forward"]["gate_bias"])
+    else:
+        value = gate["feed_forward"]["gate"]
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+def test_first_gate_of_layer_scale_falls_with_depth():
+    for depth, first in ((2, 0.1), (18, 0.1), (19, 1e-5), (24, 1e-5), (25, 1e-6), (100, 1e-6)):
+        stack = sj.Stack.of(sj.Layer(subs=(FORWARD,)), depth=depth, d_model=8, recipe=recipe.LayerScale())
+        (spec,) = [
+            d.spec
+            for d in jax.tree.leaves(stack.declaration(), is_leaf=sj.parameter.is_spec)
+            if d.name.endswith("gate") and d.spec.role == "residual"
+        ]
+        assert spec.init == sj.parameter.Constant(first)
+
+
+@pytest.mark.parametrize("rule", [recipe.ReZero(), recipe.SkipInit()])
+def test_the_identity_at_birth(rule):
+    stack = sj.Stack.of(sj.Layer(subs=(HEADS, FORWARD)), depth=3, d_model=D, recipe=rule)
+    x = normal(2, 5, D, key=1)
+    np.testing.assert_array_equal(stack.apply(stack.init(jax.random.key(0)), x)[0], x)
+
+
+def test_t_fixup_embeddings():
+    model = sj.decoder(vocab=256, d_model=D, depth=L, n_heads=4, recipe=recipe.TFixup())
+    table = model.init(jax.random.key(0))["embedding"]["token"]
+    assert abs(float(np.std(table)) / (D**-0.5 * (9 * L) ** -0.25) - 1) < 0.02
+    with pytest.raises(ValueError, match="tied"):
+        sj.decoder(vocab=256, d_model=D, depth=L, n_heads=4, recipe=recipe.TFixup(), tied=True)
