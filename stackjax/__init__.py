@@ -24,12 +24,13 @@ A hundred layers, looked into:
 
 Reading order: `parameter` (declared once), `norm`, `feed_forward`, `position`, `attend` (the pure functions),
 `sublayer` (what travels beside x), `attention`, `recipe.residual` and `recipe.base` (the depth treatment), `layer`,
-`segment`, `scan`, `stack`, `model`; then `probe`, `optim`, `decode`.
+`segment`, `history`, `scan`, `stack`, `model`; then `probe`, `optim`, `decode`.
 """
 
-from stackjax import attend, convert, feed_forward, loss, norm, optim, parameter, position, probe, recipe, scan
+from stackjax import attend, convert, feed_forward, history, loss, norm, optim, parameter, position, probe, recipe, scan
 from stackjax.attention import Attention
 from stackjax.feed_forward import FeedForward
+from stackjax.history import History
 from stackjax.layer import Layer, Trace
 from stackjax.model import Embedding, Head, Model, decoder, encoder
 from stackjax.norm import BatchNorm, DynamicTanh, LayerNorm, NoNorm, RMSNorm
@@ -47,6 +48,7 @@ __all__ = [
     "FeedForward",
     "Given",
     "Head",
+    "History",
     "Layer",
     "LayerNorm",
     "Model",
@@ -64,6 +66,7 @@ __all__ = [
     "decoder",
     "encoder",
     "feed_forward",
+    "history",
     "loss",
     "norm",
     "optim",

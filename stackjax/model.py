@@ -15,7 +15,7 @@ from stackjax.attention import Attention
 from stackjax.feed_forward import FeedForward
 from stackjax.layer import Layer
 from stackjax.norm import NoNorm, Norm, wide
-from stackjax.parameter import Normal, Spec, count, declare, realise, zeros
+from stackjax.parameter import Constant, Normal, Spec, count, declare, realise, zeros
 from stackjax.position.base import ATTENTION_HOOKS, STREAM_HOOKS, NoPosition, Position
 from stackjax.position.rotary import Rotary
 from stackjax.recipe.base import Recipe, Schedule
@@ -115,11 +115,14 @@ class Head:
     Args:
         tied: whether the embedding's matrix is used again.
         bias: whether logits have a bias.
+        scale: whether each logit has a learned factor, 1 at first; it is stored as 1/sqrt(D) of its value, so that
+            Adam moves it sqrt(D) times as far (nGPT's s_z, eq. 3, arXiv:2410.01131).
         soft_cap: c in c tanh(logits / c); None for none.
     """
 
     tied: bool = False
     bias: bool = False
+    scale: bool = False
     soft_cap: float | None = None
 
     def spec(self, d_model: int, vocab: int) -> dict[str, Any]:
@@ -129,6 +132,8 @@ class Head:
             specs["unembed"] = Spec(shape=(d_model, vocab), role="unembed")
         if self.bias:
             specs["bias"] = Spec(shape=(vocab,), role="bias", init=zeros)
+        if self.scale:
+            specs["scale"] = Spec(shape=(vocab,), role="end_norm", init=Constant(d_model**-0.5))
         return specs
 
     def apply(self, params: Params, table: jax.Array, x: jax.Array, *, multiplier: Any = 1.0) -> jax.Array:
@@ -146,6 +151,8 @@ class Head:
         weight = table.T if self.tied else params["unembed"]
         accumulate = jnp.promote_types(x.dtype, jnp.float32)
         logits = multiplier * jnp.matmul(x, weight.astype(x.dtype), preferred_element_type=accumulate)
+        if self.scale:
+            logits = logits * (x.shape[-1] ** 0.5 * params["scale"])
         if self.bias:
             logits = logits + params["bias"]
         return logits if self.soft_cap is None else self.soft_cap * jnp.tanh(logits / self.soft_cap)
@@ -158,7 +165,7 @@ class Model:
     Args:
         embedding: tokens to vectors.
         stack: the layers.
-        head: vectors to logits.
+        head: vectors to logits, as changed by the recipe.
     """
 
     embedding: Embedding
@@ -167,6 +174,7 @@ class Model:
 
     def __post_init__(self):
         recipe, geometry = self.stack.recipe, self.stack.geometry
+        object.__setattr__(self, "head", recipe.adapt_head(self.head, geometry))
         ends = [(recipe.gain(role, geometry), recipe.multiplier(role, geometry)) for role in ("embed", "unembed")]
         if self.head.tied and ends[0] != ends[1]:
             raise ValueError(
@@ -185,7 +193,12 @@ class Model:
 
     def init(self, key: jax.Array, dtype: Any = jnp.float32) -> Params:
         """Draw the parameters."""
-        return realise(key, self.declaration(), law=self.stack.recipe.law, gain=self.stack.gain, dtype=dtype)
+        drawn = realise(key, self.declaration(), law=self.stack.recipe.law, gain=self.stack.gain, dtype=dtype)
+        return self.constrain(drawn)
+
+    def constrain(self, params: Params) -> Params:
+        """The parameters where the recipe wants them after each step, see `Recipe.constrain`."""
+        return self.stack.recipe.constrain(params, self.declaration())
 
     def multipliers(self) -> Params:
         """The tree of parameters, each leaf the recipe's `Multiplier`."""
