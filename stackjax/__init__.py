@@ -24,8 +24,8 @@ A hundred layers, looked into:
 
 Reading order: `parameter` (declared once), `norm`, `feed_forward`, `position`, `attend` (the pure functions),
 `sublayer` (what travels beside x), `attention`, `recipe.residual` and `recipe.base` (the depth treatment), `layer`,
-`segment`, `scan`, `statistic`, `stack`, `model`; then `latent_attention`, `moe`, `parallel`, `seq2seq`; then `cache`,
-`sample`, `decode`, `beam`; then `probe`, `skip` and `optim`; `interop.hf` for checkpoints.
+`segment`, `history`, `scan`, `statistic`, `stack`, `model`; then `latent_attention`, `moe`, `parallel`, `seq2seq`;
+then `cache`, `sample`, `decode`, `beam`; then `probe`, `skip` and `optim`; `interop.hf` for checkpoints.
 """
 
 from stackjax import (
@@ -36,6 +36,7 @@ from stackjax import (
     decode,
     display,
     feed_forward,
+    history,
     loss,
     moe,
     norm,
@@ -52,6 +53,7 @@ from stackjax import (
 )
 from stackjax.attention import Attention
 from stackjax.feed_forward import FeedForward
+from stackjax.history import History
 from stackjax.latent_attention import LatentAttention
 from stackjax.layer import Layer, Trace
 from stackjax.model import Embedding, Head, Model, decoder, encoder
@@ -75,6 +77,7 @@ __all__ = [
     "FeedForward",
     "Given",
     "Head",
+    "History",
     "LatentAttention",
     "Layer",
     "LayerNorm",
@@ -100,6 +103,7 @@ __all__ = [
     "encoder",
     "encoder_decoder",
     "feed_forward",
+    "history",
     "loss",
     "moe",
     "norm",

@@ -77,8 +77,8 @@ class Attention(Sublayer):
         for name, reach in (("window", self.window), ("chunk", self.chunk)):
             if reach is not None and reach < 1:
                 raise ValueError(f"{name} must be at least 1 (the token itself); got {reach}")
-        if self.cross and (self.causal or self.window is not None or self.chunk is not None):
-            raise ValueError("cross-attention looks at the whole memory; give causal=False, window=None and chunk=None")
+            if reach is not None and self.cross:
+                raise ValueError(f"cross-attention sees all of the memory; got {name}={reach}")
         if self.gate not in (None, "head", "feature"):
             raise ValueError(f"gate must be None, 'head' or 'feature'; got {self.gate!r}")
         if self.soft_cap is not None and self.soft_cap <= 0:

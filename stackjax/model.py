@@ -17,7 +17,7 @@ from stackjax.feed_forward import Activation, FeedForward
 from stackjax.latent_attention import LatentAttention
 from stackjax.layer import Layer
 from stackjax.norm import NoNorm, Norm, wide, without_statistics
-from stackjax.parameter import Normal, Spec, declare, linear, matrix, realise, zeros
+from stackjax.parameter import Constant, Normal, Spec, declare, linear, matrix, realise, zeros
 from stackjax.position.base import ATTENTION_HOOKS, STREAM_HOOKS, NoPosition, Position
 from stackjax.position.rotary import Rotary
 from stackjax.recipe.base import Recipe, Schedule, multipliers
@@ -127,6 +127,8 @@ class Head(Description):
         std: of the initial entries; None means 1/sqrt(D), logits of unit variance for a stream of unit RMS.
         bias: whether logits have a bias.
         scale: on the logits; T5 divides by sqrt(D) where it ties.
+        learned_scale: whether each logit has a learned factor, 1 at first; it is stored as 1/sqrt(D) of its value, so
+            that Adam moves it sqrt(D) times as far (nGPT's s_z, eq. 3, arXiv:2410.01131).
         soft_cap: c in c tanh(logits / c); None for none.
         transform: activation of a dense layer (D, D) in front, as BERT has one; None for no such layer.
         norm: behind the dense layer.
@@ -136,6 +138,7 @@ class Head(Description):
     std: float | None = None
     bias: bool = False
     scale: float = 1.0
+    learned_scale: bool = False
     soft_cap: float | None = None
     transform: Activation | None = None
     norm: Norm = NoNorm()
@@ -150,6 +153,8 @@ class Head(Description):
             specs["unembed"] = Spec(shape=(d_model, vocab), role="unembed", init=Normal(std))
         if self.bias:
             specs["bias"] = Spec(shape=(vocab,), role="bias", init=zeros)
+        if self.learned_scale:
+            specs["scale"] = Spec(shape=(vocab,), role="end_norm", init=Constant(d_model**-0.5))
         return specs
 
     def apply(self, params: Params, table: jax.Array, x: jax.Array, *, multiplier: Any = 1.0) -> jax.Array:
@@ -170,6 +175,8 @@ class Head(Description):
         weight = table.T if self.tied else params["unembed"]
         accumulate = jnp.promote_types(x.dtype, jnp.float32)
         logits = self.scale * multiplier * jnp.matmul(x, weight.astype(x.dtype), preferred_element_type=accumulate)
+        if self.learned_scale:
+            logits = logits * (x.shape[-1] ** 0.5 * params["scale"])
         if self.bias:
             logits = logits + params["bias"]
         return logits if self.soft_cap is None else self.soft_cap * jnp.tanh(logits / self.soft_cap)
@@ -182,7 +189,7 @@ class Model(Whole):
     Args:
         embedding: tokens to vectors.
         stack: the layers.
-        head: vectors to logits.
+        head: vectors to logits, as changed by the recipe.
     """
 
     embedding: Embedding
@@ -191,6 +198,7 @@ class Model(Whole):
 
     def __post_init__(self):
         recipe, geometry = self.stack.recipe, self.stack.geometry
+        object.__setattr__(self, "head", recipe.adapt_head(self.head, geometry))
         ends = [(recipe.gain(role, geometry), recipe.multiplier(role, geometry)) for role in ("embed", "unembed")]
         if self.head.tied and ends[0] != ends[1]:
             raise ValueError(
@@ -209,7 +217,12 @@ class Model(Whole):
 
     def init(self, key: jax.Array, dtype: Any = jnp.float32) -> Params:
         """Draw the parameters."""
-        return realise(key, self.declaration(), law=self.stack.recipe.law, gain=self.stack.gain, dtype=dtype)
+        drawn = realise(key, self.declaration(), law=self.stack.recipe.law, gain=self.stack.gain, dtype=dtype)
+        return self.constrain(drawn)
+
+    def constrain(self, params: Params) -> Params:
+        """The parameters where the recipe wants them after each step, see `Recipe.constrain`."""
+        return self.stack.recipe.constrain(params, self.declaration())
 
     def multipliers(self) -> Params:
         """The tree of parameters, each leaf the recipe's `Multiplier`."""

@@ -19,7 +19,7 @@ from stackjax.parameter import MATRICES, Declared, is_spec, path_name
 from stackjax.recipe.base import Multiplier
 from stackjax.sublayer import Params
 
-DECAYED = MATRICES | {"embed", "unembed", "router"}
+DECAYED = MATRICES | {"embed", "unembed", "router", "mix"}
 """Roles that weight decay acts on: matrices, and no norm, bias, gate or position table."""
 
 
@@ -32,6 +32,10 @@ class Described(Protocol):
 
     def multipliers(self) -> Params:
         """The same tree, each leaf the recipe's `Multiplier`."""
+        ...
+
+    def constrain(self, params: Params) -> Params:
+        """The parameters where the recipe wants them after each step."""
         ...
 
 
@@ -89,6 +93,17 @@ def by_recipe(
     return optax.chain(optax.stateless(scale), optax.scale_by_learning_rate(learning_rate))
 
 
+def by_constraint(model: Described) -> optax.GradientTransformation:
+    """Bend the updates, after all else, so that they end where the recipe's `constrain` puts the parameters."""
+
+    def bend(updates: Any, params: Any) -> Any:
+        moved: Any = optax.apply_updates(params, updates)
+        held = model.constrain(moved)
+        return updates if held is moved else jax.tree.map(jnp.subtract, held, params)
+
+    return optax.stateless(bend)
+
+
 def adamw(
     model: Described,
     *,
@@ -114,6 +129,7 @@ def adamw(
         by_epsilon(model),
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
         by_recipe(model, learning_rate=learning_rate, weight_decay=weight_decay),
+        by_constraint(model),
     )
 
 
@@ -158,6 +174,7 @@ def muon(
         by_epsilon(model),
         optax.partition({"muon": orthogonal, "adam": optax.scale_by_adam(b1=b1, b2=b2, eps=eps)}, labels),
         by_recipe(model, learning_rate=learning_rate, weight_decay=weight_decay, others=adam_ratio),
+        by_constraint(model),
     )
 
 

@@ -43,7 +43,7 @@ class Parallel(Sublayer):
         return {name: specs for sub in self.subs for name, specs in sub.shared(d_model).items()}
 
     def each(self, change: Callable[[Sublayer], Sublayer]) -> Sublayer:
-        return change(replace(self, subs=tuple(sub.each(change) for sub in self.subs)))
+        return replace(self, subs=tuple(sub.each(change) for sub in self.subs))
 
     def prepare(self, shared: Params, given: Given, n_tokens: int, d_model: int, past: Past | None = None) -> Any:
         return {sub.name: sub.prepare(shared, given, n_tokens, d_model, past) for sub in self.subs}

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from stackjax import history
 from stackjax.norm import wide
 
 Remat = Literal["none", "layer", "nested"] | Callable[..., Any]
@@ -47,8 +48,11 @@ def run(
         unroll: iterations per scan step.
 
     Returns:
-        The carry, and the ys stacked on axis 0.
+        The carry, and the ys stacked on axis 0. A carry that holds a `History` goes through `history.run`, which
+        keeps one copy of it and recomputes each layer, whatever `nested` says.
     """
+    if n and not loop and history.holds_history(carry):
+        return history.run(body, carry, xs, n, unroll=unroll)
     drive = _drive_nested if nested and n > 1 else _drive
     return drive(body, carry, xs, n, loop, unroll)
 

@@ -56,11 +56,12 @@ class EncoderDecoder:
         """Draw the parameters."""
         source_key, encoder_key, decoder_key = jax.random.split(key, 3)
         law, gain = self.encoder.recipe.law, self.encoder.gain
-        return {
+        drawn = {
             "source": realise(source_key, self._declare_source(), law=law, gain=gain, dtype=dtype),
             "encoder": self.encoder.init(encoder_key, dtype),
             "decoder": self.decoder.init(decoder_key, dtype),
         }
+        return self.constrain(drawn)
 
     def multipliers(self) -> Params:
         """The tree of parameters, each leaf the recipe's `Multiplier` for its side."""
@@ -69,6 +70,10 @@ class EncoderDecoder:
             "encoder": self.encoder.multipliers(),
             "decoder": self.decoder.multipliers(),
         }
+
+    def constrain(self, params: Params) -> Params:
+        """The parameters where the recipe wants them after each step, see `Recipe.constrain`."""
+        return self.encoder.recipe.constrain(params, self.declaration())
 
     @property
     def n_params(self) -> int:

@@ -10,21 +10,19 @@ and they may be mapped over.
 Source of the lens: nostalgebraist 2020, "interpreting GPT: the logit lens".
 """
 
-from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from stackjax.recipe.around import AroundForm
 from stackjax.recipe.base import Schedule
 from stackjax.recipe.residual import Form, Through
 from stackjax.stack import Stack
-from stackjax.sublayer import Params
 
 
 @dataclass(frozen=True, kw_only=True)
-class Skippable(Form):
+class Skippable(AroundForm):
     """The form of a whole layer, or the stream as it was where the schedule's number `keep` is 0.
 
     Args:
@@ -33,31 +31,9 @@ class Skippable(Form):
 
     inner: Form = Through()
 
-    @property
-    def kind(self) -> Hashable:
-        return self.inner.kind
-
-    def spec(self, d_model: int, depth: int) -> dict[str, Any]:
-        return self.inner.spec(d_model, depth)
-
-    def ends(self, d_model: int, depth: int) -> dict[str, Any]:
-        return self.inner.ends(d_model, depth)
-
-    def enter(self, params: Params, x: jax.Array) -> Any:
-        return self.inner.enter(params, x)
-
-    def leave(self, params: Params, stream: Any) -> jax.Array:
-        return self.inner.leave(params, stream)
-
-    def view(self, stream: Any) -> jax.Array:
-        return self.inner.view(stream)
-
     def apply(self, params, scale, stream, branch, key=None):
         new, out = self.inner.apply(params, scale, stream, branch, key)
         return jax.tree.map(lambda a, b: jnp.where(scale["keep"] > 0, a, b), new, stream), out
-
-    def once(self, stream: Any) -> Any:
-        return self.inner.once(stream)
 
 
 def skippable(stack: Stack) -> Stack:

@@ -67,6 +67,10 @@ class Stack(Whole):
                 raise ValueError(
                     f"forms with different streams cannot meet in one stack; got {sorted(map(str, kinds))}"
                 )
+        different = tuple(dict.fromkeys(layers))
+        looped = any(segment.looped for segment in self.segments)
+        for form in dict.fromkeys(form for layer in different for form in (*layer.forms, layer.outer)):
+            form.check(different, looped)
 
     @classmethod
     def of(
@@ -157,7 +161,11 @@ class Stack(Whole):
 
     def init(self, key: jax.Array, dtype: Any = jnp.float32) -> Params:
         """Draw the parameters, stacked on axis 0 within each segment."""
-        return realise(key, self.declaration(), law=self.recipe.law, gain=self.gain, dtype=dtype)
+        return self.constrain(realise(key, self.declaration(), law=self.recipe.law, gain=self.gain, dtype=dtype))
+
+    def constrain(self, params: Params) -> Params:
+        """The parameters where the recipe wants them after each step, see `Recipe.constrain`."""
+        return self.recipe.constrain(params, self.declaration())
 
     def gain(self, role: str) -> Any:
         """The recipe's factor on the init of a role, () or (L,)."""

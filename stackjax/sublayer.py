@@ -109,7 +109,10 @@ class Sublayer(Description):
         raise NotImplementedError(f"{type(self).__name__} must override spec")
 
     def each(self, change: Callable[["Sublayer"], "Sublayer"]) -> "Sublayer":
-        """This sublayer with `change` applied to it and, before that, to every sublayer inside it."""
+        """This sublayer with `change` applied to it and, before that, to every sublayer inside it.
+
+        A mere container of others is left as it is.
+        """
         return change(self)
 
     def shared(self, d_model: int) -> dict[str, Any]:

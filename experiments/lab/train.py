@@ -200,7 +200,7 @@ class Trainer:
         updates, moments = optimizer.update(clipped, state.optimizer, state.params)
         updated: Any = optax.apply_updates(state.params, updates)
         declaration = model.declaration()
-        params = model.absorb(model.stack.recipe.constrain(updated, declaration), statistics)
+        params = model.absorb(updated, statistics)
 
         made = state.alive & (state.step < hyper.steps)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)

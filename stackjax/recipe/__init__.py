@@ -44,6 +44,18 @@ out, up, gate and down, `last` are out and down. Final: whether a norm ends the 
     WithoutResidual   f(x)                            no                                     - (a control)
     -- wider streams --
     HyperConnections  H = A H + b f(N(c H))           yes     A = 1, b = 1, c = e_(s mod N)  init
+    Manifold...       the same, A doubly stochastic   yes     A = 1, c and b at 1/2 and 1    -
+    -- longer memory --
+    ValueResidual     value + (1 layer's value)       base    base                           base
+    DenseFormer       sum_k w_lk x_k after layer l    yes     w_ll = 1                       w has L² / 2 numbers
+    DLCL              layer l reads sum_k w_lk N(x_k) yes     w_lk = 1 / l                   init
+    AttentionRes...   sublayer s reads softmax_k      yes     q = 0                          -
+                      (q_s N(y_k)) y_k
+    -- on the sphere --
+    NGPT              U(h + a * (U(f(h)) - h)),       no      all rows of unit norm          a = 0.05
+                      U(x) = x / |x|
+    -- in training --
+    StochasticDepth   base, f left out with p_l       base    base                           p_l = l / L p_L
 
 DeepNorm, SubNorm and TFixup know other constants for an encoder with a decoder. Sources stand with each class.
 """
@@ -66,14 +78,19 @@ from stackjax.recipe import (
     two_streams,
 )
 from stackjax.recipe.admin import Admin
+from stackjax.recipe.around import Around
+from stackjax.recipe.attention_residuals import AttentionResiduals
 from stackjax.recipe.base import Geometry, Multiplier, Recipe
 from stackjax.recipe.complete_p import CompleteP, DepthMuP
 from stackjax.recipe.deepnorm import DeepNorm
+from stackjax.recipe.dense_former import DLCL, DenseFormer
 from stackjax.recipe.depth_init import DSInit, PlainScaledInit, ScaledInit
 from stackjax.recipe.dynamic_tanh import DyT
 from stackjax.recipe.gate import Highway, LayerScale, ReZero, SkipInit
 from stackjax.recipe.hyper_connections import HyperConnections
 from stackjax.recipe.inner_norm import HybridNorm, NormFormer, SubNorm
+from stackjax.recipe.manifold_hyper_connections import ManifoldHyperConnections
+from stackjax.recipe.ngpt import NGPT
 from stackjax.recipe.placement import (
     Keel,
     MixNorm,
@@ -88,14 +105,21 @@ from stackjax.recipe.placement import (
 from stackjax.recipe.scaled import LayerNormScaling, Weighted
 from stackjax.recipe.shaped import Shaped
 from stackjax.recipe.sigma_reparam import SigmaReparam
+from stackjax.recipe.stochastic_depth import StochasticDepth
 from stackjax.recipe.t_fixup import TFixup
 from stackjax.recipe.two_streams import ResiDual
+from stackjax.recipe.value_residual import ValueResidual
 
 __all__ = [
+    "DLCL",
+    "NGPT",
     "Admin",
+    "Around",
+    "AttentionResiduals",
     "CompleteP",
     "DSInit",
     "DeepNorm",
+    "DenseFormer",
     "DepthMuP",
     "DyT",
     "Geometry",
@@ -105,6 +129,7 @@ __all__ = [
     "Keel",
     "LayerNormScaling",
     "LayerScale",
+    "ManifoldHyperConnections",
     "MixNorm",
     "Multiplier",
     "NormFormer",
@@ -122,8 +147,10 @@ __all__ = [
     "Shaped",
     "SigmaReparam",
     "SkipInit",
+    "StochasticDepth",
     "SubNorm",
     "TFixup",
+    "ValueResidual",
     "Weighted",
     "WithoutResidual",
     "admin",

@@ -2,7 +2,7 @@
 
 What makes depth work is never one thing. A recipe holds all of it, so that no half of a paper can be used by accident:
 
-    adapt       what must be true inside a branch (norms on hidden layers, attention scale)
+    adapt       what must be true inside a branch (norms on hidden layers, attention scale), and in the head
     form        how a branch joins the stream; owns the ends of the stream and the final norm
     schedule    depth -> numbers for each layer and sublayer, arrays that the scan reads as data
     law, gain   what parameters are born with, by role and layer
@@ -99,6 +99,10 @@ class Recipe(Description):
         """What the recipe changes inside a sublayer."""
         return sub
 
+    def adapt_head(self, head: Any, geometry: Geometry) -> Any:
+        """What the recipe changes in the model's `Head`."""
+        return head
+
     def form(self, sub: Sublayer, slot: int, layer: int, geometry: Geometry) -> Form:
         """The residual form of sublayer `slot` (0 .. S-1) of layer `layer` (0 .. L-1)."""
         return self.residual
@@ -126,7 +130,20 @@ class Recipe(Description):
         return Multiplier()
 
     def constrain(self, params: Params, declaration: Any) -> Params:
-        """Parameters after each optimiser step."""
+        """Parameters where they must be, before the first step and after every one; most recipes leave them alone.
+
+        `Model.init` applies it, and so do the updates of every optimiser in `stackjax.optim`: a loop that adds them up
+        with `optax.apply_updates` need do nothing. With an optimiser from elsewhere, a step ends with
+
+            params = optax.apply_updates(params, updates)
+            params = model.constrain(params)
+
+        Applying it twice changes nothing. The optimiser's state is not touched.
+
+        Args:
+            params: of a model or a stack.
+            declaration: the same tree of `Declared`.
+        """
         return params
 
     def calibrate(self, params: Params, declaration: Params, observe: Observe) -> Params:

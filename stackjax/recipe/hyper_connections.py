@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from stackjax.norm import LayerNorm, Norm, wide, without_statistics
 from stackjax.parameter import Constant, Spec, ones, zeros
 from stackjax.recipe.base import Geometry, Recipe
-from stackjax.recipe.residual import Form, add, times
+from stackjax.recipe.residual import Form, add, times, with_state
 from stackjax.sublayer import Params, Sublayer
 
 
@@ -32,27 +32,18 @@ def identity(key: jax.Array, shape: tuple[int, ...], layer: jax.Array) -> jax.Ar
 
 
 @dataclass(frozen=True, kw_only=True)
-class HyperConnected(Form):
-    """H' = A_r^T H + b f(norm(A_m^T H))^T, with the stream H (..., N, T, D).
+class Streams(Form):
+    """H' = A_r^T H + b f(norm(A_m^T H))^T, with N streams H (..., N, T, D) that start equal.
 
-    Static weights A_r (N, N), A_m (N,), b (N,); with `dynamic`, each gains 0.01 tanh(norm(H) W), W zero at first, so
-    that the form starts as pre-norm either way. The streams start equal and are summed at the end.
+    A subclass says what the weights are, and how the streams become one again.
 
     Args:
         n: number of streams N.
-        dynamic: whether the weights depend on the stream.
-        norm: of the branch's input, of the streams for the dynamic weights, and at the end.
-        offset: which sublayer of its layer this is.
-        stride: sublayers in a layer.
-
-    Source: Zhu et al. 2024, eq. (2) to (14), arXiv:2409.19606.
+        norm: of the branch's input, and at the end.
     """
 
     n: int = 4
-    dynamic: bool = True
     norm: Norm = LayerNorm()
-    offset: int = 0
-    stride: int = 1
 
     def __post_init__(self):
         without_statistics(norm=self.norm)
@@ -60,6 +51,52 @@ class HyperConnected(Form):
     @property
     def kind(self) -> Hashable:
         return f"{self.n} hyper-connected streams"
+
+    def ends(self, d_model: int, depth: int) -> dict[str, Any]:
+        return {"enter": {}, "leave": {"norm": self.norm.spec(d_model)}}
+
+    def enter(self, params: Params, x: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(x[..., None, :, :], (*x.shape[:-2], self.n, *x.shape[-2:]))
+
+    def weights(self, params: Params, stream: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """A_r (..., T, N, N), A_m (..., T, N) and b (..., T, N)."""
+        raise NotImplementedError(f"{type(self).__name__} must override weights")
+
+    def apply(self, params, scale, stream, branch, key=None):
+        h = wide(stream)
+        mix, read, write = self.weights(params, stream)
+        x = combine(read, h).astype(stream.dtype)
+        y, out = branch(times(scale["gamma"], self.norm.apply(params["norm"], x)))
+        out = with_state(out, "norm", self.norm.state(params["norm"], x))
+        mixed = jnp.moveaxis(jnp.moveaxis(h, -3, -1) @ mix, -1, -3)
+        written = jnp.swapaxes(write, -1, -2)[..., None] * wide(y)[..., None, :, :]
+        return add(scale["alpha"], mixed, scale["beta"], written).astype(stream.dtype), out
+
+
+def combine(weights: jax.Array, h: jax.Array) -> jax.Array:
+    """sum_n weights_n h_n: weights (..., T, N) or (1, N), streams (..., N, T, D), to (..., T, D)."""
+    return jnp.sum(h * jnp.swapaxes(weights, -1, -2)[..., None], -3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HyperConnected(Streams):
+    """Streams whose weights are learned numbers A_r (N, N), A_m (N,), b (N,), and depend on the stream if `dynamic`.
+
+    Dynamic weights gain s tanh(norm(H) W), with W zero and s = 0.01 at first; A_m and A_r share their s. A_r starts as
+    the identity, b as ones, and A_m as e_(k mod N) in sublayer k, so that the form starts as pre-norm either way. The
+    streams are summed at the end.
+
+    Args:
+        dynamic: whether the weights depend on the stream.
+        offset: which sublayer of its layer this is.
+        stride: sublayers in a layer.
+
+    Source: Zhu et al. 2024, eq. (1) to (14) and algorithm 2, arXiv:2409.19606.
+    """
+
+    dynamic: bool = True
+    offset: int = 0
+    stride: int = 1
 
     def spec(self, d_model: int, depth: int) -> dict[str, Any]:
         n = self.n
@@ -74,19 +111,13 @@ class HyperConnected(Form):
             small = Constant(0.01)
             specs["dynamic"] = {
                 "norm": self.norm.spec(d_model),
-                "mix": Spec(shape=(d_model, n), role="residual", init=zeros),
-                "read": Spec(shape=(d_model,), role="residual", init=zeros),
-                "write": Spec(shape=(d_model,), role="residual", init=zeros),
+                "mix": Spec(shape=(d_model, n), role="mix", init=zeros),
+                "read": Spec(shape=(d_model,), role="mix", init=zeros),
+                "write": Spec(shape=(d_model,), role="mix", init=zeros),
                 "read_scale": Spec(shape=(), role="residual", init=small),
                 "write_scale": Spec(shape=(), role="residual", init=small),
             }
         return specs
-
-    def ends(self, d_model: int, depth: int) -> dict[str, Any]:
-        return {"enter": {}, "leave": {"norm": self.norm.spec(d_model)}}
-
-    def enter(self, params: Params, x: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(x[..., None, :, :], (*x.shape[:-2], self.n, *x.shape[-2:]))
 
     def leave(self, params: Params, stream: jax.Array) -> jax.Array:
         return self.norm.apply(params["norm"], self.view(stream))
@@ -95,7 +126,6 @@ class HyperConnected(Form):
         return jnp.sum(wide(stream), -3).astype(stream.dtype)
 
     def weights(self, params: Params, stream: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """A_r (..., T, N, N), A_m (..., T, N) and b (..., T, N); T is 1 and there are no leading axes when static."""
         mix, read, write = params["mix"][None], params["read"][None], params["write"][None]
         if self.dynamic:
             own = params["dynamic"]
@@ -105,26 +135,17 @@ class HyperConnected(Form):
             write = write + own["write_scale"] * jnp.tanh(h @ own["write"])
         return mix, read, write
 
-    def apply(self, params, scale, stream, branch, key=None):
-        h = wide(stream)
-        mix, read, write = self.weights(params, stream)
-        x = jnp.sum(h * jnp.swapaxes(read, -1, -2)[..., None], -3).astype(stream.dtype)
-        y, out = branch(times(scale["gamma"], self.norm.apply(params["norm"], x)))
-        lanes = jnp.moveaxis(h, -3, -1)
-        mixed = jnp.moveaxis(lanes @ mix, -1, -3)
-        written = jnp.swapaxes(write, -1, -2)[..., None] * wide(y)[..., None, :, :]
-        return add(scale["alpha"], mixed, scale["beta"], written).astype(stream.dtype), out
-
 
 @dataclass(frozen=True, kw_only=True)
 class HyperConnections(Recipe):
-    """N parallel streams around pre-normed branches.
+    """N parallel streams around pre-normed branches; weight decay on the dynamic weights and not on the static ones.
 
     Args:
         residual: the form; its `offset` and `stride` are set here for each sublayer.
-        law: init of the matrices.
 
-    Source: Zhu et al. 2024, arXiv:2409.19606.
+    Source: Zhu et al. 2024, arXiv:2409.19606. Its section 4 also scales the initial output projections "by a factor of
+    sqrt(N)" so that the output keeps its deviation. It does not say which way, neither way does that to a sum of equal
+    streams, and both contradict the equality with pre-norm of section 2.3: left out here (override `gain` to have it).
     """
 
     residual: HyperConnected = HyperConnected()

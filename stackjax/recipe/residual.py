@@ -5,8 +5,8 @@
     alpha, beta  multiply the skip and the branch
     gamma        multiplies the input of the branch
 
-The stream may be any pytree of float arrays of fixed shape. Residual sums are taken in float32; the stack casts the
-stream back to the dtype in which it entered.
+The stream may be any pytree of float arrays of fixed shape; a buffer of what earlier layers made is a `History`.
+Residual sums are taken in float32; the stack casts the stream back to the dtype in which it entered.
 """
 
 from collections.abc import Callable, Hashable
@@ -77,9 +77,13 @@ class Form(Description):
         """New values of the statistics among the parameters of `enter` or `leave`, given what that reads."""
         return {}
 
-    def once(self, stream: Any) -> Any:
-        """Tree of bool like the stream: True marks a history buffer whose slots are written once."""
-        return jax.tree.map(lambda _: False, stream)
+    def check(self, layers: tuple[Any, ...], looped: bool) -> None:
+        """Raise a ValueError if this form cannot live in such a stack.
+
+        Args:
+            layers: the stack's different layers, dressed.
+            looped: whether they share one copy of the parameters.
+        """
 
 
 def add(alpha: Any, x: jax.Array, beta: Any, y: jax.Array) -> jax.Array:

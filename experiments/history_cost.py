@@ -1,0 +1,220 @@
+"""What a buffer of all earlier layers costs in a scan: memory, compile time and step time, against depth.
+
+    python -m experiments.history_cost --out runs/history_cost
+
+Recipes that read earlier layers carry a `History`, of which stackjax's scan keeps one copy for the backward pass. Here
+they are compiled that way (`one copy`), through a plain scan (`scan`, with each rematerialisation) and as a Python loop
+(`loop`), beside pre-norm, which has no such buffer. Memory is what XLA reserves for temporaries in the gradient of a
+loss, also in units of one (B, T, D) array of activations.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import altair
+import jax
+import jax.numpy as jnp
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import stackjax as sj
+from stackjax.history import History
+from stackjax.recipe.around import Around, AroundForm
+
+Remat = Literal["none", "layer", "nested"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Measure what history buffers cost.
+
+    Args:
+        out: folder for `history_cost.json` and `history_cost.svg`.
+        depths: layers.
+        d_model: D.
+        batch: B.
+        context: T.
+        repeats: steps to time; the median counts.
+        loop_depth: the deepest stack that is also compiled as a loop, which takes time in proportion to its depth.
+        quick: two tiny depths, to see that it runs.
+    """
+
+    out: Path
+    depths: tuple[int, ...] = (8, 16, 32, 64, 128)
+    d_model: int = 64
+    batch: int = 2
+    context: int = 64
+    repeats: int = 5
+    loop_depth: int = 16
+    quick: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measurement."""
+
+    recipe: str
+    way: str
+    depth: int
+    temp_bytes: int
+    units: float
+    compile_seconds: float
+    step_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainForm(AroundForm):
+    """A form whose `History` is hidden from the scan, which then treats it like anything else that it carries."""
+
+    def enter(self, params, x):
+        return hide(self.inner.enter(params, x))
+
+    def leave(self, params, stream):
+        return self.inner.leave(params, show(stream))
+
+    def view(self, stream):
+        return self.inner.view(show(stream))
+
+    def apply(self, params, scale, stream, branch, key=None):
+        stream, out = self.inner.apply(params, scale, show(stream), branch, key)
+        return hide(stream), out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plain(Around):
+    """Any recipe through a plain scan: the control."""
+
+    def form(self, sub, slot, layer, geometry):
+        return PlainForm(inner=self.base.form(sub, slot, layer, geometry))
+
+    def outer(self, layer, geometry):
+        return PlainForm(inner=self.base.outer(layer, geometry))
+
+
+def hide(stream: Any) -> Any:
+    """The stream with each `History` as a tuple of one array."""
+    known = _is(History)
+    return jax.tree.map(lambda node: (node.slots,) if known(node) else node, stream, is_leaf=known)
+
+
+def show(stream: Any) -> Any:
+    """The inverse of `hide`."""
+    known = _is(tuple)
+    return jax.tree.map(lambda node: History(slots=node[0]) if known(node) else node, stream, is_leaf=known)
+
+
+def _is(kind: type) -> Callable[[Any], bool]:
+    return lambda node: isinstance(node, kind)
+
+
+RECIPES = {
+    "pre_norm": sj.recipe.PreNorm(),
+    "dense_former": sj.recipe.DenseFormer(),
+    "attention_residuals": sj.recipe.AttentionResiduals(),
+    "block_attention_residuals": sj.recipe.AttentionResiduals(blocks=8),
+}
+
+
+def gradient(rule: sj.recipe.Recipe, depth: int, options: Options, *, remat: Remat, loop: bool) -> tuple[Any, Any]:
+    """A function of (params, x) that returns the gradient of a loss through a stack, and its arguments."""
+    layer = sj.Layer(subs=(sj.Attention(n_heads=4), sj.FeedForward()))
+    stack = sj.Stack.of(layer, depth=depth, d_model=options.d_model, recipe=rule)
+
+    def loss(params: Any, x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.square(stack.apply(params, x, remat=remat, loop=loop)[0]))
+
+    x = jax.random.normal(jax.random.key(1), (options.batch, options.context, options.d_model))
+    return jax.grad(loss), (stack.init(jax.random.key(0)), x)
+
+
+def measure(name: str, way: str, rule: sj.recipe.Recipe, depth: int, options: Options, **how: Any) -> Row:
+    """Compile, weigh and time one gradient."""
+    function, arguments = gradient(rule, depth, options, **how)
+    start = time.perf_counter()
+    compiled = jax.jit(function).lower(*arguments).compile()
+    compile_seconds = time.perf_counter() - start
+    times = []
+    for _ in range(options.repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(*arguments))
+        times.append(time.perf_counter() - start)
+    memory: Any = compiled.memory_analysis()
+    temp = memory.temp_size_in_bytes
+    return Row(
+        recipe=name,
+        way=way,
+        depth=depth,
+        temp_bytes=temp,
+        units=temp / arguments[1].nbytes,
+        compile_seconds=compile_seconds,
+        step_seconds=sorted(times)[len(times) // 2],
+    )
+
+
+def ways(name: str, depth: int, options: Options) -> dict[str, dict[str, Any]]:
+    """How a recipe is compiled: {label: arguments of `gradient`, and whether the history is hidden}."""
+    plain: dict[str, dict[str, Any]] = {
+        f"scan, {remat}": {"remat": remat, "loop": False, "hidden": True} for remat in ("none", "layer", "nested")
+    }
+    found = plain if name == "pre_norm" else {"one copy": {"remat": "none", "loop": False, "hidden": False}, **plain}
+    return {**found, "loop": {"remat": "none", "loop": True, "hidden": False}} if depth <= options.loop_depth else found
+
+
+def chart(rows: list[Row]) -> altair.VConcatChart:
+    """Memory, step time and compile time against depth, a column for each recipe."""
+    data = altair.Data(values=[asdict(row) for row in rows])
+    base = altair.Chart(data, width=190, height=170).mark_line(point=True)
+    depth = altair.X("depth:Q", scale=altair.Scale(type="log", base=2), title="layers")
+    panels = [
+        base.encode(
+            x=depth,
+            y=altair.Y(f"{field}:Q", scale=altair.Scale(type="log"), title=title),
+            color=altair.Color("way:N", title=None),
+        ).facet(column=altair.Column("recipe:N", sort=list(RECIPES), title=None))
+        for field, title in (
+            ("units", "temporaries / (B, T, D)"),
+            ("step_seconds", "seconds a gradient"),
+            ("compile_seconds", "seconds to compile"),
+        )
+    ]
+    return altair.vconcat(*panels)
+
+
+def table(rows: list[Row]) -> Table:
+    """What was measured, for the terminal."""
+    shown = Table("recipe", "way", "layers", "temp MiB", "in (B, T, D)", "compile s", "step s")
+    for row in rows:
+        numbers = (f"{row.temp_bytes / 2**20:.1f}", f"{row.units:.0f}", f"{row.compile_seconds:.1f}")
+        shown.add_row(row.recipe, row.way, str(row.depth), *numbers, f"{row.step_seconds:.3f}")
+    return shown
+
+
+def main(options: Options) -> list[Row]:
+    """Measure, print and write."""
+    depths = (2, 4) if options.quick else options.depths
+    console = Console()
+    rows = []
+    for name, rule in RECIPES.items():
+        for depth in depths:
+            for way, how in ways(name, depth, options).items():
+                hidden = how.pop("hidden")
+                rows.append(measure(name, way, Plain(base=rule) if hidden else rule, depth, options, **how))
+                console.print(f"{name}, {depth} layers, {way}: {rows[-1].units:.0f} (B, T, D)")
+    console.print(table(rows))
+    options.out.mkdir(parents=True, exist_ok=True)
+    setting = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
+    machine = {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "machine": platform.platform()}
+    found = {"options": setting, "machine": machine, "rows": [asdict(row) for row in rows]}
+    (options.out / "history_cost.json").write_text(json.dumps(found, indent=1) + "\n")
+    chart(rows).save(options.out / "history_cost.svg")
+    return rows
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

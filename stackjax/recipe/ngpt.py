@@ -1,0 +1,146 @@
+"""nGPT: every vector on the unit sphere, and every layer a step along it."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from stackjax.attention import Attention
+from stackjax.feed_forward import FeedForward
+from stackjax.norm import NoNorm, wide
+from stackjax.parameter import Constant, Declared, Spec, is_spec, ones
+from stackjax.recipe.base import Geometry, Multiplier, Recipe, Schedule
+from stackjax.recipe.residual import Form, times
+from stackjax.sublayer import Given, Out, Params, Sublayer
+
+EPS = 1e-12
+INWARD = frozenset({"query", "key", "value", "cross_query", "cross_key", "cross_value", "up", "gate", "unembed"})
+"""Roles of matrices (in, out) that read the stream: their columns lie on the sphere."""
+OUTWARD = frozenset({"out", "cross_out", "down", "embed"})
+"""Roles of matrices that write to the stream: their rows lie on the sphere."""
+
+
+def unit(x: jax.Array, axis: int = -1) -> jax.Array:
+    """x / |x| along an axis; zero stays zero."""
+    h = wide(x)
+    return (h * jax.lax.rsqrt(jnp.sum(h * h, axis, keepdims=True) + EPS)).astype(x.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sphere(Form):
+    """unit(alpha h + beta |a| (unit(f(gamma h)) - h)), with a learned step a (D,), and no norm anywhere else.
+
+    Args:
+        step: initial a. The parameter itself starts at 1/sqrt(D) and is multiplied by step sqrt(D): how far Adam moves
+            it depends on the former alone (the paper's a_scale and a_init).
+
+    Source: Loshchilov et al. 2024, eq. (10) and (11), arXiv:2410.01131.
+    """
+
+    step: float = 0.05
+
+    def spec(self, d_model: int, depth: int) -> dict[str, Any]:
+        return {"step": Spec(shape=(d_model,), role="residual", init=Constant(d_model**-0.5))}
+
+    def enter(self, params: Params, x: jax.Array) -> jax.Array:
+        return unit(x)
+
+    def apply(self, params, scale, stream, branch, key=None):
+        y, out = branch(times(scale["gamma"], stream))
+        h = wide(stream)
+        step = jnp.abs(params["step"] * (self.step * stream.shape[-1] ** 0.5))
+        moved = scale["alpha"] * h + scale["beta"] * step * (wide(unit(y)) - h)
+        return unit(moved).astype(stream.dtype), out
+
+
+@dataclass(frozen=True, kw_only=True)
+class SphereAttention(Attention):
+    """Attention between unit queries and keys, sqrt(K) (s q)·(s k), with a learned s (H, K), 1 at first.
+
+    Source: Loshchilov et al. 2024, eq. (15) and (16), arXiv:2410.01131. Normalised after the rotation, as in its code.
+    s² multiplies the query, so that it is defined for grouped keys as well.
+    """
+
+    def spec(self, d_model: int) -> dict[str, Any]:
+        width = self.head_width(d_model)
+        scale = Spec(shape=(self.n_heads, width), role="norm", init=Constant(d_model**-0.5))
+        return {**super().spec(d_model), "query_key_scale": scale}
+
+    def _attend(self, params: Params, query: jax.Array, key: jax.Array, value: jax.Array, given: Given):
+        s = params["query_key_scale"] * params["query"].shape[0] ** 0.5
+        query = times(s * s, unit(query))
+        return super()._attend(params, query, unit(key), value, given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SphereFeedForward(FeedForward):
+    """A feed-forward network whose hidden inputs are u s_u and v s_v sqrt(D), with learned s_u, s_v (F,), 1 at first.
+
+    Source: Loshchilov et al. 2024, eq. (20) and (21), arXiv:2410.01131, where v goes through the activation; without a
+    gate there is only v.
+    """
+
+    def spec(self, d_model: int) -> dict[str, Any]:
+        width = self.width(d_model)
+        names = ("up", "gate") if self.gated else ("up",)
+        scales = {f"{name}_scale": Spec(shape=(width,), role="norm", init=ones) for name in names}
+        return {**super().spec(d_model), **scales}
+
+    def apply(self, params: Params, x: jax.Array, given: Given) -> tuple[jax.Array, Out]:
+        activated = "gate" if self.gated else "up"
+        scaled = {**params, "up": params["up"] * params["up_scale"]}
+        if self.gated:
+            scaled["gate"] = params["gate"] * params["gate_scale"]
+        scaled[activated] = scaled[activated] * x.shape[-1] ** 0.5
+        return super().apply(scaled, x, given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NGPT(Recipe):
+    """The stream, the embeddings and the vectors of all matrices have norm 1; layers turn the stream.
+
+    `constrain` puts the matrices back on the sphere after every step. No weight decay; train without warm-up.
+
+    Args:
+        residual: the form; its initial step is of the order of 1 / L.
+
+    Raises:
+        ValueError: sublayers it has no rule for, or with biases or norms inside.
+
+    Source: Loshchilov et al. 2024, section 2.6, arXiv:2410.01131. The released code's rotary encoding is no rotation;
+    stackjax's is.
+    """
+
+    residual: Form = Sphere()
+
+    def adapt(self, sub: Sublayer, geometry: Geometry) -> Sublayer:
+        own = {field.name: getattr(sub, field.name) for field in fields(sub)}
+        norms = [name for name in ("qk_norm", "inner_norm") if own.get(name, NoNorm()) != NoNorm()]
+        if norms or own.get("bias"):
+            raise ValueError(f"nGPT has no biases and no norms inside sublayers; got bias={own['bias']}, norms={norms}")
+        if type(sub) is Attention:
+            return SphereAttention(**{**own, "scale": sub.head_width(geometry.d_model) ** 0.5})
+        if type(sub) is FeedForward:
+            return SphereFeedForward(**own)
+        if isinstance(sub, (SphereAttention, SphereFeedForward)):
+            return sub
+        raise ValueError(f"nGPT has rules for Attention and FeedForward; got {type(sub).__name__}")
+
+    def adapt_head(self, head: Any, geometry: Geometry) -> Any:
+        return replace(head, learned_scale=True)
+
+    def schedule(self, geometry: Geometry) -> Schedule:
+        schedule = super().schedule(geometry)
+        return {**schedule, "embed": schedule["embed"] * geometry.d_model**-0.5}
+
+    def multiplier(self, role: str, geometry: Geometry) -> Multiplier:
+        return Multiplier(weight_decay=0.0)
+
+    def constrain(self, params: Params, declaration: Any) -> Params:
+        def place(declared: Declared, weight: jax.Array) -> jax.Array:
+            if declared.spec.role in INWARD:
+                return unit(weight, -2)
+            return unit(weight) if declared.spec.role in OUTWARD else weight
+
+        return jax.tree.map(place, declaration, params, is_leaf=is_spec)
