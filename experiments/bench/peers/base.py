@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 EPS = 1e-5
-ADAM = {"learning_rate": 3e-4, "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
+ADAM: dict[str, Any] = {"learning_rate": 3e-4, "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
 STD = 0.02
 
 POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}

@@ -91,7 +91,9 @@ class Equinox(JaxPeer):
         turned = [weights[name].swapaxes(-1, -2) for name in ("query", "key", "value", "out", "up", "down")]
         turned += [weights["token"], weights["position"], weights["unembed"].T]
         norms = [
-            weights[f"{name}_norm_{kind}"] for kind in ("scale", "bias") for name in ("attention", "feed_forward", "final")
+            weights[f"{name}_norm_{kind}"]
+            for kind in ("scale", "bias")
+            for name in ("attention", "feed_forward", "final")
         ]
         return eqx.tree_at(where, jax.eval_shape(self.init, jax.random.key(0)), (*turned, *norms))
 

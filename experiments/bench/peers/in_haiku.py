@@ -34,7 +34,8 @@ def decode(tokens: jax.Array, size: Size, remat: str) -> jax.Array:
     def layer(x: jax.Array) -> jax.Array:
         return block(x, size)
 
-    x = hk.experimental.layer_stack(size.depth, name="layers")(layer if remat == "none" else hk.remat(layer))(x)
+    stack: Any = hk.experimental.layer_stack(size.depth, name="layers")  # pyright: ignore[reportPrivateImportUsage]
+    x = stack(layer if remat == "none" else hk.remat(layer))(x)
     return hk.Linear(size.vocab, with_bias=False, name="unembed")(norm(x, "final_norm"))
 
 

@@ -41,7 +41,8 @@ class Decoder(nn.Module):
         block: Any = Block
         if self.remat != "none":
             block = nn.remat(Block, prevent_cse=False, policy=POLICIES.get(self.remat))
-        blocks = nn.scan(
+        scan: Any = nn.scan
+        blocks = scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
@@ -87,4 +88,5 @@ class Linen(JaxPeer):
         }
 
     def loss(self, params: Any, tokens: jax.Array) -> jax.Array:
-        return cross_entropy(self.model.apply({"params": params}, tokens), tokens)
+        logits: Any = self.model.apply({"params": params}, tokens)
+        return cross_entropy(logits, tokens)

@@ -7,6 +7,7 @@ import optax
 
 import stackjax as sj
 from experiments.bench.peers.base import ADAM, EPS, POLICIES, STD, JaxPeer, Size, Weights
+from stackjax.sublayer import Params
 
 
 class Stackjax(JaxPeer):
@@ -26,10 +27,10 @@ class Stackjax(JaxPeer):
         )
         self.model = replace(model, embedding=replace(model.embedding, scale=1.0, std=STD))
 
-    def init(self, key: jax.Array) -> sj.sublayer.Params:
+    def init(self, key: jax.Array) -> Params:
         return self.model.init(key)
 
-    def load(self, weights: Weights) -> sj.sublayer.Params:
+    def load(self, weights: Weights) -> Params:
         def norm(name: str) -> dict:
             return {kind: weights[f"{name}_norm_{kind}"] for kind in ("scale", "bias")}
 
@@ -43,7 +44,7 @@ class Stackjax(JaxPeer):
         params["head"]["unembed"] = weights["unembed"]
         return params
 
-    def loss(self, params: sj.sublayer.Params, tokens: jax.Array) -> jax.Array:
+    def loss(self, params: Params, tokens: jax.Array) -> jax.Array:
         remat = POLICIES.get(self.remat, self.remat)
         logits, _ = self.model.apply(params, tokens, dtype=self.size.dtype, remat=remat)
         return sj.loss.next_token(logits, tokens)
