@@ -1,5 +1,6 @@
 """Attention: the one sublayer through which tokens see each other."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -149,15 +150,15 @@ class Attention(Sublayer):
     def remember(self, params: Params, memory: jax.Array) -> Any:
         if not self.cross:
             return None
-        key, value = self._keys_values(params, memory, memory)
+        rows = memory.reshape(-1, memory.shape[-1])
+        key, value = self._keys_values(params, rows, rows, math.prod(memory.shape[:-2]))
         return {"key": key, "value": value}
 
-    def _keys_values(self, params: Params, key_input: jax.Array, value_input: jax.Array):
-        key = linear(params, "key", key_input)
-        value = linear(params, "value", value_input)
-        batch, n_keys = key.shape[:2]
-        key = self.qk_norm.apply(params["key_norm"], key.reshape(batch, n_keys, self.groups, -1))
-        return key, value.reshape(batch, n_keys, self.groups, -1)
+    def _keys_values(self, params: Params, key_rows: jax.Array, value_rows: jax.Array, batch: int):
+        width = params["key"].shape[-1] // self.groups
+        key = linear(params, "key", key_rows).reshape(batch, -1, self.groups, width)
+        value = linear(params, "value", value_rows).reshape(batch, -1, self.groups, width)
+        return self.qk_norm.apply(params["key_norm"], key), value
 
     def apply(self, params: Params, x: Any, given: Given) -> tuple[jax.Array, Out]:
         """Attend.
@@ -178,16 +179,15 @@ class Attention(Sublayer):
                 raise ValueError("cross-attention needs given.memory, the encoder's output (..., S, D)")
             inputs = (inputs[0], given.memory, given.memory)
         chex.assert_shape(inputs[0], (..., n_tokens, params["query"].shape[0]))
-        query_input, key_input, value_input = (h.reshape(-1, *h.shape[-2:]) for h in inputs)
-        batch = query_input.shape[0]
-        width = self.head_width(d_model)
+        query_rows, key_rows, value_rows = _rows(inputs)
+        batch, width = math.prod(lead), self.head_width(d_model)
 
-        query = linear(params, "query", query_input).reshape(batch, n_tokens, self.n_heads, width)
+        query = linear(params, "query", query_rows).reshape(batch, n_tokens, self.n_heads, width)
         query = self.qk_norm.apply(params["query_norm"], query)
         if self.cross and given.cache is not None:
             key, value = given.cache["key"], given.cache["value"]
         else:
-            key, value = self._keys_values(params, key_input, value_input)
+            key, value = self._keys_values(params, key_rows, value_rows, batch)
         own_value = value
         if given.value is not None:
             own, other, first = given.value
@@ -247,3 +247,9 @@ class Attention(Sublayer):
             return self.backend
         sixteen_bits = dtype in (jnp.bfloat16, jnp.float16)
         return "cudnn" if jax.default_backend() == "gpu" and sixteen_bits and self._fusable else "plain"
+
+
+def _rows(inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """Each input as (tokens, D); one array given twice is reshaped once, so that the backward pass keeps one copy."""
+    rows = {id(x): x.reshape(-1, x.shape[-1]) for x in inputs}
+    return tuple(rows[id(x)] for x in inputs)
