@@ -14,6 +14,24 @@ from stackjax.norm import wide
 from stackjax.sublayer import Positions
 
 
+@jax.custom_jvp
+def softmax(logits: jax.Array) -> jax.Array:
+    """exp(logits) / sum exp(logits) over the last axis; a row of -inf alone gives zeros.
+
+    The backward pass keeps the result alone.
+    """
+    top = jnp.max(logits, -1, keepdims=True)
+    raised = jnp.exp(logits - jnp.where(jnp.isfinite(top), top, 0))
+    norm = jnp.sum(raised, -1, keepdims=True)
+    return raised / jnp.where(norm == 0, 1, norm)
+
+
+@softmax.defjvp
+def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    weights = softmax(*primals)
+    return weights, weights * (tangents[0] - jnp.sum(weights * tangents[0], -1, keepdims=True))
+
+
 def attention_weights(
     query: jax.Array,
     key: jax.Array,
@@ -54,15 +72,10 @@ def attention_weights(
         logits = logits + wide(bias)
     if mask is not None:
         logits = jnp.where(mask, logits, -jnp.inf)
-    top = jnp.max(logits, -1, keepdims=True)
-    if sinks is not None:
-        top = jnp.maximum(top, wide(sinks)[:, None, None])
-    top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0))
-    weights = jnp.exp(logits - top)
-    norm = jnp.sum(weights, -1, keepdims=True)
-    if sinks is not None:
-        norm = norm + jnp.exp(wide(sinks)[:, None, None] - top)
-    return weights / jnp.where(norm == 0, 1, norm), logits
+    if sinks is None:
+        return softmax(logits), logits
+    sink = jnp.broadcast_to(wide(sinks)[:, None, None], (*logits.shape[:-1], 1))
+    return softmax(jnp.concatenate((logits, sink), -1))[..., :-1], logits
 
 
 def weighted_sum(weights: jax.Array, value: jax.Array) -> jax.Array:
@@ -77,6 +90,8 @@ def weighted_sum(weights: jax.Array, value: jax.Array) -> jax.Array:
     """
     batch, n_heads, n_queries, n_keys = weights.shape
     n_groups = value.shape[-2]
+    if n_groups == n_heads:
+        return jnp.einsum("bhts,bshk->bthk", weights.astype(value.dtype), value)
     grouped = weights.reshape(batch, n_groups, n_heads // n_groups, n_queries, n_keys).astype(value.dtype)
     summed = jnp.einsum("bgmts,bsgk->btgmk", grouped, value)
     return summed.reshape(batch, n_queries, n_heads, value.shape[-1])

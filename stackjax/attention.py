@@ -1,5 +1,6 @@
 """Attention: the one sublayer through which tokens see each other."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -173,15 +174,15 @@ class Attention(Sublayer):
     def remember(self, params: Params, memory: jax.Array) -> Any:
         if not self.cross:
             return None
-        key, value = self._keys_values(params, memory, memory)
+        rows = memory.reshape(-1, memory.shape[-1])
+        key, value = self._keys_values(params, rows, rows, math.prod(memory.shape[:-2]))
         return {"key": key.swapaxes(1, 2), "value": value.swapaxes(1, 2)}
 
-    def _keys_values(self, params: Params, key_input: jax.Array, value_input: jax.Array):
-        key = linear(params, "key", key_input)
-        value = linear(params, "value", value_input)
-        batch, n_keys = key.shape[:2]
-        key = self.qk_norm.apply(params["key_norm"], key.reshape(batch, n_keys, self.groups, -1))
-        return key, self.value_norm.apply(params["value_norm"], value.reshape(batch, n_keys, self.groups, -1))
+    def _keys_values(self, params: Params, key_rows: jax.Array, value_rows: jax.Array, batch: int):
+        width = params["key"].shape[-1] // self.groups
+        key = linear(params, "key", key_rows).reshape(batch, -1, self.groups, width)
+        value = linear(params, "value", value_rows).reshape(batch, -1, self.groups, width)
+        return self.qk_norm.apply(params["key_norm"], key), self.value_norm.apply(params["value_norm"], value)
 
     def apply(self, params: Params, x: Any, given: Given) -> tuple[jax.Array, Out]:
         """Attend.
@@ -204,16 +205,15 @@ class Attention(Sublayer):
         if given.table is None:
             given = replace(given, table=self.prepare({}, given, n_tokens, d_model))
         chex.assert_shape(inputs[0], (..., n_tokens, params["query"].shape[0]))
-        query_input, key_input, value_input = (h.reshape(-1, *h.shape[-2:]) for h in inputs)
-        batch = query_input.shape[0]
-        width = self.head_width(d_model)
+        query_rows, key_rows, value_rows = _rows(inputs)
+        batch, width = math.prod(lead), self.head_width(d_model)
 
-        query = linear(params, "query", query_input).reshape(batch, n_tokens, self.n_heads, width)
+        query = linear(params, "query", query_rows).reshape(batch, n_tokens, self.n_heads, width)
         query = self.qk_norm.apply(params["query_norm"], query)
         if self.cross and given.cache is not None:
             key, value = given.cache["key"].swapaxes(1, 2), given.cache["value"].swapaxes(1, 2)
         else:
-            key, value = self._keys_values(params, key_input, value_input)
+            key, value = self._keys_values(params, key_rows, value_rows, batch)
         own_value = value
         if given.value is not None:
             own, other, first = given.value
@@ -231,7 +231,7 @@ class Attention(Sublayer):
 
         y, weights, logits = self._attend(params, query, key, value, given)
         if self.gate is not None:
-            gate = jax.nn.sigmoid(wide(linear(params, "gate", query_input)))
+            gate = jax.nn.sigmoid(wide(linear(params, "gate", query_rows)))
             y = (y * gate.reshape(batch, n_tokens, self.n_heads, -1)).astype(y.dtype)
         y = checkpoint_name(y.reshape(*lead, n_tokens, -1), "attention_heads")
         y = linear(params, "out", self.inner_norm.apply(params["inner_norm"], y))
@@ -277,3 +277,9 @@ class Attention(Sublayer):
             return self.backend
         sixteen_bits = dtype in (jnp.bfloat16, jnp.float16)
         return "cudnn" if jax.default_backend() == "gpu" and sixteen_bits and self._fusable else "plain"
+
+
+def _rows(inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """Each input as (tokens, D); one array given twice is reshaped once, so that the backward pass keeps one copy."""
+    rows = {id(x): x.reshape(-1, x.shape[-1]) for x in inputs}
+    return tuple(rows[id(x)] for x in inputs)

@@ -8,6 +8,7 @@ Statistics are taken in float32 (float64 stays float64); the output has the dtyp
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import chex
@@ -25,6 +26,20 @@ def wide(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def unit_rms(x: jax.Array, eps: float) -> jax.Array:
+    """y = x / sqrt(mean x² + eps) over the last axis; its backward pass keeps y and the root alone."""
+    return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
+
+
+@unit_rms.defjvp
+def _(eps: float, primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (t,) = primals, tangents
+    inverse = jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
+    y = x * inverse
+    return y, inverse * (t - y * jnp.mean(y * t, -1, keepdims=True))
+
+
 def layer_norm(params: Params, x: jax.Array, *, eps: float = 1e-5) -> jax.Array:
     """(x - mean x) / sqrt(var x + eps) * scale + bias, over the last axis.
 
@@ -40,8 +55,7 @@ def layer_norm(params: Params, x: jax.Array, *, eps: float = 1e-5) -> jax.Array:
     """
     chex.assert_axis_dimension_gt(x, -1, 0)
     h = wide(x)
-    h = h - jnp.mean(h, -1, keepdims=True)
-    h = h * jax.lax.rsqrt(jnp.mean(h * h, -1, keepdims=True) + eps)
+    h = unit_rms(h - jnp.mean(h, -1, keepdims=True), eps)
     return _affine(params, h).astype(x.dtype)
 
 
@@ -59,9 +73,7 @@ def rms_norm(params: Params, x: jax.Array, *, eps: float = 1e-6) -> jax.Array:
     Source: Zhang & Sennrich 2019, eq. (4), arXiv:1910.07467.
     """
     chex.assert_axis_dimension_gt(x, -1, 0)
-    h = wide(x)
-    h = h * jax.lax.rsqrt(jnp.mean(h * h, -1, keepdims=True) + eps)
-    return _affine(params, h).astype(x.dtype)
+    return _affine(params, unit_rms(wide(x), eps)).astype(x.dtype)
 
 
 def dynamic_tanh(params: Params, x: jax.Array) -> jax.Array:

@@ -230,6 +230,7 @@ def linear(params: Any, name: str, x: jax.Array) -> jax.Array:
     Returns:
         (..., O), dtype of x.
     """
-    y = x @ params[name].astype(x.dtype)
+    weight = params[name].astype(x.dtype)
+    y = (x.reshape(-1, x.shape[-1]) @ weight).reshape(*x.shape[:-1], weight.shape[-1])
     bias = params.get(f"{name}_bias")
     return y if bias is None else y + bias.astype(x.dtype)

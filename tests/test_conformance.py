@@ -14,7 +14,7 @@ import pytest
 
 import stackjax as sj
 from stackjax import position, recipe
-from tests.cases import KINDS, POSITIONS, RECIPES, REFUSED, Translator, _decoder, given
+from tests.cases import KINDS, POSITIONS, RECIPES, REFUSED, Translator, given
 from tests.helpers import largest_difference, normal, perturbed
 
 
@@ -141,7 +141,7 @@ PRODUCT = [
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_pair_is_made_or_refused(name, kind):
     if kind in REFUSED.get(name, ()):
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match=r"."):
             KINDS[kind](RECIPES[name], position.Rotary(), 6)
         return
     model = KINDS[kind](RECIPES[name], position.Rotary(), 6)
@@ -159,7 +159,7 @@ def test_product(case):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_low_precision_stays(name):
-    model = _decoder(RECIPES[name], position.Rotary(), 3)
+    model = KINDS["decoder"](RECIPES[name], position.Rotary(), 3)
     params = model.init(jax.random.key(0))
     x = normal(2, 5, 16, key=1, dtype=jnp.bfloat16)
     y, _ = jax.jit(model.stack.apply)(params["stack"], x)

@@ -1,0 +1,54 @@
+"""The model in stackjax."""
+
+from dataclasses import replace
+
+import jax
+import optax
+
+import stackjax as sj
+from experiments.bench.peers.base import ADAM, EPS, POLICIES, STD, JaxPeer, Size, Weights
+from stackjax.sublayer import Params
+
+
+class Stackjax(JaxPeer):
+    """`sj.decoder` with learned positions and `sj.optim.adamw`."""
+
+    remats = ("none", "layer", "nested", "dots")
+
+    def __init__(self, size: Size, remat: str = "none"):
+        super().__init__(size, remat)
+        model = sj.decoder(
+            vocab=size.vocab,
+            d_model=size.d_model,
+            depth=size.depth,
+            n_heads=size.n_heads,
+            recipe=sj.recipe.PreNorm(residual=sj.residual.Pre(norm=sj.LayerNorm(eps=EPS))),
+            position=sj.position.Learned(n_positions=size.context),
+        )
+        self.model = replace(model, embedding=replace(model.embedding, scale=1.0, std=STD))
+
+    def init(self, key: jax.Array) -> Params:
+        return self.model.init(key)
+
+    def load(self, weights: Weights) -> Params:
+        def norm(name: str) -> dict:
+            return {kind: weights[f"{name}_norm_{kind}"] for kind in ("scale", "bias")}
+
+        params = jax.eval_shape(self.init, jax.random.key(0))
+        params["embedding"] |= {"token": weights["token"], "position": {"table": weights["position"]}}
+        layer = params["stack"]["segments"]["0"]["0"]
+        layer["attention"] |= {name: weights[name] for name in ("query", "key", "value", "out")}
+        layer["feed_forward"] |= {name: weights[name] for name in ("up", "down")}
+        layer["residual"] |= {sub: {"norm": norm(sub)} for sub in ("attention", "feed_forward")}
+        params["stack"]["leave"]["inner"]["norm"] = norm("final")
+        params["head"]["unembed"] = weights["unembed"]
+        return params
+
+    def loss(self, params: Params, tokens: jax.Array) -> jax.Array:
+        remat = POLICIES.get(self.remat, self.remat)
+        logits, _ = self.model.apply(params, tokens, dtype=self.size.dtype, remat=remat)
+        return sj.loss.next_token(logits, tokens)
+
+    @property
+    def optimiser(self) -> optax.GradientTransformation:
+        return sj.optim.adamw(self.model, **ADAM)
