@@ -24,8 +24,8 @@ A hundred layers, looked into:
 
 Reading order: `parameter` (declared once), `norm`, `feed_forward`, `position`, `attend` (the pure functions),
 `sublayer` (what travels beside x), `attention`, `recipe.residual` and `recipe.base` (the depth treatment), `layer`,
-`segment`, `history`, `scan`, `statistic`, `stack`, `model`; then `latent_attention`, `moe`, `parallel`, `seq2seq`;
-then `cache`, `sample`, `decode`, `beam`; then `probe`, `skip` and `optim`; `interop.hf` for checkpoints.
+`segment`, `history`, `scan`, `period`, `statistic`, `stack`, `ends`, `model`; then `latent_attention`, `moe`,
+`parallel`, `seq2seq`; then `cache`, `sample`, `decode`, `beam`; then `probe`, `skip` and `optim`; `interop.hf` for checkpoints.
 """
 
 from stackjax import (
@@ -52,11 +52,12 @@ from stackjax import (
     statistic,
 )
 from stackjax.attention import Attention
+from stackjax.ends import Embedding, Head
 from stackjax.feed_forward import FeedForward
 from stackjax.history import History
 from stackjax.latent_attention import LatentAttention
 from stackjax.layer import Layer, Trace
-from stackjax.model import Embedding, Head, Model, decoder, encoder
+from stackjax.model import Model, decoder, encoder
 from stackjax.moe import MixtureOfExperts
 from stackjax.norm import BatchNorm, DynamicTanh, LayerNorm, NoNorm, RMSNorm
 from stackjax.parallel import Parallel

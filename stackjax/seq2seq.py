@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from stackjax.attention import Attention
+from stackjax.ends import Embedding, Head
 from stackjax.feed_forward import FeedForward
 from stackjax.layer import Layer
-from stackjax.model import Embedding, Head, Model, split_position
+from stackjax.model import Model, split_position
 from stackjax.parameter import count, declare, realise
 from stackjax.position.base import NoPosition, Position
 from stackjax.position.sinusoidal import Sinusoidal

@@ -4,9 +4,7 @@ A stack is a tuple of segments; a segment is a short period of layers repeated n
 segment of period one: a single compiled layer, whatever the depth. Parameters are born stacked on axis 0 and stay so.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import chex
@@ -16,15 +14,13 @@ from flax import struct
 
 from stackjax import scan
 from stackjax.display import Whole, block, stack_lines
-from stackjax.layer import Layer, Trace
+from stackjax.layer import Layer
 from stackjax.parameter import declare, is_spec, realise
+from stackjax.period import Measure, period
 from stackjax.recipe.base import Geometry, Recipe, Schedule, multipliers
 from stackjax.segment import Segment, by_layer, fold
 from stackjax.statistic import absorb
 from stackjax.sublayer import Cache, Given, Params, add_losses
-
-Measure = Callable[[Trace], dict[str, jax.Array]]
-"""Reduces what happened in one layer to a few arrays; the stack returns them with a leading axis L."""
 
 
 @struct.dataclass
@@ -263,7 +259,7 @@ class Stack(Whole):
             own = params["segments"][i]
             xs["params"] = None if segment.looped else own
             xs["cache"] = None if cache is None else cache.segments[i]
-            body = _body(segment, own, given, tables, measure, remat, loop)
+            body = period(segment, own, given, tables, measure, remat, loop)
             stream, ys = scan.run(body, stream, xs, segment.n, nested=remat == "nested", loop=loop, unroll=unroll)
             loss = add_losses(loss, {name: jnp.sum(value, 0) for name, value in ys[0].items()})
             state[i], measured = ys[1], ys[2]
@@ -324,45 +320,3 @@ def _share(shared: Params, more: Params) -> None:
             raise ValueError(
                 f"two sublayers share parameters {name!r} and declare them differently; rename one of them"
             )
-
-
-def _body(
-    segment: Segment,
-    own: Params,
-    given: Given,
-    tables: dict[Any, Any],
-    measure: Measure | None,
-    remat: scan.Remat,
-    loop: bool,
-) -> scan.Body:
-    """One period of layers, as the body of a scan."""
-
-    def one(layer: Layer, stream: Any, x: Params) -> tuple[Any, tuple[Any, Any, Any]]:
-        entered = stream
-        if x["tap"] is not None:
-            stream = scan.tap(stream, x["tap"])
-        if x["probe"] is not None:
-            stream = jax.tree.map(jnp.add, stream, x["probe"])
-        mine = {
-            sub.name: replace(given, table=tables[sub], cache=None if x["cache"] is None else x["cache"].get(sub.name))
-            for sub in layer.subs
-        }
-        stream, out, trace = layer.apply(
-            x["params"], stream, mine, scale=x["scale"], outer_scale=x["outer"], key=x["key"]
-        )
-        stream = jax.tree.map(lambda new, old: new.astype(old.dtype), stream, entered)
-        return stream, (out.loss, out.state, {} if measure is None else measure(trace))
-
-    def body(stream: Any, xs: Params) -> tuple[Any, tuple[Any, Any, Any]]:
-        loss: dict[str, jax.Array] = {}
-        states, measured = {}, {}
-        for j, layer in enumerate(segment.layers):
-            x = jax.tree.map(lambda a, j=j: a[j], {k: xs[k] for k in ("scale", "outer", "key", "tap", "probe")})
-            x["params"] = (own if segment.looped else xs["params"])[str(j)]
-            x["cache"] = None if xs["cache"] is None else xs["cache"].get(str(j))
-            run = scan.rematerialise(partial(one, layer), remat, loop=loop)
-            stream, (losses, states[str(j)], measured[str(j)]) = run(stream, x)
-            loss = add_losses(loss, losses)
-        return stream, (loss, states, measured)
-
-    return body

@@ -13,8 +13,8 @@ import optax
 from flax import struct
 
 import stackjax as sj
+from stackjax.period import Measure
 from stackjax.scan import Remat
-from stackjax.stack import Measure
 from stackjax.sublayer import Params
 
 Batch = Any

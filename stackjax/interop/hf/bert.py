@@ -1,12 +1,13 @@
 """BERT with its masked-token head: a post-norm encoder. Devlin et al. 2018, arXiv:1810.04805."""
 
 from stackjax.attention import Attention
+from stackjax.ends import Embedding, Head
 from stackjax.feed_forward import FeedForward
 from stackjax.interop.hf.architecture import Architecture
 from stackjax.interop.hf.config import Config
 from stackjax.interop.hf.mapping import Table, dense, norm, tensor, within
 from stackjax.layer import Layer
-from stackjax.model import Embedding, Head, Model
+from stackjax.model import Model
 from stackjax.norm import LayerNorm
 from stackjax.position import Learned
 from stackjax.recipe import PostNorm

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 from stackjax.attention import Attention
+from stackjax.ends import Embedding, Head
 from stackjax.feed_forward import Activation, FeedForward
 from stackjax.interop.hf.config import Config
 from stackjax.interop.hf.mapping import Table, dense, norm, tensor, within
 from stackjax.layer import Layer
-from stackjax.model import Embedding, Head, Model
+from stackjax.model import Model
 from stackjax.recipe.base import Recipe
 from stackjax.stack import Stack
 

@@ -1,12 +1,13 @@
 """GPT-2: a pre-norm decoder with learned positions. Radford et al. 2019."""
 
 from stackjax.attention import Attention
+from stackjax.ends import Embedding, Head
 from stackjax.feed_forward import FeedForward
 from stackjax.interop.hf.architecture import Architecture
 from stackjax.interop.hf.config import Config
 from stackjax.interop.hf.mapping import Table, norm, stored, tensor, within
 from stackjax.layer import Layer
-from stackjax.model import Embedding, Head, Model
+from stackjax.model import Model
 from stackjax.norm import LayerNorm
 from stackjax.position import Learned
 from stackjax.recipe import PreNorm

@@ -4,12 +4,13 @@ Junczys-Dowmunt et al. 2018, arXiv:1804.00344; Vaswani et al. 2017, arXiv:1706.0
 """
 
 from stackjax.attention import Attention
+from stackjax.ends import Embedding, Head
 from stackjax.feed_forward import FeedForward
 from stackjax.interop.hf.architecture import Architecture
 from stackjax.interop.hf.config import Config
 from stackjax.interop.hf.mapping import Table, dense, norm, tensor, within
 from stackjax.layer import Layer
-from stackjax.model import Embedding, Head, Model
+from stackjax.model import Model
 from stackjax.norm import LayerNorm
 from stackjax.position import Sinusoidal
 from stackjax.recipe import PostNorm

@@ -4,12 +4,13 @@ Raffel et al. 2020, arXiv:1910.10683; Shazeer 2020, arXiv:2002.05202.
 """
 
 from stackjax.attention import Attention
+from stackjax.ends import Embedding, Head
 from stackjax.feed_forward import FeedForward
 from stackjax.interop.hf.architecture import Architecture
 from stackjax.interop.hf.config import ACTIVATIONS, Config
 from stackjax.interop.hf.mapping import Table, dense, norm, tensor, within
 from stackjax.layer import Layer
-from stackjax.model import Embedding, Head, Model
+from stackjax.model import Model
 from stackjax.norm import RMSNorm
 from stackjax.position import T5Bias
 from stackjax.recipe import PreNorm

@@ -4,12 +4,13 @@ Yang et al. 2019, arXiv:1906.08237; Dai et al. 2019, arXiv:1901.02860.
 """
 
 from stackjax.attention import Attention
+from stackjax.ends import Embedding, Head
 from stackjax.feed_forward import FeedForward
 from stackjax.interop.hf.architecture import Architecture
 from stackjax.interop.hf.config import Config
 from stackjax.interop.hf.mapping import Table, dense, norm, tensor, within
 from stackjax.layer import Layer
-from stackjax.model import Embedding, Head, Model
+from stackjax.model import Model
 from stackjax.norm import LayerNorm
 from stackjax.position import TransformerXL
 from stackjax.recipe import PostNorm

@@ -1,0 +1,171 @@
+"""The two ends of a model: tokens to vectors, and vectors to logits."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from stackjax.attend import first_positions
+from stackjax.display import Description
+from stackjax.feed_forward import Activation
+from stackjax.norm import NoNorm, Norm, wide, without_statistics
+from stackjax.parameter import Constant, Normal, Spec, linear, matrix, zeros
+from stackjax.position.base import STREAM_HOOKS, NoPosition, Position
+from stackjax.sublayer import Params, Positions, dropout
+
+
+def end_norm(norm: Norm, d_model: int) -> dict[str, Spec]:
+    """Parameters of a norm at an end of the model, where their role is end_norm."""
+    return {name: replace(spec, role="end_norm") for name, spec in norm.spec(d_model).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding(Description):
+    """Tokens to vectors: dropout(norm(scale E[token] + types + position)).
+
+    Args:
+        vocab: V.
+        scale: on the token's vector; None means sqrt(D).
+        std: of the initial entries; None means 1/sqrt(D), so that scale = sqrt(D) gives a stream of unit RMS.
+        position: encoding that acts on the stream.
+        n_types: number of token types (BERT's segments); 0 for none.
+        norm: of the sum.
+        dropout: rate while training.
+
+    Source: Vaswani et al. 2017, section 3.4, arXiv:1706.03762.
+    """
+
+    vocab: int
+    scale: float | None = None
+    std: float | None = None
+    position: Position = NoPosition()
+    n_types: int = 0
+    norm: Norm = NoNorm()
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        if self.vocab < 1:
+            raise ValueError(f"vocab must be positive; got {self.vocab}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1; got {self.dropout}")
+        without_statistics(norm=self.norm)
+        if not self.position.acts_on(STREAM_HOOKS) and type(self.position) is not NoPosition:
+            raise ValueError(f"{type(self.position).__name__} does not act on the stream; give it to the attention")
+
+    def spec(self, d_model: int) -> dict[str, Any]:
+        """Parameters."""
+        std = d_model**-0.5 if self.std is None else self.std
+        specs: dict[str, Any] = {
+            "token": Spec(shape=(self.vocab, d_model), role="embed", init=Normal(std)),
+            "position": self.position.stream_spec(d_model),
+            "norm": end_norm(self.norm, d_model),
+        }
+        if self.n_types:
+            specs["type"] = Spec(shape=(self.n_types, d_model), role="embed", init=Normal(std))
+        return specs
+
+    def apply(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        position: Positions | None = None,
+        *,
+        types: jax.Array | None = None,
+        multiplier: Any = 1.0,
+        key: jax.Array | None = None,
+        dtype: Any = jnp.float32,
+    ) -> jax.Array:
+        """Embed.
+
+        Args:
+            params: as declared by `spec`.
+            tokens: (..., T) integers.
+            position: of the tokens; None means 0 .. T-1.
+            types: (..., T) integers, for models with token types; None means type 0.
+            multiplier: the recipe's number for the embedding.
+            key: PRNG key for dropout; None means evaluation.
+            dtype: of the stream.
+
+        Returns:
+            (..., T, D)
+
+        Raises:
+            ValueError: a sequence longer than a learned position table.
+        """
+        n_tokens, limit = tokens.shape[-1], self.position.limit
+        if position is None and limit is not None and n_tokens > limit:
+            raise ValueError(f"{n_tokens} tokens, but the position table has {limit} rows")
+        scale = params["token"].shape[-1] ** 0.5 if self.scale is None else self.scale
+        x = (multiplier * scale * wide(params["token"][tokens])).astype(dtype)
+        if self.n_types:
+            x = x + params["type"][jnp.zeros_like(tokens) if types is None else types].astype(dtype)
+        where = first_positions(n_tokens) if position is None else position
+        if position is None and tokens.ndim == 1:
+            where = {"index": where["index"][0]}
+        x = self.position.embed(params["position"], where, x)
+        return dropout(key, self.norm.apply(params["norm"], x), self.dropout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head(Description):
+    """Vectors to logits: cap(scale E x + bias), where x may first pass norm(activation(x W + b)).
+
+    Args:
+        tied: whether the embedding's matrix is used again.
+        std: of the initial entries; None means 1/sqrt(D), logits of unit variance for a stream of unit RMS.
+        bias: whether logits have a bias.
+        scale: on the logits; T5 divides by sqrt(D) where it ties.
+        learned_scale: whether each logit has a learned factor, 1 at first; it is stored as 1/sqrt(D) of its value, so
+            that Adam moves it sqrt(D) times as far (nGPT's s_z, eq. 3, arXiv:2410.01131).
+        soft_cap: c in c tanh(logits / c); None for none.
+        transform: activation of a dense layer (D, D) in front, as BERT has one; None for no such layer.
+        norm: behind the dense layer.
+    """
+
+    tied: bool = False
+    std: float | None = None
+    bias: bool = False
+    scale: float = 1.0
+    learned_scale: bool = False
+    soft_cap: float | None = None
+    transform: Activation | None = None
+    norm: Norm = NoNorm()
+
+    def spec(self, d_model: int, vocab: int) -> dict[str, Any]:
+        """Parameters."""
+        specs: dict[str, Any] = {"norm": end_norm(self.norm, d_model)}
+        if self.transform is not None:
+            specs |= matrix(d_model, d_model, "unembed", name="transform", bias=True)
+        if not self.tied:
+            std = d_model**-0.5 if self.std is None else self.std
+            specs["unembed"] = Spec(shape=(d_model, vocab), role="unembed", init=Normal(std))
+        if self.bias:
+            specs["bias"] = Spec(shape=(vocab,), role="bias", init=zeros)
+        if self.learned_scale:
+            specs["scale"] = Spec(shape=(vocab,), role="end_norm", init=Constant(d_model**-0.5))
+        return specs
+
+    def apply(self, params: Params, table: jax.Array, x: jax.Array, *, multiplier: Any = 1.0) -> jax.Array:
+        """Unembed.
+
+        Args:
+            params: as declared by `spec`.
+            table: the embedding's matrix (V, D).
+            x: (..., D)
+            multiplier: the recipe's number for the logits.
+
+        Returns:
+            (..., V), at least float32.
+        """
+        if self.transform is not None:
+            x = self.transform(linear(params, "transform", x))
+        x = self.norm.apply(params["norm"], x)
+        weight = table.T if self.tied else params["unembed"]
+        accumulate = jnp.promote_types(x.dtype, jnp.float32)
+        logits = self.scale * multiplier * jnp.matmul(x, weight.astype(x.dtype), preferred_element_type=accumulate)
+        if self.learned_scale:
+            logits = logits * (x.shape[-1] ** 0.5 * params["scale"])
+        if self.bias:
+            logits = logits + params["bias"]
+        return logits if self.soft_cap is None else self.soft_cap * jnp.tanh(logits / self.soft_cap)
