@@ -25,7 +25,8 @@ A hundred layers, looked into:
 Reading order: `parameter` (declared once), `norm`, `feed_forward`, `position`, `attend` (the pure functions),
 `sublayer` (what travels beside x), `attention`, `recipe.residual` and `recipe.base` (the depth treatment), `layer`,
 `segment`, `history`, `scan`, `period`, `statistic`, `stack`, `ends`, `model`; then `latent_attention`, `moe`,
-`parallel`, `seq2seq`; then `cache`, `sample`, `decode`, `beam`; then `probe`, `skip` and `optim`; `interop.hf` for checkpoints.
+`parallel`, `seq2seq`; then `cache`, `sample`, `decode`, `beam`; then `probe`, `skip`, `optim`, `shard`; and
+`interop.hf` for checkpoints.
 """
 
 from stackjax import (
