@@ -158,7 +158,20 @@ def follow(
     schedule: Schedule | None = None,
     dtype: Any = jnp.float32,
 ) -> tuple[jax.Array, Cache]:
-    """One token a row: tokens (B,) and their index (B,) to the logits (B, V) of the next, and the cache."""
+    """One more token for each row.
+
+    Args:
+        model: a decoder.
+        params: of the model.
+        token: (B,)
+        index: (B,) where the tokens stand.
+        cache: of what went before.
+        schedule: the recipe's numbers; None takes them from the depth.
+        dtype: of the stream.
+
+    Returns:
+        Logits (B, V) of the tokens that follow, and the cache with these in it.
+    """
     x, cache = extend(model, params, token[:, None], {"index": index[:, None]}, cache, schedule=schedule, dtype=dtype)
     return model.logits(params, x[:, 0], schedule=schedule), cache
 

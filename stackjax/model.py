@@ -205,7 +205,7 @@ def decoder(
     if position is None:
         position = Rotary() if own.position == NoPosition() else own.position
     on_stream, inside = split_position(position)
-    if on_stream == position and inside == NoPosition():
+    if on_stream != NoPosition() and inside == NoPosition():
         inside = own.position
     if own.position not in (NoPosition(), inside):
         raise ValueError(f"position={position}, but attention has position={own.position}; give it once")

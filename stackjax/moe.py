@@ -122,7 +122,20 @@ def run_dense(
     up_activation: Activation = identity,
     norm: Norm = NoNorm(),
 ) -> jax.Array:
-    """The same with every expert on every token: the plain reference, and the faster one without a ragged kernel."""
+    """The same with every expert on every token: the plain reference, and the faster one without a ragged kernel.
+
+    Args:
+        params: as `run_ragged` takes them, and so are the others.
+        x: (N, D)
+        weights: (N, top_k)
+        chosen: (N, top_k)
+        activation: on the gate.
+        up_activation: on what the gate multiplies.
+        norm: on the hidden layer.
+
+    Returns:
+        (N, D), dtype of x.
+    """
     each = jnp.sum(weights[:, :, None] * (chosen[:, :, None] == jnp.arange(params["up"].shape[0])), 1).astype(x.dtype)
 
     def into(name: str) -> jax.Array:

@@ -1,9 +1,15 @@
 """Settings for all tests: fast compiles, strict ranks and dtypes, reproducible properties."""
 
+import importlib.metadata
 import os
 
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
+    # A third of the compile time; later versions have no such choice.
+    + " --xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jaxlib").startswith("0.10."),
+)
 
 import hypothesis
 import jax

@@ -41,10 +41,10 @@ def test_a_model_is_its_parts(x64):
 def test_tied_heads_use_the_embedding():
     model = sj.decoder(**SMALL, tied=True)
     params = model.init(jax.random.key(0))
-    assert params["head"] == {} and model.n_params == sj.decoder(**SMALL).n_params - 11 * 16
+    assert params["head"] == {"norm": {}} and model.n_params == sj.decoder(**SMALL).n_params - 11 * 16
     x = normal(3, 16)
     np.testing.assert_array_equal(
-        model.head.apply({}, params["embedding"]["token"], x), x @ params["embedding"]["token"].T
+        model.head.apply(params["head"], params["embedding"]["token"], x), x @ params["embedding"]["token"].T
     )
 
 

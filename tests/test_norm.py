@@ -156,7 +156,7 @@ def test_running_statistics_are_refused_where_nothing_carries_them():
         lambda: sj.Attention(n_heads=2, qk_norm=sj.BatchNorm()),
         lambda: sj.Attention(n_heads=2, inner_norm=sj.BatchNorm()),
         lambda: sj.Embedding(vocab=3, norm=sj.BatchNorm()),
-        lambda: sj.residual.Sandwich(norm=sj.BatchNorm(), embedding=True),
+        lambda: sj.Attention(n_heads=2, value_norm=sj.BatchNorm()),
     ):
         with pytest.raises(ValueError, match="running statistics"):
             make()

@@ -44,7 +44,18 @@ class TransformerXL(Position):
     def prepare(
         self, shared: Params, *, query: Positions, key: Positions, n_heads: int, d_head: int, **_: Any
     ) -> tuple[jax.Array, jax.Array]:
-        """Sines then cosines of the queries' and the keys' angles, (B or 1, T, D_R) and (B or 1, S, D_R)."""
+        """Sines then cosines of the queries' and the keys' angles.
+
+        Args:
+            shared: the stack's shared parameters; none here.
+            query: positions of the queries.
+            key: positions of the keys.
+            n_heads: H.
+            d_head: K.
+
+        Returns:
+            (B or 1, T, D_R) and (B or 1, S, D_R).
+        """
         width = self._width(n_heads, d_head)
         return (
             sinusoid(query["index"], width, base=self.base, interleaved=False),

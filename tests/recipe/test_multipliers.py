@@ -19,9 +19,8 @@ def model_of(rule, depth=DEPTH, width=WIDTH):
         vocab=31,
         d_model=width,
         depth=depth,
-        n_heads=width // 8,
         recipe=rule,
-        attention=sj.Attention(n_heads=1, bias=("query",)),
+        attention=sj.Attention(n_heads=width // 8, bias=("query",)),
         position=sj.position.Both(first=sj.position.Rotary(), second=sj.position.Learned(n_positions=16)),
         feed_forward=sj.FeedForward(d_hidden=4 * width),
     )
