@@ -90,6 +90,7 @@ class Screen:
         self._rows: dict[Any, list[str]] = {}
         self._notes: list[str] = []
         self._steps = 0
+        self._done: dict[Group, int] = {}
         self._live = Live(console=console, get_renderable=self._draw, refresh_per_second=4)
         self._header = ""
 
@@ -100,8 +101,8 @@ class Screen:
             for cell, name in zip(group.cells, group.named(sweep.common)[1], strict=True):
                 summary = sweep.folder.summary(name)
                 self._rows[cell] = _row(group, cell, "waiting") if summary is None else _ended(group, cell, summary)
-        left = [g for g in groups if any(self._rows[cell][4] == "waiting" for cell in g.cells)]
-        self._bar.update(self._task, total=sum(_work(group) * self._steps for group in left))
+        self._done = {g: 0 for g in groups if any(self._rows[cell][4] == "waiting" for cell in g.cells)}
+        self._bar.update(self._task, total=sum(_work(group) * self._steps for group in self._done))
         self._live.start()
 
     def compiling(self, group: Group) -> None:
@@ -111,8 +112,7 @@ class Screen:
 
     def moved(self, group: Group, run: Run) -> None:
         """A chunk is done."""
-        before = max((int(self._rows[cell][5] or 0) for cell in group.cells), default=0)
-        self._bar.advance(self._task, _work(group) * (run.step - before))
+        self._advance(group, run.step)
         for cell, metrics in zip(group.cells, run.metrics, strict=True):
             valid = [row["valid_loss"] for row in metrics if row["valid_loss"] is not None]
             speed = f"{1e3 * run.step_seconds[-1] / len(group.cells):.1f}" if run.step_seconds else ""
@@ -122,16 +122,22 @@ class Screen:
 
     def ended(self, group: Group, summaries: list[Json]) -> None:
         """A group has ended."""
+        self._advance(group, self._steps)
         for cell, summary in zip(group.cells, summaries, strict=True):
             self._rows[cell] = _ended(group, cell, summary)
 
     def left(self, group: Group, who: str) -> None:
         """A group is someone else's."""
+        self._advance(group, self._steps)
         self._notes.append(f"{_title(group)}: left to {who}")
 
     def close(self) -> None:
         """Leave the last picture on the terminal."""
         self._live.stop()
+
+    def _advance(self, group: Group, step: int) -> None:
+        self._done[group] = step
+        self._bar.update(self._task, completed=sum(_work(group) * steps for group, steps in self._done.items()))
 
     def _draw(self) -> Rows:
         table = Table(box=None, pad_edge=False)
