@@ -50,7 +50,8 @@ class Text:
 class Options:
     """Train every recipe at every depth and learning rate, and report which of them can be stacked.
 
-    Exit status: 0 all cells ended (divergence is a result), 1 some failed, 2 bad usage, 130 interrupted.
+    Exit status: 0 all cells ended (divergence is a result) or are another worker's, 1 some failed, 2 bad usage,
+    130 interrupted.
     """
 
     grid: tyro.conf.OmitArgPrefixes[Grid] = Grid()

@@ -1,9 +1,10 @@
 """What experiments share.
 
-Reading order: `names` (words on the command line to objects), `data` (text to batches), `train` (one run as pure
-functions), `lanes` (several runs side by side in one program), `cost` (FLOPs and memory, counted); then `grid`
-(cells, groups and their names), `store` (a run's folder), `sweep` (the loop over groups); then `results` (the folder
-read back as tables), `chart` and `report`.
+Reading order: `names` (words on the command line to objects), `corpus` and `data` (files to batches), `train` (one run
+as pure functions), `lanes` (several runs side by side in one program), `cost` (FLOPs and memory, counted); then `grid`
+(cells, groups and their names), `store` (a run's folder), `claim` (workers that share it), `outcome` (how a cell
+ended), `sweep` (the loop over groups), `progress`; then `results` (the folder read back as tables), `headline`,
+`chart`, `layer_chart` and `report`. Beside them, `finding` writes down what an experiment with predictions found.
 
 In a notebook:
 

@@ -36,6 +36,7 @@ def theme(*, dark: bool = False) -> Json:
             "symbolOpacity": 1,
             "symbolBaseFillColor": quiet,
             "symbolBaseStrokeColor": quiet,
+            "layout": {"top": {"margin": 28}},
         },
         "header": {"labelColor": ink, "titleColor": quiet, "labelFontSize": 13, "labelFontWeight": 600},
         "title": {"color": ink, "fontSize": 13, "fontWeight": 600, "anchor": "start"},
@@ -158,9 +159,11 @@ def loss_against_flops(results: Results) -> alt.TopLevelMixin | None:
 def learning_rates(results: Results) -> alt.TopLevelMixin | None:
     """Final loss for every learning rate and depth, a panel for each recipe; divergence and failure are marked."""
     rows = []
+    best_rates = {(row["recipe"], row["depth"], row["learning_rate"]) for row in results.best()}
     for cell in results.cells:
         key = {name: cell[name] for name in ("recipe", "depth", "learning_rate")}
-        rows.append({**key, "rate": f"{cell['learning_rate']:g}", "status": cell["status"], "loss": cell["valid_loss"]})
+        shown = {"rate": f"{cell['learning_rate']:g}", "best": tuple(key.values()) in best_rates}
+        rows.append({**key, **shown, "status": cell["status"], "loss": cell["valid_loss"]})
     ended = [row for row in rows if row["status"] != "unfinished"]
     if not ended:
         return None
@@ -198,7 +201,8 @@ def learning_rates(results: Results) -> alt.TopLevelMixin | None:
     )
     word = ended_badly.mark_text(color="#e45756", fontSize=11).encode(text="status:N")
     size = alt.Step(64), alt.Step(38)
-    panel = (heat + number + cross + word).properties(width=size[0], height=size[1])
+    best = base.transform_filter("datum.best").mark_rect(fill=None, stroke="#e4572e", strokeWidth=2.5)
+    panel = (heat + best + number + cross + word).properties(width=size[0], height=size[1])
     return panel.facet(recipe_facet(results), data=alt.Data(values=ended), columns=COLUMNS)
 
 

@@ -25,8 +25,19 @@ def versions() -> dict[str, str]:
 def device() -> str:
     """The device that JAX computes on."""
     first = jax.devices()[0]
-    cores = f", {os.cpu_count()} cores" if first.platform == "cpu" else ""
-    return f"{first.device_kind} ({first.platform}, {platform.machine()}{cores})"
+    if first.platform == "cpu":
+        return f"{_processor()} (cpu, {platform.machine()}, {os.cpu_count()} cores)"
+    return f"{first.device_kind} ({first.platform})"
+
+
+def _processor() -> str:
+    """The processor's own name, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or "unknown processor")
 
 
 def _commit() -> str:

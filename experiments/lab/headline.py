@@ -7,6 +7,8 @@ from experiments.lab.store import Json
 
 TRAINED_SHARE = 0.25
 """A run counts as trained if it goes this share of the way from the unigram to the bigram entropy, or further."""
+MOST_NAMED = 4
+"""Points at the end of the grid that are named one by one."""
 
 
 def bar(results: Results) -> float:
@@ -30,16 +32,21 @@ def sentences(results: Results) -> list[str]:
     best = results.best()
     lines = [_ranking([row for row in best if row["depth"] == results.depths[-1]])] if len(results.recipes) > 1 else []
     lines += [_recipe([row for row in best if row["recipe"] == recipe], results) for recipe in results.recipes]
-    ended = [row for row in best if row["loss"] is not None]
-    for end in ("highest", "lowest"):
-        edge = [row for row in ended if row["edge"] == end]
-        if edge:
-            lines.append(
-                f"At {len(edge)} of {len(ended)} points the best learning rate is the {end} tried, so a wider grid may "
-                "do better there (triangles below)."
-            )
+    edges = [f"{row['recipe']} at depth {row['depth']} (the {row['edge']})" for row in best if row["edge"]]
+    if edges:
+        lines.append(
+            f"The best learning rate is the end of those tried for {_listed(edges)}: a wider grid may do better there "
+            "(triangles below)."
+        )
     unfinished = sum(cell["status"] == "unfinished" for cell in results.cells)
     return [*lines, f"{unfinished} cells have not ended yet."] if unfinished else lines
+
+
+def _listed(words: Sequence[str]) -> str:
+    """The words, or the first few and how many more."""
+    if len(words) > MOST_NAMED:
+        return f"{', '.join(words[:MOST_NAMED])} and {len(words) - MOST_NAMED} more"
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _ranking(rows: Sequence[Json]) -> str:

@@ -9,7 +9,7 @@ from experiments.lab import chart
 from experiments.lab.results import Results
 from experiments.lab.store import Json
 
-MOST_LAYERS, MOST_STEPS = 48, 6
+MOST_LAYERS, MOST_STEPS = 48, 5
 
 STREAM = ("stream_rms", "cosine", "token_similarity")
 GRADIENT = ("stream_gradient", "grad_norm", "update_ratio")

@@ -1,6 +1,8 @@
 """How a sweep is getting on: a live table on a terminal, plain lines elsewhere."""
 
+import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -8,6 +10,7 @@ from rich.console import Group as Rows
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from experiments.lab.grid import Group
 from experiments.lab.lanes import Run
@@ -15,6 +18,8 @@ from experiments.lab.store import Json
 from experiments.lab.sweep import Sweep
 
 MOST_ROWS = 30
+SILENCE = 30.0
+"""Seconds after which a plain line tells that a group is still moving."""
 STYLE = {"ok": "green", "diverged": "yellow", "failed": "red", "compiling": "cyan", "training": "cyan"}
 
 
@@ -32,9 +37,13 @@ def header(sweep: Sweep) -> str:
 class Plain:
     """One line for each event."""
 
-    def __init__(self, say: Any = print):
-        self._say, self._n, self._began = say, 0, time.monotonic()
-        self._total = 0
+    def __init__(self, say: Callable[[str], None] = functools.partial(print, flush=True)):
+        self._write, self._n, self._total = say, 0, 0
+        self._began = self._said = time.monotonic()
+
+    def _say(self, line: str) -> None:
+        self._said = time.monotonic()
+        self._write(line)
 
     def planned(self, sweep: Sweep, groups: list[Group]) -> None:
         """The sweep begins."""
@@ -50,6 +59,9 @@ class Plain:
 
     def moved(self, group: Group, run: Run) -> None:
         """A chunk is done."""
+        if time.monotonic() - self._said > SILENCE:
+            losses = ", ".join("-" if loss is None else f"{loss:.3f}" for loss in map(_last_valid, run.metrics))
+            self._say(f"{_title(group)}: step {run.step}, validation {losses}")
 
     def ended(self, group: Group, summaries: list[Json]) -> None:
         """A group has ended."""
@@ -89,9 +101,9 @@ class Screen:
         self._task = self._bar.add_task("layer-steps", total=None)
         self._rows: dict[Any, list[str]] = {}
         self._notes: list[str] = []
-        self._steps = 0
+        self._header, self._steps = "", 0
+        self._done: dict[Group, int] = {}
         self._live = Live(console=console, get_renderable=self._draw, refresh_per_second=4)
-        self._header = ""
 
     def planned(self, sweep: Sweep, groups: list[Group]) -> None:
         """The sweep begins."""
@@ -100,8 +112,8 @@ class Screen:
             for cell, name in zip(group.cells, group.named(sweep.common)[1], strict=True):
                 summary = sweep.folder.summary(name)
                 self._rows[cell] = _row(group, cell, "waiting") if summary is None else _ended(group, cell, summary)
-        left = [g for g in groups if any(self._rows[cell][4] == "waiting" for cell in g.cells)]
-        self._bar.update(self._task, total=sum(_work(group) * self._steps for group in left))
+        self._done = {g: 0 for g in groups if any(self._rows[cell][4] == "waiting" for cell in g.cells)}
+        self._bar.update(self._task, total=sum(_work(group) * self._steps for group in self._done))
         self._live.start()
 
     def compiling(self, group: Group) -> None:
@@ -111,27 +123,31 @@ class Screen:
 
     def moved(self, group: Group, run: Run) -> None:
         """A chunk is done."""
-        before = max((int(self._rows[cell][5] or 0) for cell in group.cells), default=0)
-        self._bar.advance(self._task, _work(group) * (run.step - before))
+        self._advance(group, run.step)
         for cell, metrics in zip(group.cells, run.metrics, strict=True):
             valid = [row["valid_loss"] for row in metrics if row["valid_loss"] is not None]
+            last, best = (f"{valid[-1]:.3f}", f"{min(valid):.3f}") if valid else ("", "")
             speed = f"{1e3 * run.step_seconds[-1] / len(group.cells):.1f}" if run.step_seconds else ""
-            self._rows[cell] = _row(
-                group, cell, "training", str(metrics[-1]["step"]), f"{valid[-1]:.3f}", f"{min(valid):.3f}", speed
-            )
+            self._rows[cell] = _row(group, cell, "training", str(metrics[-1]["step"]), last, best, speed)
 
     def ended(self, group: Group, summaries: list[Json]) -> None:
         """A group has ended."""
+        self._advance(group, self._steps)
         for cell, summary in zip(group.cells, summaries, strict=True):
             self._rows[cell] = _ended(group, cell, summary)
 
     def left(self, group: Group, who: str) -> None:
         """A group is someone else's."""
+        self._advance(group, self._steps)
         self._notes.append(f"{_title(group)}: left to {who}")
 
     def close(self) -> None:
         """Leave the last picture on the terminal."""
         self._live.stop()
+
+    def _advance(self, group: Group, step: int) -> None:
+        self._done[group] = step
+        self._bar.update(self._task, completed=sum(_work(group) * steps for group, steps in self._done.items()))
 
     def _draw(self) -> Rows:
         table = Table(box=None, pad_edge=False)
@@ -144,7 +160,11 @@ class Screen:
             table.add_row(*row, style=STYLE.get(row[4], "dim"))
         hidden = len(rows) - MOST_ROWS
         notes = self._notes[-3:] + ([f"{hidden} more cells"] if hidden > 0 else [])
-        return Rows(self._header, self._bar, table, *notes)
+        return Rows(Text(self._header), self._bar, table, *notes)
+
+
+def _last_valid(metrics: list[Json]) -> float | None:
+    return next((row["valid_loss"] for row in reversed(metrics) if row["valid_loss"] is not None), None)
 
 
 def _title(group: Group) -> str:

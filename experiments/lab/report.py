@@ -62,8 +62,8 @@ SECTIONS: dict[str, tuple[Figure, ...]] = {
         one(
             "learning_rates",
             chart.learning_rates,
-            "Final validation loss, averaged over seeds. A recipe whose best rate stays in place as depth grows can be "
-            "tuned on a shallow model.",
+            "Final validation loss, averaged over seeds; the best rate at each depth is outlined. A recipe whose best "
+            "rate stays in place as depth grows can be tuned on a shallow model.",
         ),
     ),
     "In the layers": (
@@ -82,7 +82,8 @@ SECTIONS: dict[str, tuple[Figure, ...]] = {
                 "gradients": ("gradients_over_depth", layer_chart.gradients_over_depth),
                 "branches": ("branches_over_depth", layer_chart.branches_over_depth),
             },
-            caption="All depths at the end of training, layers as a share of the depth.",
+            caption="All depths at the end of training, layers as a share of the depth. Updates are those of the last "
+            "step, where a learning rate that decays is close to zero.",
         ),
     ),
     "Cost": (

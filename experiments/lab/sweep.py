@@ -188,11 +188,8 @@ def save_record(folder: Folder, base: Json, groups: dict[str, Group], *commands:
     write(folder.sweep_file, json.dumps(record, indent=1))
 
 
-def run(sweep: Sweep, show: Show) -> bool:
+def run(sweep: Sweep, show: Show) -> None:
     """Run every group that nobody else is running.
-
-    Returns:
-        Whether all cells of the grid have ended, well or not.
 
     Raises:
         Interrupted: `stop` said so; the same command goes on from there.
@@ -217,8 +214,6 @@ def run(sweep: Sweep, show: Show) -> bool:
             show.left(group, holder(sweep.folder.claim_file(name)))
         finally:
             claim.release()
-    done = [sweep.folder.summary(cell) is not None for group in groups for cell in group.named(sweep.common)[1]]
-    return all(done)
 
 
 def _run_group(sweep: Sweep, group: Group, claim: Claim, show: Show) -> None:

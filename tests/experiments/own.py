@@ -25,5 +25,13 @@ class Hungry(recipe.PreNorm):
         return 1.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Endless(recipe.PreNorm):
+    """Begins with logits that are no numbers."""
+
+    def gain(self, role, geometry):
+        return float("inf") if role == "unembed" else 1.0
+
+
 instance = recipe.PreNorm()
 not_a_recipe = 3

@@ -9,6 +9,8 @@ from experiments import depth_sweep
 from tests.experiments.conftest import GRID, arguments
 from tests.experiments.test_data import bad_inputs
 
+OWN = "experiments.own_recipe:recipe"
+
 
 def refused(capsys, command, out, *said):
     """Run a command that cannot be; returns its one line."""
@@ -125,11 +127,12 @@ def test_dry_run_writes_nothing(tmp_path, corpus, capsys, finished):
     assert {path: path.stat().st_mtime for path in finished.rglob("*")} == before
 
 
-def test_token_files_and_loops_sweep_too(tmp_path, capsys):
+def test_token_files_loops_and_recipes_of_ones_own_sweep_too(tmp_path, capsys):
     np.random.default_rng(0).integers(0, 40, 3000).astype("<u2").tofile(tmp_path / "tokens.bin")
     command = arguments(tmp_path / "out", tmp_path / "tokens.bin", "--vocab", 50, "--lanes", "loop")
-    assert depth_sweep.main([*command, "--depths", "1", "--recipes", "complete_p", "--optimizer", "muon"]) == 0
-    assert "V = 50" in capsys.readouterr().out
+    assert depth_sweep.main([*command, "--depths", "1", "--optimizer", "muon", "--recipes", "complete_p", OWN]) == 0
+    said = capsys.readouterr().out
+    assert "V = 50" in said and f"{OWN} L=1 lr 0.001 seed 0: ok" in said
 
 
 def test_help_is_no_error(capsys):

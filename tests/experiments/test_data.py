@@ -55,6 +55,11 @@ def test_faulty_utf8_is_replaced_and_hidden_or_binary_files_are_passed_over(tmp_
     assert text_of(np.concatenate((tokens.train, tokens.valid))) == b"x" * 99 + "\ufffd".encode() + b"y" * 100
 
 
+def test_text_may_be_zipped(tmp_path):
+    (tmp_path / "one.txt.gz").write_bytes(gzip.compress(b"a" * 90 + b"b" * 10))
+    assert text_of(data.load(str(tmp_path)).valid) == b"b" * 10
+
+
 @pytest.mark.parametrize("zipped", [False, True])
 def test_records(tmp_path, zipped):
     lines = "\n".join(json.dumps({"body": f"record {i}", "n": i}) for i in range(30)) + "\n\n"

@@ -70,7 +70,8 @@ def test_headlines_say_what_the_cells_say():
     assert lines[0] == "At the greatest depth, 4 layers, the lowest loss is a 2.40 nats, then b 2.85."
     assert lines[1] == "a trains up to depth 4, the greatest tried; its lowest loss, 2.40 nats, is there."
     assert lines[2] == "b trains up to depth 2, not at 4 (2.85)."
-    assert lines[3].startswith("At 1 of 4 points the best learning rate is the highest tried") and len(lines) == 4
+    assert lines[3].startswith("The best learning rate is the end of those tried for b at depth 2 (the highest): ")
+    assert len(lines) == 4
 
 
 def test_a_rate_at_which_a_seed_diverged_is_not_the_best():
