@@ -27,7 +27,7 @@ from stackjax import position
 from stackjax.parameter import Normal, Spec
 from stackjax.position import tree
 
-D_MODEL, D_HEAD = 64, 16
+D_MODEL, N_HEADS = 64, 4
 TREES = (position.TreePath, position.TreeRotary, position.TreeBias)
 
 
@@ -107,24 +107,18 @@ def induced(encoding: position.Position, where: dict[str, jax.Array], key: jax.A
     Returns:
         (T, T), queries by keys.
     """
-    n_heads = D_MODEL // D_HEAD
-    specs = {
-        "stream": encoding.stream_spec(D_MODEL),
-        "shared": encoding.shared(n_heads, D_HEAD),
-        "own": encoding.spec(n_heads, D_HEAD),
-    }
-    params = drawn(specs, key)
     length = where["index"].shape[1]
+    x = jnp.zeros((1, length, D_MODEL))
     if encoding.acts_on(("embed",)):
-        x = encoding.embed(params["stream"], where, jnp.zeros((1, length, D_MODEL)))
+        x = encoding.embed(drawn(encoding.stream_spec(D_MODEL), key), where, x)
         return np.asarray(x[0] @ x[0].T / jnp.sqrt(D_MODEL))
-    table = encoding.prepare(params["shared"], query=where, key=where, new_key=where, n_heads=n_heads, d_head=D_HEAD)
-    content = jnp.ones((1, length, n_heads, D_HEAD))
-    sides = [encoding.rotate(table, side, content) for side in ("query", "key")]
-    score, bias = encoding.score(params["own"], table, *sides), encoding.bias(params["own"], table)
-    logits = jnp.einsum("bthk,bshk->bhts", *sides)
-    logits = (logits if score is None else logits + score) / jnp.sqrt(D_HEAD)
-    return np.asarray(logits if bias is None else logits + bias)[0, 0]
+    attention = sj.Attention(n_heads=N_HEADS, position=encoding, causal=False, bias=("query", "key"))
+    params = drawn(attention.spec(D_MODEL), key)
+    params |= {name: jnp.ones_like(params[name]) for name in ("query_bias", "key_bias")}
+    given = sj.Given(position=where)
+    table = attention.prepare(drawn(attention.shared(D_MODEL), key), given, length, D_MODEL)
+    _, out = attention.apply(params, x, given.replace(table=table))
+    return np.asarray(out.seen["logits"][0, 0])
 
 
 def said(encoding: position.Position) -> tuple[str, str]:
