@@ -39,7 +39,7 @@ class Options:
     """Folder of the result."""
     quick: bool = False
     """A few tokens only, to see that it runs."""
-    tokens: int = 32
+    tokens: int = 24
     """Queries and keys of the encodings that read an index."""
     seed: int = 0
     """Of the parameters that are drawn at random."""
@@ -136,9 +136,9 @@ def by_distance_alone(matrix: np.ndarray) -> bool:
     return all(np.ptp(np.diagonal(matrix, k)) <= ends for k in range(-len(matrix) + 1, len(matrix)))
 
 
-def panel(name: str, matrix: np.ndarray, size: int, words: list[str] | None = None) -> alt.Chart:
+def panel(name: str, matrix: np.ndarray, cell: int, words: list[str] | None = None) -> alt.Chart:
     """One matrix, light where the logit is high; with the tokens along the sides if there are any."""
-    low, high = float(matrix.min()), float(matrix.max())
+    low, high, size = float(matrix.min()), float(matrix.max()), cell * len(matrix)
     cells = [{"i": i, "j": j, "logit": round(float(v), 4)} for (i, j), v in np.ndenumerate(matrix)]
     labels = alt.Axis(labels=False, ticks=False, domain=False)
     if words is not None:
@@ -177,9 +177,9 @@ def run(options: Options, command: str) -> Path:
         of_tree = reads_trees(encoding)
         matrix = induced(encoding, on_tree if of_tree else on_line, key)
         if of_tree:
-            trees.append(panel(name, matrix, 300, words))
+            trees.append(panel(name, matrix, 10, words))
         else:
-            line.append(panel(name, matrix, 130))
+            line.append(panel(name, matrix, 5))
         equation, source = said(encoding)
         rows.append(
             {
