@@ -8,9 +8,6 @@ Killed at any moment, the same command goes on. A larger grid in the same folder
 
 import contextlib
 import dataclasses
-import io
-import itertools
-import re
 import shlex
 import signal
 import sys
@@ -23,6 +20,7 @@ import tyro
 from rich.console import Console
 
 from experiments.lab import compile_cache, cost, data, progress, report
+from experiments.lab.command_line import parse
 from experiments.lab.grid import Grid, Setting
 from experiments.lab.headline import sentences
 from experiments.lab.results import Results
@@ -81,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        options = parse(arguments)
+        options = parse(arguments, Options, "experiments.depth_sweep")
         if options.scheduler != "local":
             raise ValueError(f"--scheduler {options.scheduler} comes later; start several workers on one --out instead")
         if options.report_only:
@@ -99,33 +97,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.compile_cache:
         compile_cache.enable()
     return _run(sweep, options.retry_failed)
-
-
-def parse(arguments: Sequence[str]) -> Options:
-    """Options from the command line.
-
-    Raises:
-        ValueError: anything wrong with them, in one line.
-    """
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(Options, prog="python -m experiments.depth_sweep", args=arguments)
-    except SystemExit as stop:
-        if stop.code != USAGE:
-            raise
-        raise ValueError(f"{_first_words(said.getvalue())} (see --help)") from None
-
-
-def _first_words(box: str) -> str:
-    """What a box of the option parser says below its title and above its next rule, in one line."""
-    _, *lines = [line.strip(" │╭╮╰╯") for line in box.splitlines() if line.strip()]
-    below = itertools.dropwhile(_is_rule, lines)
-    return re.sub(r"^Error parsing [a-z]+: ", "", " ".join(itertools.takewhile(lambda line: not _is_rule(line), below)))
-
-
-def _is_rule(line: str) -> bool:
-    return re.fullmatch("[─-]+", line) is not None
 
 
 def prepare(options: Options, command: str) -> Sweep:

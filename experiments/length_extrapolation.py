@@ -10,19 +10,18 @@ model is also read out with its frequencies stretched for 8 T, without training 
 Tree positions do not depend on the length and need paths; they are the subject of `tree_positions`.
 """
 
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 import jax
+import jax.numpy as jnp
 import numpy as np
-import tyro
 
 import stackjax as sj
-from experiments.lab import compile_cache, data, finding, lanes, train
+from experiments.lab import command_line, data, finding, lanes, train
 from experiments.lab.corpus import Corpus
 from experiments.lab.finding import Estimate, Prediction
 from experiments.lab.table_recipe import TableRecipe
@@ -65,8 +64,15 @@ class Options:
     eval_windows: int = 128
     """Validation windows."""
 
+    def __post_init__(self):
+        command_line.one_or_more(self, "seeds", "steps", "batch", "d_model", "depth", "n_heads", "eval_windows")
+        if self.context < READ:
+            raise ValueError(f"--context must be {READ} or more, the bytes that are read out; got {self.context}")
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"--learning-rate must be positive; got {self.learning_rate:g}")
 
-QUICK = {"context": 32, "seeds": 2, "steps": 4, "batch": 2, "d_model": 16, "depth": 1, "n_heads": 2, "eval_windows": 4}
+
+QUICK = Options(quick=True, context=32, seeds=2, steps=4, batch=2, d_model=16, depth=1, n_heads=2, eval_windows=4)
 
 
 def encodings(context: int) -> dict[str, position.Position]:
@@ -133,30 +139,47 @@ def read_out(model: sj.Model, params: Any, corpus: Corpus, options: Options) -> 
 
     @jax.jit
     def losses(params: Any, windows: jax.Array) -> jax.Array:
-        def one(params: Any) -> jax.Array:
-            logits, _ = model.apply(params, windows[:, :-1])
-            return sj.loss.cross_entropy(logits[:, -READ:], windows[:, -READ:])
+        def of_window(params: Any, window: jax.Array) -> jax.Array:
+            logits, _ = model.apply(params, window[None, :-1])
+            return sj.loss.cross_entropy(logits[:, -READ:], window[None, -READ:])
 
-        return jax.lax.map(one, params)
+        def of_seed(params: Any) -> jax.Array:
+            return jnp.mean(jax.lax.map(lambda window: of_window(params, window), windows, batch_size=16))
+
+        return jax.lax.map(of_seed, params)
 
     found = {}
     for length in (times * options.context for times in TIMES):
         if limit is None or length <= limit:
             windows = np.stack([corpus.valid[end - length - 1 : end] for end in ends]).astype(np.int32)
-            parts = np.split(windows, max(1, len(windows) // 16))
-            found[length] = np.mean([np.asarray(losses(params, part)) for part in parts], 0)
+            found[length] = np.asarray(losses(params, windows))
     return found
 
 
-def measure(options: Options) -> tuple[dict[str, dict[int, np.ndarray]], Corpus]:
-    """{encoding: {length: (seeds,) losses}}, and what was read."""
-    corpus = data.load(options.data)
+def prepare(options: Options) -> tuple[Options, Corpus]:
+    """The options, and what is read.
+
+    Raises:
+        ValueError: an unknown encoding, text that cannot be used, or sizes that make no model.
+    """
     known = encodings(options.context)
     unknown = set(options.only) - set(known)
     if unknown:
         raise ValueError(f"no encoding {sorted(unknown)[0]!r}; there are {', '.join(known)}")
+    for name in options.only or known:
+        model = model_of(known[name], options)
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        jax.eval_shape(model.apply, params, jnp.zeros((1, 1), jnp.int32))
+    corpus = data.load(options.data)
+    corpus.check(batch=options.batch, context=options.context)
     if len(corpus.valid) <= max(TIMES) * options.context:
         raise ValueError(f"{corpus.name}: {len(corpus.valid)} validation bytes are too few for the longest window")
+    return options, corpus
+
+
+def measure(options: Options, corpus: Corpus) -> dict[str, dict[int, np.ndarray]]:
+    """{encoding: {length: (seeds,) losses}}"""
+    known = encodings(options.context)
     found = {}
     for name in options.only or known:
         model = model_of(known[name], options)
@@ -166,7 +189,7 @@ def measure(options: Options) -> tuple[dict[str, dict[int, np.ndarray]], Corpus]
             for other, encoding in stretched(options.context).items():
                 found[other] = read_out(model_of(encoding, options), params, corpus, options)
         print(name, {n: round(float(x.mean()), 3) for n, x in found[name].items()}, flush=True)
-    return found, corpus
+    return found
 
 
 def predictions(found: dict[str, dict[int, np.ndarray]], context: int) -> list[Prediction]:
@@ -221,11 +244,10 @@ def figure(rows: list[dict[str, Any]], context: int) -> alt.TopLevelMixin:
     return alt.layer(*layers).properties(width=480, height=360, title=title)
 
 
-def run(options: Options) -> Path:
+def run(work: tuple[Options, Corpus], command: str) -> Path:
     """Train everything and write the finding; returns its page."""
-    if options.quick:
-        options = replace(options, **QUICK)
-    found, corpus = measure(options)
+    options, corpus = work
+    found = measure(options, corpus)
     rows, lines = [], []
     for name, by_length in found.items():
         line = {"": name}
@@ -250,19 +272,14 @@ def run(options: Options) -> Path:
         rows=rows,
         figures={"length": figure(rows, options.context)},
         text=finding.QUICK * options.quick + text + "\n\n" + finding.table(lines),
+        command=command,
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    options = tyro.cli(Options, prog="python -m experiments.length_extrapolation", args=arguments)
-    compile_cache.enable()
-    try:
-        print(run(options))
-    except ValueError as error:
-        print(f"length_extrapolation: {error}", file=sys.stderr)
-        return 2
-    return 0
+    program = "experiments.length_extrapolation"
+    return command_line.main(program, usual=Options(), quick=QUICK, prepare=prepare, run=run, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -12,19 +12,17 @@ another document (linear + wrong tree), which must not help. In the linear arm t
 empty, so it says nothing.
 """
 
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 import stackjax as sj
-from experiments.lab import compile_cache, lanes, train
+from experiments.lab import command_line, lanes, train
 from experiments.lab.table_recipe import TableRecipe
 from experiments.trees import report, source
 from experiments.trees.corpus import MASK, TreeCorpus, user_cache
@@ -54,7 +52,7 @@ class Options:
     """What is learned."""
     seeds: int = 3
     """Runs of each arm, paired over arms by init and data."""
-    steps: int = 300
+    steps: int = 200
     """Updates of each run."""
     batch: int = 8
     """Windows in a batch."""
@@ -75,9 +73,17 @@ class Options:
     cache: str | None = None
     """Folder for documents once read; None is the user's cache folder."""
 
+    def __post_init__(self):
+        command_line.one_or_more(
+            self, "seeds", "steps", "batch", "context", "d_model", "depth", "n_heads", "eval_batches"
+        )
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"--learning-rate must be positive; got {self.learning_rate:g}")
 
-QUICK = {"seeds": 2, "steps": 8, "batch": 4, "context": 32, "d_model": 16, "depth": 1, "n_heads": 2}
-QUICK |= {"limit": 40_000, "eval_batches": 2}
+
+QUICK = Options(
+    quick=True, seeds=2, steps=8, batch=4, context=32, d_model=16, depth=1, n_heads=2, limit=40_000, eval_batches=2
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,36 +213,43 @@ def tokens_of(kind: Kind, corpus: TreeCorpus, options: Options) -> dict[str, np.
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def run(options: Options) -> Path:
+def prepare(options: Options) -> tuple[Options, list[tuple[str, Kind, TreeCorpus]]]:
+    """The options, and a corpus for each language and task.
+
+    Raises:
+        ValueError: documents that cannot be used, or sizes that make no model.
+    """
+    position_of_one = {"index": jnp.zeros((1, 1), jnp.int32), "path": jnp.zeros((1, 1, 1), jnp.int16)}
+    for kind in options.tasks:
+        model = task_of("linear", kind, 1, options).model
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        jax.eval_shape(model.apply, params, jnp.zeros((1, 1), jnp.int32), sj.Given(position=position_of_one))
+    return options, [
+        (language, kind, corpus_of(language, kind, options)) for language in options.languages for kind in options.tasks
+    ]
+
+
+def run(work: tuple[Options, list[tuple[str, Kind, TreeCorpus]]], command: str) -> Path:
     """Train everything and write the finding; returns its page."""
-    if options.quick:
-        options = replace(options, **QUICK)
+    options, corpora = work
     groups = []
-    for language in options.languages:
-        for kind in options.tasks:
-            corpus = corpus_of(language, kind, options)
-            tokens = tokens_of(kind, corpus, options)
-            facts = {"language": language, "task": kind, "sha256": corpus.sha256, "vocab": corpus.vocab}
-            facts |= {"train_tokens": len(corpus.train.tokens), "valid_tokens": len(corpus.valid.tokens)}
-            arms = {}
-            for arm in ARMS:
-                arms[arm] = train_arm(arm, kind, corpus, options)
-                loss = arms[arm]["loss"][:, tokens["target"] >= 0].mean()
-                print(f"{language} {kind:8} {arm:20} {loss:.4f}", flush=True)
-            groups.append(report.Group(facts=facts, tokens=tokens, arms=arms))
-    return report.write(options.out, groups, asdict(options))
+    for language, kind, corpus in corpora:
+        tokens = tokens_of(kind, corpus, options)
+        facts = {"language": language, "task": kind, "sha256": corpus.sha256, "vocab": corpus.vocab}
+        facts |= {"train_tokens": len(corpus.train.tokens), "valid_tokens": len(corpus.valid.tokens)}
+        arms = {}
+        for arm in ARMS:
+            arms[arm] = train_arm(arm, kind, corpus, options)
+            loss = arms[arm]["loss"][:, tokens["target"] >= 0].mean()
+            print(f"{language} {kind:8} {arm:20} {loss:.4f}", flush=True)
+        groups.append(report.Group(facts=facts, tokens=tokens, arms=arms))
+    return report.write(options.out, groups, asdict(options), command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    options = tyro.cli(Options, prog="python -m experiments.tree_positions", args=arguments)
-    compile_cache.enable()
-    try:
-        print(run(options))
-    except ValueError as error:
-        print(f"tree_positions: {error}", file=sys.stderr)
-        return 2
-    return 0
+    program = "experiments.tree_positions"
+    return command_line.main(program, usual=Options(), quick=QUICK, prepare=prepare, run=run, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -169,9 +169,11 @@ class Translator:
     def __getattr__(self, name):
         return getattr(self.model, name)
 
-    def apply(self, params, tokens, taps=None, **options):
+    def apply(self, params, tokens, seen=None, *, taps=None, **options):
         both = None if taps is None else {"encoder": taps, "decoder": None}
-        return self.model.apply(params, tokens[:, ::-1], tokens, taps=both, **options)
+        where = None if seen is None else seen.position
+        places = {"source_position": where, "position": where}
+        return self.model.apply(params, tokens[:, ::-1], tokens, taps=both, **places, **options)
 
 
 def _encoder_decoder(rule, where, depth):

@@ -58,6 +58,26 @@ def test_encoder_decoder_generates():
         assert out.tokens[row].tolist() == again(model.decoder, params["decoder"], [1], 4, given=given)[0]
 
 
+def test_keys_and_values_of_the_memory_are_computed_once():
+    """Once they are in the cache, no step reads the matrices that made them."""
+    model = sj.encoder_decoder(**SIZES, depth=2)
+    params = perturbed(model.init(jax.random.key(0)), size=0.3)
+    memory, _ = model.encode(params, jnp.array([[1, 2, 3]]))
+    begun = sj.decode.start(model.decoder, params["decoder"], jnp.array([[1, 2]]), None, 2, memory=memory)
+    held = begun.cache.segments["0"]["0"]["cross_attention"]
+    assert held["key"].shape == held["value"].shape == (2, 1, 2, 3, 8)
+
+    def spoilt(path, leaf):
+        name = sj.parameter.path_name(path)
+        return jnp.full_like(leaf, jnp.nan) if name.endswith(("cross_attention/key", "cross_attention/value")) else leaf
+
+    broken = jax.tree_util.tree_map_with_path(spoilt, params["decoder"])
+    assert any(np.isnan(leaf).any() for leaf in jax.tree.leaves(broken))
+    step = jax.jit(partial(sj.decode.follow, model.decoder))
+    logits = [step(p, jnp.array([3]), begun.index, begun.cache)[0] for p in (params["decoder"], broken)]
+    np.testing.assert_array_equal(*logits)
+
+
 def test_one_compile_for_all_prompts_of_a_bucket():
     before = sj.decode.generate._cache_size()
     for prompts in (PROMPTS, [[1], [2], [3]], [[4] * 8] * 3):

@@ -93,6 +93,7 @@ def write(
     rows: Sequence[dict[str, Any]],
     figures: dict[str, alt.TopLevelMixin],
     text: str,
+    command: str,
 ) -> Path:
     """Write a finding into its folder.
 
@@ -104,13 +105,15 @@ def write(
         rows: the numbers behind the figures.
         figures: charts by name.
         text: what was found, in Markdown.
+        command: that made it.
 
     Returns:
         The path of `finding.md`.
     """
     out = Path(out)
     judged = [prediction.json() for prediction in predictions]
-    made = {"versions": environment.versions(), "device": environment.device()}
+    versions, device = environment.versions(), environment.device()
+    made = {"command": command, "versions": versions, "device": device}
     result = {"question": question, "predictions": judged, "setting": setting, **made, "rows": [*map(_finite, rows)]}
     for name, chart in figures.items():
         path = out / "figures" / name
@@ -130,7 +133,9 @@ def write(
             for p in predictions
         ]
     )
-    store.write(out / "finding.md", f"# {question}\n\n{text}\n\n{verdicts}\n\n{pictures}\n")
+    origin = f"Made by `{command}` on {device}; " + ", ".join(f"{name} {value}" for name, value in versions.items())
+    parts = (f"# {question}", text, verdicts, pictures, f"{origin}.")
+    store.write(out / "finding.md", "\n\n".join(part for part in parts if part) + "\n")
     return out / "finding.md"
 
 
@@ -139,7 +144,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     if not rows:
         return ""
     names = list(rows[0])
-    lines = [names, ["---"] * len(names), *([str(row[name]) for name in names] for row in rows)]
+    cells = ([str(row[name]).replace("|", "\\|") for name in names] for row in rows)
+    lines = [names, ["---"] * len(names), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

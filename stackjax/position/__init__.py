@@ -4,9 +4,33 @@ An encoding is a frozen bundle of pure functions with do-nothing defaults, one f
 act. It reads positions as data ({index: (..., T), path: (..., T, P)}), so caches, packing and left padding need no
 other code.
 
-    on the stream       Scalar, Sinusoidal, Learned, TreePath
-    queries and keys    Rotary (with rotary_scaling), TreeRotary
-    logits              T5Bias, ALiBi, FIRE, TreeBias; from content too: Shaw, TransformerXL
+Token t stands at the stream's x_t, a query at i, a key at j; K is the head width, D the model's. Learned: what is, in
+each layer unless said. Beyond: whether a longer text than those trained on keeps to what was seen.
+
+    encoding          equation                                       learned                       beyond
+    -- on the stream --
+    NoPosition        -                                              -                             -
+    Scalar            x_t + t / period w                             w                             no
+    Sinusoidal        x_t + p_t, sin and cos of t base^(-2k/D)       -                             no
+    Learned           x_t + P[t]                                     P, a row an index             undefined
+    TreePath          x_t + the path's steps, the latest first,      p, a few decays               by depth
+                      the q-th one-hot times p^q
+    -- on queries and keys --
+    Rotary            pair k turns by t base^(-2k/K)                 -                             with a scaling
+    TreeRotary        pairs turn by depth and by the path's steps    -                             by depth
+    -- on the logits, from content --
+    Shaw              q_i . (k_j + a[c]), values + b[c],             a and b, a row a distance     clipped
+                      c = clip(j - i)
+    TransformerXL     q_i . k_j + (q_i + v) . W R(i - j) + u . k_j   W, u, v                       no
+    -- on the logits --
+    T5Bias            b[bucket(j - i)]                               b, one for the stack          one bucket
+    ALiBi             -m_h |i - j|, m_h = 2^(-8h/H)                  -                             yes
+    FIRE              f(psi(|i - j|) / psi(max(i, M)))               f, psi, M, one for the stack  yes
+    TreeBias          b[up, down, apart] over the lowest common      b, one for the stack          clipped
+                      ancestor
+
+`Both` composes two. `rotary_scaling` stretches rotary frequencies: Linear, NTK, DynamicNTK, YaRN, Llama3, LongRoPE.
+Sources stand with each class; `experiments/position_gallery.py` draws what each does.
 """
 
 from stackjax.position import rotary, rotary_scaling, tree

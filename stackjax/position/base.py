@@ -86,7 +86,12 @@ class Position(Description):
 
 @dataclass(frozen=True, kw_only=True)
 class NoPosition(Position):
-    """No positions at all (NoPE)."""
+    """score(i, j) = q_i·k_j: no positions at all (NoPE).
+
+    A causal mask alone still tells a decoder what came before.
+
+    Source: Haviv et al. 2022, arXiv:2203.16634; Kazemnejad et al. 2023, arXiv:2305.19466.
+    """
 
 
 def total(terms: list[jax.Array | None]) -> jax.Array | None:

@@ -72,7 +72,7 @@ def _reorder(weight: jax.Array, d_head: int, order: list[int]) -> jax.Array:
 
 @dataclass(frozen=True, kw_only=True)
 class Rotary(Position):
-    """RoPE: score(i, j) depends on the content and on i - j alone.
+    """score(i, j) = (R_i q)·(R_j k), R_t turns feature pair k by t base^(-2k/R), so that only i - j counts (RoPE).
 
     Args:
         d_rotary: R, how many features of each head turn; None means all K.

@@ -19,6 +19,8 @@ class Scalar(Position):
 
     Args:
         period: index at which the added vector reaches the length of w.
+
+    Source: none; the baseline that every other encoding improves on.
     """
 
     period: float = 1.0

@@ -36,11 +36,13 @@ def sinusoid(index: jax.Array, d: int, *, base: float = 10_000.0, interleaved: b
 
 @dataclass(frozen=True, kw_only=True)
 class Sinusoidal(Position):
-    """x_t + sinusoid(t).
+    """x_t + p_t, p_t[2k] = sin(t base^(-2k/D)), p_t[2k+1] = cos(t base^(-2k/D)).
 
     Args:
         base: of the frequencies.
         interleaved: False puts all sines before all cosines.
+
+    Source: Vaswani et al. 2017, section 3.5, arXiv:1706.03762.
     """
 
     base: float = 10_000.0

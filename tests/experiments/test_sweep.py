@@ -133,7 +133,10 @@ def test_kept_parameters_give_the_final_loss(tmp_path, corpus):
     command = arguments(tmp_path / "out", corpus, "--depths", 2, "--recipes", "deepnorm", "--keep-params")
     assert depth_sweep.main(command) == 0
     found = results.Results.of(tmp_path / "out")
-    cell, text = found.cells[0], depth_sweep.prepare(depth_sweep.parse(command), "").corpus
+    cell, text = (
+        found.cells[0],
+        depth_sweep.prepare(depth_sweep.parse(command, depth_sweep.Options, "experiments.depth_sweep"), "").corpus,
+    )
     setting = Setting(**cell["setting"])
     trainer = setting.trainer("deepnorm", 2, 256)
     params = store.load_params(found.folder.cell(cell["cell"]) / "params.npz", trainer.task.model)
@@ -212,7 +215,7 @@ def test_a_torn_checkpoint_is_begun_again(tmp_path, corpus, finished, monkeypatc
 
 def test_a_living_worker_keeps_its_group_and_a_dead_one_does_not(tmp_path, corpus, capsys):
     command = arguments(tmp_path / "out", corpus, "--depths", 1, "--recipes", "pre_norm", "post_norm")
-    sweeping = depth_sweep.prepare(depth_sweep.parse(command), "")
+    sweeping = depth_sweep.prepare(depth_sweep.parse(command, depth_sweep.Options, "experiments.depth_sweep"), "")
     busy = sweeping.groups()[0]
     path = sweeping.folder.claim_file(busy.named(sweeping.common)[0])
     held = claim.Claim.take(path)

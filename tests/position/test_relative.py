@@ -64,6 +64,23 @@ def test_transformer_xl_is_the_papers_four_terms(x64):
                 np.testing.assert_allclose(score[0, h, i, j], four, rtol=1e-11, atol=1e-12)
 
 
+def test_transformer_xl_is_the_papers_relative_shift(x64):
+    """Appendix B: (q + v) times W R of the distances T - 1 .. 0, a column of zeros put in front, rows read anew."""
+    encoding, length = position.TransformerXL(), 6
+    params = own(encoding)["own"]
+    query, key = heads(1), heads(2)
+    score = logits(encoding, index(*range(length)), query, key, params)
+    q, k = np.asarray(query[0]), np.asarray(key[0])
+    u, v = np.asarray(params["content_bias"]), np.asarray(params["position_bias"])
+    angle = np.arange(length)[::-1, None] / 10_000 ** (np.arange(0, 16, 2) / 16)
+    relative = np.concatenate((np.sin(angle), np.cos(angle)), -1) @ np.asarray(params["relative"])
+    for h, r in enumerate(np.split(relative, 2, -1)):
+        unshifted = (q[:, h] + v[h]) @ r.T
+        shifted = np.pad(unshifted, ((0, 0), (1, 0))).reshape(length + 1, length)[1:].reshape(length, length)
+        expected = np.tril((q[:, h] + u[h]) @ k[:, h].T + shifted)
+        np.testing.assert_allclose(np.tril(score[0, h]), expected, rtol=1e-11, atol=1e-12)
+
+
 def test_transformer_xl_shares_keys_between_heads(x64):
     encoding = position.TransformerXL()
     params = own(encoding, n_heads=4)["own"]

@@ -173,6 +173,19 @@ def test_tree_path_moves_are_affine_and_the_same_everywhere(x64):
         np.testing.assert_allclose(child, down @ here + pushed, rtol=1e-12, atol=1e-14)
 
 
+def test_tree_path_is_linear_on_a_chain(x64):
+    """Of the depth alone: one step down is one affine map, and no two depths up to `depth` are alike."""
+    encoding = position.TreePath(arity=2, depth=6, n_decays=1)
+    params = {"decay": jnp.array([0.7])}
+    chain = np.asarray(encoding.encode(params, paths(*((0,) * t for t in range(8)), width=8)["path"][0], 12))
+    p = np.tanh(0.7)
+    for t, row in enumerate(chain):
+        expected = np.zeros((6, 2))
+        expected[: min(t, 6), 0] = p ** np.arange(min(t, 6)) * np.sqrt((1 - p**2) * 6)
+        np.testing.assert_allclose(row, expected.reshape(-1), rtol=1e-12)
+    assert len(np.unique(chain, axis=0)) == 7
+
+
 def test_tree_path_beyond_its_arity_counts_as_the_last_child():
     encoding = position.TreePath(arity=3, depth=4, n_decays=1)
     params = {"decay": jnp.array([0.7])}
