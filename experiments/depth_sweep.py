@@ -8,9 +8,6 @@ Killed at any moment, the same command goes on. A larger grid in the same folder
 
 import contextlib
 import dataclasses
-import io
-import itertools
-import re
 import shlex
 import signal
 import sys
@@ -22,7 +19,7 @@ import jax.numpy as jnp
 import tyro
 from rich.console import Console
 
-from experiments.lab import compile_cache, cost, data, progress, report
+from experiments.lab import command_line, compile_cache, cost, data, progress, report
 from experiments.lab.grid import Grid, Setting
 from experiments.lab.headline import sentences
 from experiments.lab.results import Results
@@ -106,25 +103,7 @@ def parse(arguments: Sequence[str]) -> Options:
     Raises:
         ValueError: anything wrong with them, in one line.
     """
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(Options, prog="python -m experiments.depth_sweep", args=arguments)
-    except SystemExit as stop:
-        if stop.code != USAGE:
-            raise
-        raise ValueError(f"{_first_words(said.getvalue())} (see --help)") from None
-
-
-def _first_words(box: str) -> str:
-    """What a box of the option parser says below its title and above its next rule, in one line."""
-    _, *lines = [line.strip(" │╭╮╰╯") for line in box.splitlines() if line.strip()]
-    below = itertools.dropwhile(_is_rule, lines)
-    return re.sub(r"^Error parsing [a-z]+: ", "", " ".join(itertools.takewhile(lambda line: not _is_rule(line), below)))
-
-
-def _is_rule(line: str) -> bool:
-    return re.fullmatch("[─-]+", line) is not None
+    return command_line.parse(Options, "python -m experiments.depth_sweep", arguments)
 
 
 def prepare(options: Options, command: str) -> Sweep:
