@@ -115,7 +115,15 @@ def theirs(case: Case, model: Any, batches: list[Batch]) -> Run:
         given["decoder_attention_mask"] = batches[1].mask
     if case.indexed:
         given["position_ids"] = torch.tensor(np.maximum(batches[0].index, 0), dtype=torch.long)
-    logits = model(**given).logits
+    if case.one_by_one:
+        rows = [model(**{name: value[row : row + 1] for name, value in given.items()}).logits for row in range(BATCH)]
+        logits = torch.cat(rows)
+        seen = [
+            [torch.cat(kept[i :: len(kept) // BATCH], int(case.time_first)) for i in range(len(kept) // BATCH)]
+            for kept in seen
+        ]
+    else:
+        logits = model(**given).logits
     for hook in hooks:
         hook.remove()
     if case.gradients:
