@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -150,6 +151,29 @@ def test_a_text_outside_the_vocabulary():
     small = hf.Checkpoint(hf.describe({**GPT2, "vocab_size": 32}), {}, GPT2)
     with pytest.raises(ValueError, match=r"vocabulary of 32 does not hold .* bytes; put its tokenizer\.json"):
         subject.prepare(("small", small, subject.BYTES), None, context=8, windows=1, dtype=jnp.float32)
+
+
+def test_the_folders_own_tokenizer(tmp_path, monkeypatch):
+    library = pytest.importorskip("tokenizers")
+    ids = {"[UNK]": 0, "the": 1, "fox": 2, "[MASK]": 3}
+    tokenizer = library.Tokenizer(library.models.WordLevel(ids, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = library.pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    small = {**GPT2, "vocab_size": 4}
+    hf.save(tmp_path, jax.tree.map(jnp.zeros_like, jax.eval_shape(hf.describe(small).init, jax.random.key(0))), small)
+    _, _, vocabulary = subject.of_folder(str(tmp_path), jnp.float32)
+    assert vocabulary.read("the fox the dog") == [1, 2, 1, 0]
+    assert (vocabulary.name, vocabulary.mask, vocabulary.spell(2)) == ("WordLevel tokens", 3, "fox")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ValueError, match="install the package tokenizers"):
+        subject.of_folder(str(tmp_path), jnp.float32)
+
+
+def test_a_broken_tokenizer(tmp_path):
+    pytest.importorskip("tokenizers")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"tokenizer\.json cannot be read"):
+        subject._vocabulary(tmp_path)
 
 
 def test_weights_that_are_broken(seen):
