@@ -238,8 +238,9 @@ def _table(reading: Reading, side: str) -> str:
 
 
 def _ticks(rows: Sequence[dict[str, Any]], field: str = "layer") -> alt.Axis:
-    """Ticks at whole layers."""
-    return alt.Axis(values=_spread(1 + max(row[field] for row in rows), 9), format="d", grid=False)
+    """Ticks at whole layers, about eight of them."""
+    n = 1 + max(row[field] for row in rows)
+    return alt.Axis(values=list(range(0, n, -(-n // 8))), format="d", grid=False)
 
 
 def _spread(n: int, most: int) -> list[int]:

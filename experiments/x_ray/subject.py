@@ -141,7 +141,7 @@ def prepare(
         )
     starts = np.linspace(0, len(tokens) - context - 1, windows).astype(int)
     whole = tokens[starts[:, None] + np.arange(context + 1)]
-    inputs, targets = _exercise(model, whole, vocabulary.mask)
+    inputs, targets = _exercise(checkpoint, whole, vocabulary.mask)
     return Subject(
         name=name,
         model=model,
@@ -160,12 +160,13 @@ def is_causal(stack: Stack) -> bool:
     return all(sub.causal for sub in subs if isinstance(sub, Attention))
 
 
-def _exercise(model: Model | EncoderDecoder, whole: np.ndarray, mask: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+def _exercise(checkpoint: hf.Checkpoint, whole: np.ndarray, mask: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """Inputs and targets from windows of (B, T + 1) tokens."""
-    if isinstance(model, EncoderDecoder):
-        source, target = whole[:, : whole.shape[1] // 2], whole[:, whole.shape[1] // 2 :]
-        return (source, np.pad(target[:, :-1], ((0, 0), (1, 0)))), target
-    if is_causal(model.stack):
+    if isinstance(checkpoint.model, EncoderDecoder):
+        start = checkpoint.config.get("decoder_start_token_id") or 0
+        source, target = np.split(whole, [whole.shape[1] // 2], -1)
+        return (source, np.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=start)), target
+    if is_causal(checkpoint.model.stack):
         return (whole[:, :-1],), whole[:, 1:]
     tokens = whole[:, :-1]
     hidden = np.random.default_rng(0).random(tokens.shape) < MASKED
