@@ -104,8 +104,8 @@ def caption(record: dict[str, Any]) -> str:
     return (
         "Lines of the function that describes the architecture, and rows of its table of tensors. Largest errors over "
         f"{record['seeds']} random small configurations with ragged, padded batches in float32: logits over the "
-        "largest logit; hidden states after every layer over the layer's largest entry; gradients by parameter. "
-        f"Made by `{record['command'].strip()}` with transformers {versions['transformers']}, torch "
+        "largest logit; hidden states after every layer over the layer's largest entry; each parameter's gradient, "
+        f"norm over norm. Made by `{record['command'].strip()}` with transformers {versions['transformers']}, torch "
         f"{versions['torch']} and jax {versions['jax']}."
     )
 
