@@ -88,7 +88,8 @@ def headline(subject: Subject, reading: Reading) -> list[str]:
     ]
     for side, without in reading.without.items():
         change, where = without - reading.whole.loss, f" in the {side}" if side else ""
-        most, least = int(np.nanargmax(change)), int(np.nanargmin(change))
+        change = np.where(np.isfinite(change), change, np.inf)
+        most, least = int(np.argmax(change)), int(np.argmin(change))
         lines.append(
             f"Layer {most} is worth most{where}: without it the loss {_moved(change[most])}. Layer {least} is worth "
             f"least: without it the loss {_moved(change[least])}."
@@ -106,6 +107,8 @@ def headline(subject: Subject, reading: Reading) -> list[str]:
 
 
 def _moved(change: float) -> str:
+    if not np.isfinite(change):
+        return "is no number"
     return f"rises by {change:.3f}" if change >= 0 else f"falls by {-change:.3f}"
 
 
@@ -147,7 +150,10 @@ def layers(reading: Reading, side: str) -> alt.TopLevelMixin:
 def worth(reading: Reading, side: str) -> alt.TopLevelMixin:
     """How much the loss rises without each layer."""
     change = reading.without[side] - reading.whole.loss
-    rows = [{"layer": i, "change": float(x), "loss": float(reading.without[side][i])} for i, x in enumerate(change)]
+    rows = [
+        {"layer": i, "change": _number(rise), "loss": _number(loss)}
+        for i, (rise, loss) in enumerate(zip(change, reading.without[side], strict=True))
+    ]
     base = alt.Chart(alt.Data(values=rows))
     bars = base.mark_bar(color=chart.PALETTE[0], width={"band": 0.7}).encode(
         x=alt.X("layer:O", title="layer left out", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
@@ -160,7 +166,7 @@ def worth(reading: Reading, side: str) -> alt.TopLevelMixin:
 def lens(reading: Reading) -> alt.TopLevelMixin:
     """Loss of the logit lens, and how many tokens are settled, after each layer."""
     rows = [
-        {"layers": i, "loss": said.loss, "settled": float(settled)}
+        {"layers": i, "loss": _number(said.loss), "settled": float(settled)}
         for i, (said, settled) in enumerate(zip(reading.lens, reading.settled, strict=True))
     ]
     base = alt.Chart(alt.Data(values=rows)).encode(x=alt.X("layers:Q", title="layers run", axis=_ticks(rows, "layers")))
@@ -191,7 +197,7 @@ def guesses(subject: Subject, reading: Reading) -> alt.TopLevelMixin:
                     "read": spell(int(read[place])),
                     "guess": _short(spell(guess)),
                     "target": spell(target),
-                    "probability": float(said.probability[0, place]),
+                    "probability": _number(said.probability[0, place]),
                     "right": guess == target,
                 }
             )
@@ -230,11 +236,16 @@ def _table(reading: Reading, side: str) -> str:
     """All numbers of one side, a row for each layer."""
     measure = {"loss without": reading.without[side], **reading.measure[side]}
     rows = [
-        {"layer": i, **{name: None if np.isnan(values[i]) else float(values[i]) for name, values in measure.items()}}
+        {"layer": i, **{name: _number(values[i]) for name, values in measure.items()}}
         for i in range(len(reading.without[side]))
     ]
     heads = {name: (name.replace("_", " ").replace("/", ", "), ".4g", 1.0) for name in measure}
     return page.table(rows, {"layer": (f"{side} layer".strip(), "d", 1), **heads})
+
+
+def _number(value: float) -> float | None:
+    """A number that JSON knows, or none."""
+    return float(value) if np.isfinite(value) else None
 
 
 def _ticks(rows: Sequence[dict[str, Any]], field: str = "layer") -> alt.Axis:

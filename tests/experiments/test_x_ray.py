@@ -83,8 +83,18 @@ def test_the_page(seen):
     assert all(f'id="{name}"' in page for name in specs) and "http" not in json.dumps(specs)
     outside = re.sub(r"<script>.*?</script>", "", page, flags=re.S)
     assert "http" not in outside and "src=" not in outside and "@import" not in outside and "url(" not in outside
-    assert f"Layer {DEAD} is worth least" in page or "falls by" in page
+    assert f"Layer {int(np.argmin(seen[1].without['']))} is worth least" in page
     assert "x_ray &lt;folder&gt;" in page and "text.txt" in page
+
+
+def test_a_loss_that_is_no_number_stays_readable(seen):
+    """Without some layers a model may break down altogether."""
+    prepared, found, _ = seen
+    broken = dataclasses.replace(found, without={"": np.array([np.nan, np.inf, 1.0])})
+    page = picture.html(prepared, broken, "")
+    specs = re.search(r'id="specs">(.*?)</script>', page, re.S).group(1)
+    assert "NaN" not in specs and "Infinity" not in specs
+    assert "Layer 0 is worth most: without it the loss is no number. Layer 2 is worth least" in page
 
 
 def test_two_stacks(monkeypatch):
