@@ -1,13 +1,15 @@
 """How far stackjax is from `transformers`, architecture by architecture, as the table of the README.
 
-    python -m experiments.parity_table --out experiments/results/parity
+    python -m experiments.parity_table
 
-Needs the extra `oracle`. Random small checkpoints go through both; the largest error over all seeds counts.
+Needs the extra `oracle`. Random small checkpoints go through both; the largest error over all seeds counts. The table
+also takes its place in README.md, between `<!-- parity table -->` and `<!-- end of parity table -->`.
 """
 
 import inspect
 import json
 import math
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -16,14 +18,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.console import Console
 
+from experiments.lab import command_line, environment, store
 from stackjax.interop import hf
 
 OK, FAILED, USAGE = 0, 1, 2
 BARS = {"logits": 1e-5, "hidden": 1e-5, "gradients": 1e-4}
 """Largest errors that pass: what `experiments.oracle.compare.errors` defines."""
+BEGIN, END = "<!-- parity table -->", "<!-- end of parity table -->"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +36,10 @@ class Options:
     Exit status: 0 all within the bars, 1 some not, 2 bad usage.
     """
 
-    out: str = "runs/parity"
+    out: str = "experiments/results/parity_table"
     """Folder for the two files."""
+    readme: str = "README.md"
+    """Where the table is put between its marks, if all architectures were compared and it has them."""
     seeds: int = 3
     """Random configurations of each architecture."""
     only: tuple[str, ...] = ()
@@ -43,18 +48,44 @@ class Options:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    options = tyro.cli(Options, args=arguments, description=__doc__)
-    console = Console(stderr=True)
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        options = command_line.parse(arguments, Options, "experiments.parity_table")
+        rows = measure(options)
+    except ValueError as error:
+        print(f"parity_table: {error}", file=sys.stderr)
+        return USAGE
+    packages = {package: metadata.version(package) for package in ("torch", "transformers")}
+    record = {
+        "command": "python -m experiments.parity_table " + shlex.join(arguments),
+        "versions": {**environment.versions(), **packages},
+        "device": environment.device(),
+        "seeds": options.seeds,
+        "bars": BARS,
+        "rows": rows,
+    }
+    text = f"{markdown(rows)}\n{caption(record)}\n"
+    store.write(Path(options.out) / "parity.json", json.dumps(record, indent=2) + "\n")
+    store.write(Path(options.out) / "parity.md", text)
+    if not options.only:
+        splice(Path(options.readme), text)
+    print(text, end="")
+    return OK if all(passes(row) for row in rows) else FAILED
+
+
+def measure(options: Options) -> list[dict[str, Any]]:
+    """A row for each architecture.
+
+    Raises:
+        ValueError: bad options, or the oracle is not installed.
+    """
     try:
         from experiments.oracle import cases, compare
     except ImportError as error:
-        console.print(f"{error}; install the extra `oracle`", style="red", soft_wrap=True)
-        return USAGE
-    unknown = sorted(set(options.only) - set(cases.CASES))
-    if unknown or options.seeds < 1:
-        console.print(f"--only knows {', '.join(cases.CASES)}, and --seeds is at least 1", style="red", soft_wrap=True)
-        return USAGE
-    rows = []
+        raise ValueError(f"{error}; install the extra `oracle`") from error
+    if set(options.only) - set(cases.CASES) or options.seeds < 1:
+        raise ValueError(f"--only knows {', '.join(cases.CASES)}, and --seeds is at least 1")
+    console, rows = Console(stderr=True), []
     for name in options.only or cases.CASES:
         case = cases.CASES[name]
         runs = []
@@ -64,14 +95,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 runs.append(compare.compare(name, seed, Path(at)))
         rows.append({"name": name, "title": case.title, **size(compare.draw_config(case)), **worst(runs)})
         console.print(markdown(rows[-1:]).splitlines()[-1])
-    folder = Path(options.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    versions = {package: metadata.version(package) for package in ("torch", "transformers", "jax")}
-    record = {"versions": versions, "seeds": options.seeds, "bars": BARS, "rows": rows}
-    (folder / "parity.json").write_text(json.dumps(record, indent=2) + "\n")
-    (folder / "parity.md").write_text(markdown(rows))
-    print(markdown(rows), end="")
-    return OK if all(passes(row) for row in rows) else FAILED
+    return rows
+
+
+def caption(record: dict[str, Any]) -> str:
+    """What the numbers of the table are, and where they come from."""
+    versions = record["versions"]
+    return (
+        "Lines of the function that describes the architecture, and rows of its table of tensors. Largest errors over "
+        f"{record['seeds']} random small configurations with ragged, padded batches in float32: logits over the "
+        "largest logit; hidden states after every layer over the layer's largest entry; each parameter's gradient, "
+        f"norm over norm. Made by `{record['command'].strip()}` with transformers {versions['transformers']}, torch "
+        f"{versions['torch']} and jax {versions['jax']}."
+    )
+
+
+def splice(readme: Path, text: str) -> None:
+    """Put the table between its marks, where there are any."""
+    whole = readme.read_text() if readme.is_file() else ""
+    before, begin, rest = whole.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if begin and end:
+        store.write(readme, f"{before}{BEGIN}\n{text}{END}{after}")
 
 
 def worst(runs: list[dict[str, float]]) -> dict[str, float | None]:

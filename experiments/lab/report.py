@@ -1,20 +1,17 @@
 """The report of a run: one HTML file that needs no network, and its charts as SVG and PNG."""
 
 import html
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import altair as alt
 import vl_convert
 
-from experiments.lab import chart, headline, layer_chart
+from experiments.lab import chart, headline, layer_chart, page
 from experiments.lab.results import Results
 from experiments.lab.store import Json, write
 
-HERE = Path(__file__).parent
 Chart = Callable[[Results], alt.TopLevelMixin | None]
 
 
@@ -113,18 +110,9 @@ def write_report(results: Results) -> Path:
 
 
 def _figure(figure: Figure, results: Results, specs: dict[str, Json]) -> str:
-    tabs, charts = [], []
-    for tab, (name, make) in figure.charts.items():
-        made = make(results)
-        if made is not None:
-            spec = made.to_dict(validate=False)
-            specs[name] = {key: part for key, part in spec.items() if key not in ("$schema", "config")}
-            tabs.append(f'<button type="button">{html.escape(tab)}</button>')
-            charts.append(f'<div class="chart" id="{name}"></div>')
-    if not charts:
-        return ""
-    row = f'<div class="tabs">{"".join(tabs)}</div>' if len(tabs) > 1 else ""
-    return f"<figure>{row}{''.join(charts)}<figcaption>{html.escape(figure.caption)}</figcaption></figure>"
+    made = {tab: (name, make(results)) for tab, (name, make) in figure.charts.items()}
+    charts = {tab: (name, drawn) for tab, (name, drawn) in made.items() if drawn is not None}
+    return page.figure(charts, figure.caption, specs) if charts else ""
 
 
 def _export(folder: Path, name: str, spec: Json) -> None:
@@ -134,46 +122,20 @@ def _export(folder: Path, name: str, spec: Json) -> None:
 
 
 def _page(results: Results, specs: dict[str, Json], sections: str) -> str:
-    def data(name: str, value: Any) -> str:
-        text = json.dumps(value).replace("</", "<\\/")
-        return f'<script type="application/json" id="{name}">{text}</script>'
-
     sweep, setting = results.base["data"], results.base["setting"]
     under = (
         f"{sweep['name']}, {sweep['train_tokens']:,} training tokens · D = {setting['d_model']}, "
         f"T = {setting['context']}, B = {setting['batch']} · {setting['steps']} steps of {setting['optimizer']}"
     )
-    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
-    themes = {"light": {**chart.theme(), "background": "transparent"}, "dark": chart.theme(dark=True)}
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Depth sweep</title>
-<style>{(HERE / "report.css").read_text()}</style>
-</head>
-<body>
-<main>
-<h1>Depth sweep</h1>
-<p class="under">{html.escape(under)}</p>
-<ul class="headline">{"".join(f"<li>{html.escape(line)}</li>" for line in headline.sentences(results))}</ul>
-<p class="note">{html.escape(headline.rule(results))}</p>
+    body = f"""<p class="note">{html.escape(headline.rule(results))}</p>
 {sections}
 <h2>Divergence and failure</h2>
 {_failures(results)}
 <h2>All cells</h2>
 {_cells(results)}
 <h2>Environment</h2>
-{_environment(results)}
-</main>
-{data("specs", specs)}
-{data("themes", themes)}
-<script>{bundle}</script>
-<script>{(HERE / "report.js").read_text()}</script>
-</body>
-</html>
-"""
+{_environment(results)}"""
+    return page.document(title="Depth sweep", under=under, headline=headline.sentences(results), body=body, specs=specs)
 
 
 def _failures(results: Results) -> str:
@@ -210,20 +172,7 @@ WORDS = {"recipe", "status", "message"}
 
 def _table(rows: Sequence[Json], columns: Sequence[str]) -> str:
     heading = {name: COLUMNS.get(name, (name.replace("_", " "), "", 1)) for name in columns}
-
-    def cell(name: str, value: Any) -> str:
-        _, form, factor = heading[name]
-        kind = ("word " if name in WORDS else "") + ("long" if name == "message" else "")
-        kind += f" status-{value}" if name == "status" else ""
-        text = "" if value is None else value if isinstance(value, str) else format(factor * value, form)
-        raw = html.escape("" if value is None else str(value))
-        return f'<td class="{kind.strip()}" data-value="{raw}">{html.escape(text)}</td>'
-
-    heads = "".join(
-        f'<th class="sortable{" word" if name in WORDS else ""}">{heading[name][0]}</th>' for name in columns
-    )
-    body = "".join(f"<tr>{''.join(cell(name, row[name]) for name in columns)}</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+    return page.table(rows, heading, WORDS)
 
 
 def _environment(results: Results) -> str:
@@ -236,6 +185,4 @@ def _environment(results: Results) -> str:
         + ("" if data["bigram"] is None else f", bigram {data['bigram']:.3f} nats"),
         **{name.replace("_", " "): value for name, value in base["setting"].items()},
     }
-    rows = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd>" for name, value in facts.items())
-    commands = "\n".join(dict.fromkeys(entry["command"] for entry in base.get("commands", [])))
-    return f"<pre>{html.escape(commands)}</pre><dl>{rows}</dl>"
+    return page.environment(facts, [entry["command"] for entry in base.get("commands", [])])

@@ -25,6 +25,7 @@ class Case:
         decodes: whether it writes one token after another.
         gradients: whether to compare gradients by parameter.
         time_first: whether its layers return (T, B, D).
+        one_by_one: whether to give it one sequence at a time, where its own code cannot pad a batch.
         left_out: pattern of tensors that stackjax does not read, and so does not write.
         spread: of the Gaussian noise that is added to all parameters. Less for T5, which has no 1/sqrt(K): attention
             would be so sharp that float32 itself is off by more than 1e-5.
@@ -41,6 +42,7 @@ class Case:
     decodes: bool = True
     gradients: bool = False
     time_first: bool = False
+    one_by_one: bool = False
     left_out: str = "nothing"
     spread: float = 0.25
     untied: bool = False
@@ -272,6 +274,7 @@ CASES = {
         indexed=False,
         decodes=False,
         time_first=True,
+        one_by_one=True,
         left_out=r"transformer\.mask_emb|.*\.(r_s_bias|seg_embed)",
     ),
     "llama": Case(title="Llama 3", config="LlamaConfig", model="LlamaForCausalLM", options=_llama, gradients=True),

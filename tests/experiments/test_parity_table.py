@@ -48,3 +48,22 @@ def test_without_the_oracle(monkeypatch, capsys):
     monkeypatch.delattr(oracle, "compare", raising=False)
     assert parity_table.main([]) == parity_table.USAGE
     assert "install the extra `oracle`" in capsys.readouterr().err
+
+
+def test_bad_usage_is_one_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parity_table.main(["--seeds", "many"]) == parity_table.USAGE
+    assert capsys.readouterr().err.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_the_readme(tmp_path):
+    readme = tmp_path / "README.md"
+    parity_table.splice(readme, "new\n")
+    assert not readme.exists()
+    readme.write_text("# Title\n\nno marks\n")
+    parity_table.splice(readme, "new\n")
+    assert readme.read_text() == "# Title\n\nno marks\n"
+    readme.write_text(f"a\n{parity_table.BEGIN}\nold\n{parity_table.END}\nb\n")
+    for _ in range(2):
+        parity_table.splice(readme, "new\n")
+        assert readme.read_text() == f"a\n{parity_table.BEGIN}\nnew\n{parity_table.END}\nb\n"

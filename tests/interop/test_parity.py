@@ -32,7 +32,15 @@ def test_parity(name, seed, tmp_path):
 
 
 def test_the_table(tmp_path, capsys):
-    assert parity_table.main(["--only", "xlnet", "--seeds", "1", "--out", str(tmp_path)]) == parity_table.OK
-    row = json.loads((tmp_path / "parity.json").read_text())["rows"][0]
+    words = ["--only", "xlnet", "--seeds", "1", "--out", str(tmp_path), "--readme", str(tmp_path / "README.md")]
+    assert parity_table.main(words) == parity_table.OK
+    record = json.loads((tmp_path / "parity.json").read_text())
+    row = record["rows"][0]
     assert row["title"] == "XLNet (Transformer-XL)" and row["tensors"] == 13 and row["logits"] <= 1e-5
+    assert {"torch", "transformers", "jax", "commit"} <= set(record["versions"]) and "--only xlnet" in record["command"]
     assert (tmp_path / "parity.md").read_text() == capsys.readouterr().out
+
+
+def test_a_bad_name_for_the_table(tmp_path, capsys):
+    assert parity_table.main(["--only", "mamba", "--out", str(tmp_path / "new")]) == parity_table.USAGE
+    assert "--only knows gpt2" in capsys.readouterr().err and not (tmp_path / "new").exists()

@@ -1,5 +1,6 @@
 """Checkpoints in and out: a folder to a model and its stacked parameters, and back."""
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -22,6 +23,9 @@ from stackjax.seq2seq import EncoderDecoder
 from stackjax.sublayer import Params
 
 Architectures = Mapping[str, Architecture]
+
+ALIGNMENT = 64
+"""Bytes; where XLA's buffers on the CPU begin."""
 
 
 class Checkpoint(NamedTuple):
@@ -47,8 +51,8 @@ def load(
 ) -> Checkpoint:
     """Read a checkpoint.
 
-    Each stacked leaf is filled on the host a tensor at a time and then handed to JAX, so beside what JAX keeps the host
-    holds one leaf and one tensor.
+    Each stacked leaf is filled on the host a tensor at a time and then handed to JAX, which on the CPU keeps it as it
+    is: the host never holds more than one copy of the weights and one tensor.
 
     Args:
         source: a folder with config.json and safetensors, or a hub's repository.
@@ -76,11 +80,19 @@ def load(
     places = [sharding] * len(declared) if one else tree.flatten_up_to(sharding)
     leaves = []
     for (where, leaf), place in zip(declared, places, strict=True):
-        values = np.empty(leaf.shape, dtype)
+        values = _aligned(leaf.shape, np.dtype(dtype))
         for link, i in shares[path_name(where)]:
             values[link.parts[i].index] = link.split(tensors[link.name].read())[i]
         leaves.append(jax.block_until_ready(jax.device_put(values, place)))
     return Checkpoint(model, jax.tree.unflatten(tree, leaves), config)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array that begins where JAX wants it, so that it need not be copied on the CPU."""
+    size = math.prod(shape) * dtype.itemsize
+    room = np.empty(size + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    return room[start : start + size].view(dtype).reshape(shape)
 
 
 def save(

@@ -1,0 +1,107 @@
+"""An HTML page that needs no network: text, figures that turn dark with the reader's screen, tables that sort."""
+
+import html
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+from experiments.lab import chart
+from experiments.lab.store import Json
+
+HERE = Path(__file__).parent
+
+
+def figure(charts: dict[str, tuple[str, alt.TopLevelMixin]], caption: str, specs: dict[str, Json]) -> str:
+    """A figure of the page.
+
+    Args:
+        charts: {tab: (name, chart)}; one chart needs no tab.
+        caption: what to look for.
+        specs: the page's charts by name; these are added.
+
+    Returns:
+        Its HTML, with places where the charts will be drawn.
+    """
+    for name, made in charts.values():
+        spec = made.to_dict(validate=False)
+        specs[name] = {key: part for key, part in spec.items() if key not in ("$schema", "config")}
+    tabs = "".join(f'<button type="button">{html.escape(tab)}</button>' for tab in charts)
+    row = f'<div class="tabs">{tabs}</div>' if len(charts) > 1 else ""
+    places = "".join(f'<div class="chart" id="{name}"></div>' for name, _ in charts.values())
+    return f"<figure>{row}{places}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def table(rows: Sequence[Json], columns: dict[str, tuple[str, str, float]], words: Collection[str] = ()) -> str:
+    """Rows under headings that sort.
+
+    Args:
+        rows: by column.
+        columns: heading, format and factor of each.
+        words: columns that hold text.
+    """
+
+    def cell(name: str, value: Any) -> str:
+        _, form, factor = columns[name]
+        kind = ("word " if name in words else "") + ("long" if name == "message" else "")
+        kind += f" status-{value}" if name == "status" else ""
+        text = "" if value is None else value if isinstance(value, str) else format(factor * value, form)
+        raw = html.escape("" if value is None else str(value))
+        return f'<td class="{kind.strip()}" data-value="{raw}">{html.escape(text)}</td>'
+
+    heads = "".join(
+        f'<th class="sortable{" word" if name in words else ""}">{html.escape(heading)}</th>'
+        for name, (heading, _, _) in columns.items()
+    )
+    body = "".join(f"<tr>{''.join(cell(name, row[name]) for name in columns)}</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def environment(facts: dict[str, Any], commands: Sequence[str]) -> str:
+    """Where the numbers were made."""
+    rows = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd>" for name, value in facts.items())
+    return f"<pre>{html.escape(chr(10).join(dict.fromkeys(commands)))}</pre><dl>{rows}</dl>"
+
+
+def document(*, title: str, under: str, headline: Sequence[str], body: str, specs: dict[str, Json]) -> str:
+    """The whole page.
+
+    Args:
+        title: of the page.
+        under: what stands below it.
+        headline: what was found, in sentences.
+        body: HTML.
+        specs: the charts by name.
+    """
+
+    def data(name: str, value: Any) -> str:
+        text = json.dumps(value).replace("</", "<\\/")
+        return f'<script type="application/json" id="{name}">{text}</script>'
+
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
+    themes = {"light": {**chart.theme(), "background": "transparent"}, "dark": chart.theme(dark=True)}
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title>
+<style>{(HERE / "report.css").read_text()}</style>
+</head>
+<body>
+<main>
+<h1>{html.escape(title)}</h1>
+<p class="under">{html.escape(under)}</p>
+<ul class="headline">{"".join(f"<li>{html.escape(line)}</li>" for line in headline)}</ul>
+{body}
+</main>
+{data("specs", specs)}
+{data("themes", themes)}
+<script>{bundle}</script>
+<script>{(HERE / "report.js").read_text()}</script>
+</body>
+</html>
+"""
