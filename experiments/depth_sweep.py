@@ -16,7 +16,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import jax.numpy as jnp
 import tyro
@@ -30,6 +30,7 @@ from experiments.lab.store import Folder
 from experiments.lab.sweep import Interrupted, Sweep, run, save_record
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _run(sweep, options.retry_failed)
 
 
-def parse(arguments: Sequence[str]) -> Options:
-    """Options from the command line.
+def parse(arguments: Sequence[str], kind: type[T] = Options, program: str = "experiments.depth_sweep") -> T:
+    """Options from the command line, of this experiment or another.
 
     Raises:
         ValueError: anything wrong with them, in one line.
@@ -109,7 +110,7 @@ def parse(arguments: Sequence[str]) -> Options:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(Options, prog="python -m experiments.depth_sweep", args=arguments)
+            return tyro.cli(kind, prog=f"python -m {program}", args=arguments)
     except SystemExit as stop:
         if stop.code != USAGE:
             raise

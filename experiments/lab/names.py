@@ -15,17 +15,46 @@ from stackjax.position.base import Position
 from stackjax.recipe.base import Recipe
 
 RECIPES: Mapping[str, Callable[[], Recipe]] = {
-    "no_residual": recipe.WithoutResidual,
-    "plain": recipe.PlainResidual,
     "pre_norm": recipe.PreNorm,
     "post_norm": recipe.PostNorm,
     "sandwich": recipe.SandwichNorm,
+    "peri_norm": recipe.PeriNorm,
+    "res_post_norm": recipe.ResPostNorm,
+    "sub_norm": recipe.SubNorm,
+    "norm_former": recipe.NormFormer,
+    "mix_norm": recipe.MixNorm,
+    "resi_dual": recipe.ResiDual,
+    "hybrid_norm": recipe.HybridNorm,
+    "keel": recipe.Keel,
     "deepnorm": recipe.DeepNorm,
+    "admin": recipe.Admin,
+    "layer_norm_scaling": recipe.LayerNormScaling,
     "rezero": recipe.ReZero,
+    "skip_init": recipe.SkipInit,
+    "layer_scale": recipe.LayerScale,
+    "highway": recipe.Highway,
+    "scaled_init": recipe.ScaledInit,
+    "ds_init": recipe.DSInit,
+    "depth_mup": recipe.DepthMuP,
     "complete_p": recipe.CompleteP,
+    "t_fixup": recipe.TFixup,
+    "dyt": recipe.DyT,
+    "plain_scaled_init": recipe.PlainScaledInit,
+    "shaped": recipe.Shaped,
+    "sigma_reparam": recipe.SigmaReparam,
+    "plain": recipe.PlainResidual,
+    "no_residual": recipe.WithoutResidual,
     "hyper_connections": recipe.HyperConnections,
+    "manifold_hyper_connections": recipe.ManifoldHyperConnections,
+    "value_residual": recipe.ValueResidual,
+    "dense_former": recipe.DenseFormer,
+    "dlcl": recipe.DLCL,
+    "attention_residuals": recipe.AttentionResiduals,
+    "block_attention_residuals": functools.partial(recipe.AttentionResiduals, blocks=8),
+    "ngpt": recipe.NGPT,
+    "stochastic_depth": recipe.StochasticDepth,
 }
-"""Recipes by name, each called without arguments."""
+"""Recipes by name, each called without arguments; what they are stands in `stackjax.recipe`."""
 
 POSITIONS: Mapping[str, Callable[[int], Position]] = {
     "none": lambda context: position.NoPosition(),
@@ -33,6 +62,11 @@ POSITIONS: Mapping[str, Callable[[int], Position]] = {
     "sinusoidal": lambda context: position.Sinusoidal(),
     "learned": lambda context: position.Learned(n_positions=context),
     "rotary": lambda context: position.Rotary(),
+    "alibi": lambda context: position.ALiBi(),
+    "t5": lambda context: position.T5Bias(),
+    "fire": lambda context: position.FIRE(),
+    "shaw": lambda context: position.Shaw(),
+    "transformer_xl": lambda context: position.TransformerXL(),
 }
 """Position encodings by name, each called with the number of tokens in a window."""
 
