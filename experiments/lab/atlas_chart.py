@@ -1,5 +1,7 @@
 """Charts of an atlas: many recipes, so rows of a table rather than lines."""
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,13 +16,12 @@ RED = "#e45756"
 
 
 def order(rows: Sequence[Json]) -> list[str]:
-    """Recipes, the best at the greatest depth first; those that ended well nowhere last."""
-    keys: dict[str, tuple] = {}
-    for row in sorted(rows, key=lambda row: row["depth"]):
-        if row["loss"] is not None:
-            keys[row["recipe"]] = (-row["depth"], row["loss"])
-    rest = dict.fromkeys(row["recipe"] for row in rows)
-    return sorted(keys, key=lambda name: keys[name]) + [name for name in rest if name not in keys]
+    """Recipes by their loss at the greatest depth that most of them were run at; those that ended badly there last."""
+    names = list(dict.fromkeys(row["recipe"] for row in rows))
+    counted = Counter(row["depth"] for row in rows)
+    shared = max(depth for depth, n in counted.items() if 2 * n >= len(names))
+    there = {row["recipe"]: row["loss"] for row in rows if row["depth"] == shared}
+    return sorted(names, key=lambda name: math.inf if there.get(name) is None else there[name])
 
 
 def depths(rows: Sequence[Json], data: Json) -> alt.TopLevelMixin:
@@ -34,18 +35,19 @@ def depths(rows: Sequence[Json], data: Json) -> alt.TopLevelMixin:
     low, high = min(losses, default=0), data["unigram"]
     shade = alt.Color(
         "loss:Q",
-        title="final validation loss (nats), to that of counting bytes",
+        title="validation loss (nats)",
         scale=alt.Scale(scheme="viridis", reverse=True, domain=[low, max(high, low + 1e-3)], clamp=True),
         legend=alt.Legend(gradientLength=200),
     )
     light = f"datum.loss > {low + 0.45 * (high - low)}"
-    return _tiles(rows, shade, ".2f", "loss", light).properties(title="Final validation loss at the best learning rate")
+    return _tiles(rows, shade, ".2f", "loss", light).properties(
+        title="Final validation loss at the best learning rate; dark is no better than counting bytes"
+    )
 
 
 def rates(rows: Sequence[Json]) -> alt.TopLevelMixin:
     """The best learning rate of every recipe at every depth."""
-    scale = alt.Scale(scheme="purpleorange", type="log")
-    shade = alt.Color("learning_rate:Q", title="best learning rate", scale=scale, legend=None)
+    shade = alt.Color("learning_rate:Q", scale=alt.Scale(type="log", range=["#dce6f5", "#f7d9b9"]), legend=None)
     return _tiles(rows, shade, "~g", "learning_rate", "false").properties(title="Best learning rate of those tried")
 
 
