@@ -12,7 +12,7 @@ the folder draws every curve and every layer.
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -114,6 +114,8 @@ class Options:
     """How much; quick only shows that it runs."""
     recipes: tuple[str, ...] = ()
     """Only these, by name or dotted path (yours are run in every tier); none means all."""
+    depths: tuple[int, ...] = ()
+    """Only these of the plan's, its check at the greatest depth included; none means all."""
     data: str | None = None
     """A file, folder or glob of text; None is Python's standard library."""
     steps: int | None = None
@@ -151,7 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with depth_sweep.asked_to_stop() as stop:
             for sweep in sweeps:
                 run(replace(sweep, stop=stop), progress.Plain())
-            checked(options, plan, sweeps[0], stop)
+            if plan.check in (options.depths or (plan.check,)):
+                checked(options, plan, sweeps[0], stop)
     except (Interrupted, KeyboardInterrupt):
         print(f"\nInterrupted. This goes on from there:\n  {command}")
         return INTERRUPTED
@@ -173,16 +176,17 @@ def planned(options: Options) -> Plan:
         plan,
         setting=replace(plan.setting, **given),
         check_setting=replace(plan.check_setting, **sizes),
-        tiers=tuple(tier for tier in map(lambda tier: _only(tier, options.recipes), plan.tiers) if tier is not None),
+        tiers=tuple(_only(plan.tiers, options)),
     )
 
 
-def _only(tier: Grid, wanted: Sequence[str]) -> Grid | None:
-    """A tier with the wanted recipes; those that no table knows are in every tier."""
-    if not wanted:
-        return tier
-    kept = tuple(name for name in wanted if name in tier.recipes or name not in names.RECIPES)
-    return replace(tier, recipes=kept) if kept else None
+def _only(tiers: Sequence[Grid], options: Options) -> Iterator[Grid]:
+    """What is wanted of the tiers; recipes that no table knows are in every tier."""
+    for tier in tiers:
+        recipes = [n for n in options.recipes if n in tier.recipes or n not in names.RECIPES] or tier.recipes
+        depths = [depth for depth in tier.depths if depth in options.depths or not options.depths]
+        if depths and (set(recipes) & set(options.recipes) or not options.recipes):
+            yield replace(tier, recipes=tuple(recipes), depths=tuple(depths))
 
 
 def prepare(options: Options, plan: Plan, command: str) -> list[Sweep]:
@@ -191,6 +195,8 @@ def prepare(options: Options, plan: Plan, command: str) -> list[Sweep]:
     Raises:
         ValueError: the data cannot be used.
     """
+    if not plan.tiers:
+        raise ValueError(f"plan {options.plan} has none of these depths: {' '.join(map(str, options.depths))}")
     corpus = data.load(options.data)
     folder = Folder(options.out)
     grids = [part for tier in plan.tiers for part in _affordable(tier)]

@@ -22,7 +22,7 @@ def enable() -> Path:
 
     Each machine has its own, for programs are compiled for its processor.
     """
-    known = jax.config.read("jax_compilation_cache_dir")
+    known = jax.config.values["jax_compilation_cache_dir"]
     if known:
         return Path(known)
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -98,12 +98,12 @@ def predictions(looked: Mapping[tuple[str, int], Looked], collapsed: Arrays) -> 
         predict(
             f"deepnorm: first layer's gradient over the last's, away from 1, {deepest} layers", ratio, "below", 0.05
         )
+    ranks = {kind: np.log10(np.maximum(values, 1e-30)) for kind, values in collapsed.items()}
     middle = COLLAPSE_DEPTH // 2 - 1
-    predict("rank, attention alone, half-way", collapsed["attention alone"][:, middle], "below", 1e-5)
-    without = collapsed["attention and feed-forward, no skip"]
-    predict("rank, attention and feed-forward without skip, half-way", without[:, middle], "below", 1e-5)
-    predict("rank, pre-norm, last layer", collapsed["pre-norm"][:, -1], "above", 0.3)
-    predict("rank, post-norm, last layer", collapsed["post-norm"][:, -1], "below", 1e-3)
+    for kind in ("attention alone", "attention and feed-forward, no skip"):
+        predict(f"{kind}: log10 of the rank half-way", ranks[kind][:, middle], "below", -5.0)
+    predict("pre-norm: log10 of the rank at the end", ranks["pre-norm"][:, -1], "above", round(float(np.log10(0.3)), 3))
+    predict("post-norm: log10 of the rank at the end", ranks["post-norm"][:, -1], "below", -3.0)
     return stated
 
 

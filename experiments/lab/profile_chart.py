@@ -72,7 +72,10 @@ def profiles(
     there = list(dict.fromkeys(point["measure"] for point in points))
     named = [name for kind in measures for name in there if name == kind or _by_sublayer(name, kind)]
     columns = list(dict.fromkeys(point[column] for point in points))
-    bands = [_band(points, name, column, columns, color, (width, height), first=name == named[0]) for name in named]
+    ends = named[:1], named[-1:]
+    bands = [
+        _band(points, name, column, columns, color, (width, height), [name in end for end in ends]) for name in named
+    ]
     return alt.vconcat(*bands, spacing=6).resolve_scale(color="shared")
 
 
@@ -81,14 +84,21 @@ def _by_sublayer(name: str, kind: str) -> bool:
 
 
 def _band(
-    points: Sequence[Json], name: str, column: str, columns: list[Any], color: str, size: tuple[int, int], first: bool
+    points: Sequence[Json],
+    name: str,
+    column: str,
+    columns: list[Any],
+    color: str,
+    size: tuple[int, int],
+    ends: Sequence[bool],
 ) -> Any:
+    """One row of panels; `ends` says whether it is the first, which has headings, and the last, which has a title."""
     kind, _, sub = name.partition("/")
     own = [p for p in points if p["measure"] == name and (p["value"] > 0 or kind not in LOGS)]
     scale, axis = alt.Scale(zero=False), alt.Axis(tickCount=4, format="~g", titleFontSize=11)
     if kind in LOGS and own:
         ticks = chart.decades(point["value"] for point in own)
-        scale = alt.Scale(type="log")
+        scale = alt.Scale(type="log", nice=False)
         form = "~g" if min(ticks) >= 1e-3 and max(ticks) < 1e5 else ".0e"
         axis = alt.Axis(values=ticks[:: max(1, len(ticks) // 5)], format=form, titleFontSize=11)
     title = [NAMES.get(kind, kind), sub.replace("_", "-")] if sub else NAMES.get(kind, kind)
@@ -96,7 +106,7 @@ def _band(
         alt.Chart()
         .mark_line(strokeWidth=1.8)
         .encode(
-            x=alt.X("share:Q", title="layer / depth", axis=alt.Axis(format="~%", tickCount=3)),
+            x=alt.X("share:Q", title="layer / depth" if ends[1] else None, axis=alt.Axis(format="~%", tickCount=3)),
             y=alt.Y("value:Q", title=title, scale=scale, axis=axis),
             color=chart.ramp(color, [point[color] for point in points]),
             detail=f"{color}:O",
@@ -104,7 +114,7 @@ def _band(
         )
         .properties(width=size[0], height=size[1])
     )
-    header = alt.Header() if first else alt.Header(labelExpr="''", labelFontSize=0, labelPadding=0)
+    header = alt.Header() if ends[0] else alt.Header(labelExpr="''", labelFontSize=0, labelPadding=0)
     facet = alt.Facet(f"{column}:N", title=None, sort=columns, header=header)
     return panel.facet(facet, data=alt.Data(values=own), columns=len(columns))
 
@@ -131,7 +141,7 @@ def matrix(distances: Mapping[str, Any], title: str) -> alt.TopLevelMixin:
             color=alt.Color("value:Q", title=title, scale=alt.Scale(scheme="viridis")),
             tooltip=["recipe:N", "from:O", "to:O", alt.Tooltip("value:Q", format=".3f")],
         )
-        .properties(width=190, height=190)
+        .properties(width=170, height=170)
     )
     facet = alt.Facet("recipe:N", title=None, sort=list(distances))
-    return panel.facet(facet, data=alt.Data(values=values), columns=3)
+    return panel.facet(facet, data=alt.Data(values=values), columns=4)

@@ -62,6 +62,7 @@ def test_the_same_command_again_runs_nothing(done, corpus, monkeypatch, capsys):
         (("--context", 10**6), "too short"),
         (("--report-only",), "holds no sweep"),
         (("--plan", "long"), "--plan"),
+        (("--depths", 5), "has none of these depths: 5"),
     ],
 )
 def test_bad_usage(tmp_path, corpus, capsys, words, said):
