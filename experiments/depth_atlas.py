@@ -41,11 +41,11 @@ SEEDED = ("pre_norm", "post_norm", "deepnorm", "rezero", "complete_p", "no_resid
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is run, in this order.
+    """What is run.
 
     Args:
         setting: of all cells.
-        tiers: grids that together make one sweep.
+        tiers: grids that together make one sweep, in this order; the checks come after the first.
         check: depth of the checks.
         check_setting: their sizes and steps.
     """
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = depth_sweep.parse(arguments, Options, "experiments.depth_atlas")
         plan = planned(options)
         if options.report_only:
-            print(report(options, command))
+            print(report(options))
             return OK
         sweeps = prepare(options, plan, command)
         for warning in dict.fromkeys(warning for sweep in sweeps for warning in sweep.check()):
@@ -151,14 +151,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     compile_cache.enable()
     try:
         with depth_sweep.asked_to_stop() as stop:
-            for sweep in sweeps:
+            for i, sweep in enumerate(sweeps):
                 run(replace(sweep, stop=stop), progress.Plain())
-            if plan.check in (options.depths or (plan.check,)):
-                checked(options, plan, sweeps[0], stop)
+                if i == 0 and plan.check in (options.depths or (plan.check,)):
+                    checked(options, plan, sweep, stop)
     except (Interrupted, KeyboardInterrupt):
         print(f"\nInterrupted. This goes on from there:\n  {command}")
         return INTERRUPTED
-    print(report(options, command))
+    print(report(options))
     return OK
 
 
@@ -233,14 +233,14 @@ def checks_file(options: Options) -> Path:
     return Path(options.out) / "checks.jsonl"
 
 
-def report(options: Options, command: str) -> Path:
+def report(options: Options) -> Path:
     """Write the finding; returns its page.
 
     Raises:
         ValueError: there is nothing in the folder.
     """
     checks: list[Json] = read_rows(checks_file(options))
-    return atlas.write(Results.of(options.out), checks, command, quick=options.plan == "quick")
+    return atlas.write(Results.of(options.out), checks, quick=options.plan == "quick")
 
 
 if __name__ == "__main__":

@@ -95,17 +95,17 @@ def predictions(results: Results, checks: Sequence[Json]) -> list[Prediction]:
     return stated
 
 
-def write(results: Results, checks: Sequence[Json], command: str, *, quick: bool = False) -> Path:
+def write(results: Results, checks: Sequence[Json], *, quick: bool = False) -> Path:
     """Write the finding, beside the sweep's own files; returns its page.
 
     Args:
         results: of the sweep.
         checks: `deep_check.Check.json` of each recipe.
-        command: the line that makes it again.
         quick: whether the numbers mean nothing.
     """
     results.save()
     rows = points(results)
+    commands = list(dict.fromkeys(entry["command"] for entry in results.base.get("commands", [])))
     figures = {
         "depths": atlas_chart.depths(rows, results.base["data"]),
         "rates": atlas_chart.rates(rows),
@@ -121,19 +121,20 @@ def write(results: Results, checks: Sequence[Json], command: str, *, quick: bool
     return finding.write(
         results.folder.path / "atlas",
         question="Which recipe for which depth?",
-        setting={**results.base["setting"], "data": results.base["data"], "command": command},
+        setting={**results.base["setting"], "data": results.base["data"], "commands": commands},
         predictions=predictions(results, checks),
         rows=[*kept, *({"kind": "check", **check} for check in checks), *curves],
         figures={name: chart for name, chart in figures.items() if chart is not None},
-        text=finding.QUICK * quick + _text(results, rows, checks, command),
+        text=finding.QUICK * quick + _text(results, rows, checks, commands),
     )
 
 
-def _text(results: Results, rows: Sequence[Json], checks: Sequence[Json], command: str) -> str:
+def _text(results: Results, rows: Sequence[Json], checks: Sequence[Json], commands: Sequence[str]) -> str:
     setting, data = results.base["setting"], results.base["data"]
     said = {name: sentence([row for row in rows if row["recipe"] == name]) for name in results.recipes}
     tried = [f"{n} x {depth:,} layers" for depth, n in _counted([row["depth"] for row in rows]).items()]
-    return f"""    {command}
+    lines = "\n".join(f"    {command}" for command in commands)
+    return f"""{lines}
 
 Decoders of width {setting["d_model"]} on {data["name"]}: {setting["steps"]} steps of {setting["batch"]} windows of
 {setting["context"]} bytes, {setting["optimizer"]}, {setting["warmup"] or setting["steps"] // 10} of them warm-up; each

@@ -121,14 +121,15 @@ def gradients(looked: Mapping[tuple[str, int], Looked]) -> alt.TopLevelMixin:
     color = alt.Color("recipe:N", title=None, scale=alt.Scale(domain=names, range=colors))
 
     def panel(rows: list[Json], x: alt.X, title: str) -> Any:
-        y = alt.Y("y:Q", title="gradient norm of W_2", scale=alt.Scale(type="log"), axis=alt.Axis(format=".0e"))
+        shown = alt.Axis(format=".0e", values=chart.decades(row["y"] for row in rows))
+        y = alt.Y("y:Q", title="gradient norm of W_2", scale=alt.Scale(type="log", nice=False), axis=shown)
         line = (
             alt.Chart(alt.Data(values=rows)).mark_line(point=alt.OverlayMarkDef(size=18)).encode(x=x, y=y, color=color)
         )
         return line.properties(width=340, height=260, title=title)
 
     ticks = sorted({depth for _, depth in looked})
-    log = alt.X("x:Q", title="depth (layers)", scale=alt.Scale(type="log"), axis=alt.Axis(values=ticks))
+    log = alt.X("x:Q", title="depth (layers)", scale=alt.Scale(type="log", nice=False), axis=alt.Axis(values=ticks))
     return alt.hconcat(
         panel(layers, alt.X("x:Q", title="layer"), f"At initialisation, {deepest} layers"),
         panel(last, log, "The last layer, against depth"),

@@ -56,8 +56,8 @@ def profiles(
     *,
     column: str = "recipe",
     color: str = "depth",
-    width: int = 170,
-    height: int = 110,
+    width: int = 150,
+    height: int = 100,
 ) -> alt.TopLevelMixin:
     """A row of panels for each measure, a column for each recipe, a line for each depth.
 
