@@ -117,7 +117,7 @@ def induced(encoding: position.Position, where: dict[str, jax.Array], key: jax.A
     params |= {name: jnp.ones_like(params[name]) for name in ("query_bias", "key_bias")}
     given = sj.Given(position=where)
     table = attention.prepare(drawn(attention.shared(D_MODEL), key), given, length, D_MODEL)
-    _, out = attention.apply(params, x, given.replace(table=table))
+    _, out = attention.apply(params, x, replace(given, table=table))
     return np.asarray(out.seen["logits"][0, 0])
 
 

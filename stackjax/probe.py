@@ -135,6 +135,31 @@ def standard(trace: Trace) -> dict[str, jax.Array]:
     return {**stream(trace), **branches(trace), **attention(trace), **routing(trace)}
 
 
+def everything(trace: Trace) -> dict[str, jax.Array]:
+    """`standard`, and rank_residual of x_{l+1}."""
+    return {**standard(trace), "rank_residual": rank_residual(trace.after)}
+
+
+def last_token(trace: Trace) -> dict[str, jax.Array]:
+    """The last token before and after the layer, (..., D): what `angular_distance` reads."""
+    return {"before": trace.before[..., -1, :], "after": trace.after[..., -1, :]}
+
+
+def angular_distance(before: jax.Array, after: jax.Array) -> jax.Array:
+    """arccos(cos(x_l, x_m)) / pi between all of x_0 .. x_L, averaged, (L + 1, L + 1).
+
+    Args:
+        before: (L, ..., D), as `last_token` measures it.
+        after: likewise.
+
+    Source: Gromov et al. 2024, arXiv:2403.17887, who read the last token because it is the one that predicts.
+    """
+    x = _unit(jnp.concatenate((before[:1], after)))
+    cosines = jnp.einsum("l...d,m...d->lm...", x, x)
+    angles = jnp.arccos(jnp.clip(cosines, -1, 1)) / jnp.pi
+    return jnp.mean(angles, tuple(range(2, angles.ndim)))
+
+
 def layer_norms(tree: Params, declaration: Any, depth: int) -> jax.Array:
     """Norm of a parameter-like tree (gradients, updates, weights) in each layer, (L,).
 
@@ -183,6 +208,64 @@ def stream_gradients(loss: Callable[[jax.Array], jax.Array], depth: int) -> jax.
         depth: L.
     """
     return jnp.sqrt(jax.grad(loss)(jnp.zeros(depth + 1, jnp.float32)))
+
+
+def look(
+    whole: Any, params: Params, batch: jax.Array, loss: Callable[[jax.Array], jax.Array], key: jax.Array, **options: Any
+) -> dict[str, jax.Array]:
+    """Everything about every layer, from one forward pass and two backward ones.
+
+    Args:
+        whole: a `Stack` or a `Model`.
+        params: its parameters.
+        batch: what its `apply` reads: x (..., T, D), or tokens (..., T).
+        loss: of what `apply` returns.
+        key: PRNG key of the directions of `jacobian_gain`.
+        **options: of `apply`; `measure` is `standard` and `rank_residual` if it is not given.
+
+    Returns:
+        What `measure` reduces each layer to; stream_gradient, |dLoss/dx_l| for x_0 .. x_L, (L + 1,); jacobian_gain
+        (L,); grad_norm (L,), and by role as grad_norm/query, grad_norm/down and so on.
+    """
+    depth, declaration = getattr(whole, "stack", whole).depth, whole.declaration()
+    options = {"measure": everything, **options}
+
+    def objective(params: Params, taps: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        y, result = whole.apply(params, batch, taps=taps, **options)
+        return loss(y), result.measure
+
+    gradient = jax.grad(objective, (0, 1), has_aux=True)
+    (gradients, squares), measured = gradient(params, jnp.zeros(depth + 1))
+    roles = role_norms(gradients, declaration, depth)
+    return {
+        **measured,
+        "stream_gradient": jnp.sqrt(squares),
+        "jacobian_gain": jacobian_gain(whole, params, batch, key, **{**options, "measure": None}),
+        "grad_norm": layer_norms(gradients, declaration, depth),
+        **{f"grad_norm/{role}": norms for role, norms in roles.items()},
+    }
+
+
+def jacobian_gain(whole: Any, params: Params, batch: jax.Array, key: jax.Array, **options: Any) -> jax.Array:
+    """|J_lᵀ u| / |u| in each layer, (L,), u a random direction at the output carried back through all later layers.
+
+    J_l is the Jacobian of layer l's whole stream; the product of all is what a gradient grows by on its way down.
+
+    Args:
+        whole: a `Stack` or a `Model`.
+        params: its parameters.
+        batch: what its `apply` reads.
+        key: PRNG key of the direction.
+        **options: of `apply`.
+    """
+    depth = getattr(whole, "stack", whole).depth
+
+    def along(taps: jax.Array) -> jax.Array:
+        y, _ = whole.apply(params, batch, taps=taps, **options)
+        return jnp.sum(y * jax.random.normal(key, y.shape, y.dtype))
+
+    norms = stream_gradients(along, depth)
+    return norms[:-1] / (norms[1:] + EPS)
 
 
 def _pairs(tree: Params, declaration: Any) -> list[tuple[jax.Array, Declared]]:

@@ -10,7 +10,9 @@ and they may be mapped over.
 Source of the lens: nostalgebraist 2020, "interpreting GPT: the logit lens".
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from stackjax.recipe.around import AroundForm
 from stackjax.recipe.base import Schedule
 from stackjax.recipe.residual import Form, Through
 from stackjax.stack import Stack
+from stackjax.sublayer import Params
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,3 +56,27 @@ def keep(schedule: Schedule, numbers: jax.Array) -> Schedule:
         numbers: (L,) 1 keeps a layer, 0 leaves it out.
     """
     return {**schedule, "outer": {**schedule["outer"], "keep": numbers}}
+
+
+def losses(
+    whole: Any, params: Params, batch: jax.Array, loss: Callable[[jax.Array], jax.Array], **options: Any
+) -> tuple[jax.Array, jax.Array]:
+    """The loss with all layers, (), and with each of them left out, (L,), one after another in one program.
+
+    Args:
+        whole: a `Stack` or a `Model`.
+        params: its parameters.
+        batch: what its `apply` reads.
+        loss: of what `apply` returns.
+        **options: of `apply`.
+    """
+    stack: Stack = getattr(whole, "stack", whole)
+    skipping = skippable(stack) if whole is stack else replace(whole, stack=skippable(stack))
+
+    def one(numbers: jax.Array) -> jax.Array:
+        y, _ = skipping.apply(params, batch, schedule=keep(stack.schedule(), numbers), **options)
+        return loss(y)
+
+    masks = jnp.concatenate((jnp.ones((1, stack.depth)), 1 - jnp.eye(stack.depth)))
+    found = jax.lax.map(one, masks)
+    return found[0], found[1:]

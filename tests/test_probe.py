@@ -148,3 +148,57 @@ def test_norms_of_the_layers_and_the_ends_add_up_to_the_global_norm(x64, looped)
     np.testing.assert_allclose(
         probe.update_ratio(jax.tree.map(lambda x: 0.5 * x, tree), tree, declaration, stack.depth)[:2], 0.5, rtol=1e-9
     )
+
+
+def test_angular_distance(x64):
+    params, x = perturbed(STACK.init(jax.random.key(0), jnp.float64)), normal(2, T, D)
+    _, result = STACK.apply(params, x, measure=lambda trace: {**probe.last_token(trace), "whole": trace.after})
+    whole = np.concatenate((np.asarray(x)[None], result.measure.pop("whole")))[:, :, -1]
+    found = probe.angular_distance(**result.measure)
+    for l, m in np.ndindex(DEPTH + 1, DEPTH + 1):
+        expected = np.mean(np.arccos(np.clip(numpy_cosine(whole[l], whole[m]), -1, 1))) / np.pi
+        np.testing.assert_allclose(found[l, m], expected, rtol=1e-8, atol=1e-7)
+
+
+def test_jacobian_gain(x64):
+    """Against the Jacobians of single layers, multiplied."""
+    params, x, key = perturbed(STACK.init(jax.random.key(0), jnp.float64)), normal(2, T, D), jax.random.key(3)
+    layers = sj.convert.unstack(STACK, params)
+    single = sj.Stack.of(LAYER, depth=1, d_model=D, recipe=sj.recipe.PreNorm())
+    bare = {**single.init(jax.random.key(0), jnp.float64), "segments": None}
+
+    def layer(l):
+        own = {**bare, "segments": {"0": {"0": jax.tree.map(lambda a: a[None], layers[l])}}}
+        return lambda x: single.apply(own, x, measure=lambda trace: {"x": trace.after})[1].measure["x"][0]
+
+    streams = [x]
+    for l in range(DEPTH):
+        streams.append(layer(l)(streams[-1]))
+    leave = jax.vjp(lambda x: STACK.leave(params, x), streams[-1])[1]
+    (u,) = leave(jax.random.normal(key, x.shape, x.dtype))
+    expected = []
+    for l in reversed(range(DEPTH)):
+        (down,) = jax.vjp(layer(l), streams[l])[1](u)
+        expected.append(jnp.linalg.norm(down) / jnp.linalg.norm(u))
+        u = down
+    found = probe.jacobian_gain(STACK, params, x, key)
+    np.testing.assert_allclose(found, expected[::-1], rtol=1e-6)
+
+
+def test_look_at_a_model_and_at_a_stack(x64):
+    model = sj.decoder(vocab=7, d_model=D, depth=DEPTH, n_heads=2, feed_forward=sj.FeedForward(d_hidden=16))
+    params, tokens = perturbed(model.init(jax.random.key(0), jnp.float64)), jnp.arange(10).reshape(2, 5) % 7
+
+    def loss(logits):
+        return sj.loss.next_token(logits, tokens)
+
+    found = jax.jit(lambda p: probe.look(model, p, tokens, loss, jax.random.key(1)))(params)
+    gradients = jax.grad(lambda p: loss(model.apply(p, tokens, dtype=jnp.float64)[0]))(params)
+    norms = probe.layer_norms(gradients, model.declaration(), DEPTH)
+    exact = probe.look(model, params, tokens, loss, jax.random.key(1), dtype=jnp.float64)
+    np.testing.assert_allclose(exact["grad_norm"], norms, rtol=1e-9)
+    np.testing.assert_allclose(sum(v**2 for k, v in exact.items() if k.startswith("grad_norm/")), norms**2, rtol=1e-9)
+    assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in exact.items()}
+    assert exact["stream_gradient"].shape == (DEPTH + 1,) and exact["jacobian_gain"].shape == (DEPTH,)
+    stack = probe.look(model.stack, params["stack"], normal(2, T, D), jnp.sum, jax.random.key(1), remat="layer")
+    assert set(stack) == set(exact) and stack["rank_residual"].shape == (DEPTH,)

@@ -61,3 +61,26 @@ def test_the_numbers_are_data():
 
     found = losses(1 - jnp.eye(DEPTH))
     assert found.shape == (DEPTH,) and len(set(np.asarray(found).tolist())) == DEPTH
+
+
+@pytest.mark.parametrize("whole", ["model", "stack"])
+def test_losses_without_each_layer(whole):
+    model, params = model_and_params(sj.recipe.PreNorm(), DEPTH)
+    tokens = jnp.arange(10).reshape(2, 5)
+    batch = tokens if whole == "model" else jax.random.normal(jax.random.key(1), (2, 5, 16))
+
+    def loss(y):
+        return jnp.mean(y**2)
+
+    for depth, layers in ((DEPTH, range(DEPTH)), *((DEPTH - 1, [m for m in range(DEPTH) if m != l]) for l in (0, 2))):
+        own, _ = model_and_params(sj.recipe.PreNorm(), depth)
+        kept = without(params, list(layers))
+        expected = loss(
+            (own if whole == "model" else own.stack).apply(kept if whole == "model" else kept["stack"], batch)[0]
+        )
+        found = sj.skip.losses(
+            model if whole == "model" else model.stack, params if whole == "model" else params["stack"], batch, loss
+        )
+        value = found[0] if depth == DEPTH else found[1][next(l for l in range(DEPTH) if l not in layers)]
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+    assert found[1].shape == (DEPTH,)

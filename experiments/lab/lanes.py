@@ -21,7 +21,7 @@ from experiments.lab.train import Batch, Hyper, State, Steps, Trainer
 Mode = Literal["vmap", "loop"]
 """All lanes at once by vmap, or one after another inside the same program (less memory)."""
 
-RUNS_ONCE = {"xla_backend_optimization_level": "0"}
+RUNS_ONCE: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
 """For a program that compiles for longer than it runs."""
 
 Feed = Callable[[int, int], Batch]

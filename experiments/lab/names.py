@@ -50,6 +50,7 @@ RECIPES: Mapping[str, Callable[[], Recipe]] = {
     "dense_former": recipe.DenseFormer,
     "dlcl": recipe.DLCL,
     "attention_residuals": recipe.AttentionResiduals,
+    "block_attention_residuals": functools.partial(recipe.AttentionResiduals, blocks=8),
     "ngpt": recipe.NGPT,
     "stochastic_depth": recipe.StochasticDepth,
 }

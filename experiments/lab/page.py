@@ -2,7 +2,7 @@
 
 import html
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import altair as alt
 import vl_convert
 
 from experiments.lab import chart
-from experiments.lab.store import Json
+from experiments.lab.finding import Prediction
+from experiments.lab.store import Json, write
 
 HERE = Path(__file__).parent
 
@@ -105,3 +106,42 @@ def document(*, title: str, under: str, headline: Sequence[str], body: str, spec
 </body>
 </html>
 """
+
+
+def write_page(
+    path: Path,
+    *,
+    title: str,
+    under: str,
+    predictions: Sequence[Prediction],
+    charts: Mapping[str, tuple[alt.TopLevelMixin, str]],
+) -> Path:
+    """Write a page of verdicts and charts.
+
+    Args:
+        path: of the file.
+        title: of the page.
+        under: a line below it.
+        predictions: stated beforehand, with what came of them.
+        charts: by section, each with a caption.
+
+    Returns:
+        The path.
+    """
+    specs: dict[str, Json] = {}
+    sections = "".join(
+        f"<h2>{html.escape(name)}</h2>{figure({'': (f'chart{i}', made)}, caption, specs)}"
+        for i, (name, (made, caption)) in enumerate(charts.items())
+    )
+    write(path, document(title=title, under=under, headline=(), body=_verdicts(predictions) + sections, specs=specs))
+    return path
+
+
+def _verdicts(predictions: Sequence[Prediction]) -> str:
+    rows = "".join(
+        f"<tr><td class='word'>{html.escape(p.claim)}</td><td>{html.escape(str(p.found))}</td>"
+        f"<td class='word'>{p.relation} {p.threshold:g}</td><td class='word'>{p.verdict}</td></tr>"
+        for p in predictions
+    )
+    heads = "".join(f"<th class='word'>{head}</th>" for head in ("stated beforehand", "found", "must be", "verdict"))
+    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'

@@ -13,7 +13,9 @@ from tests.experiments.conftest import arguments
 
 def described(out, corpus, recipe, *rates):
     grid = ("--depths", 1, "--recipes", recipe, "--learning-rates", *rates)
-    return depth_sweep.prepare(depth_sweep.parse(arguments(out, corpus, *grid)), "")
+    return depth_sweep.prepare(
+        depth_sweep.parse(arguments(out, corpus, *grid), depth_sweep.Options, "experiments.depth_sweep"), ""
+    )
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A thousand layers of every recipe: finite values and gradients at birth, in the compile time of a few."""
+"""A thousand layers of every recipe: finite values and gradients at birth, or a name on the list of those without."""
 
 import jax
 import jax.numpy as jnp
@@ -6,31 +6,41 @@ import numpy as np
 import pytest
 
 import stackjax as sj
+from tests.cases import RECIPES
 from tests.helpers import normal
-from tests.test_conformance import RECIPES
 
 DEPTH = 1000
+LAYER = sj.Layer(subs=(sj.Attention(n_heads=2), sj.FeedForward(d_hidden=24)))
+
 BEYOND_FLOAT32 = {"plain", "sigma_reparam", "shaped"}
 """Those that grow by a factor a layer: the control by sqrt(3), sigma-reparametrised weights without norms by a few
 percent, shaped attention once the depth is far beyond the width."""
 
+VANISHES = {"no_residual"}
+"""The control whose gradient is gone, in float32, before it reaches the first layer."""
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
-def test_finite(name):
-    layer = sj.Layer(subs=(sj.Attention(n_heads=2), sj.FeedForward(d_hidden=24)))
-    stack = sj.Stack.of(layer, depth=DEPTH, d_model=16, recipe=RECIPES[name])
-    x = normal(1, 16, 16, key=1)
+SAMPLE = ("deepnorm", "hyper_connections", "plain")
+"""Run every time; all the others with `-m slow`."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in SAMPLE else pytest.mark.slow) for name in RECIPES]
+)
+def test_a_thousand_layers(name):
+    stack = sj.Stack.of(LAYER, depth=DEPTH, d_model=16, recipe=RECIPES[name])
+    x = normal(1, 8, 16, key=1)
     params = stack.calibrate(stack.init(jax.random.key(0)), x, remat="nested")
 
     @jax.jit
     def run(params):
-        def loss(params):
-            y, _ = stack.apply(params, x, remat="nested")
-            return jnp.mean(y[..., 0]), y
+        def loss(params, taps):
+            y, _ = stack.apply(params, x, key=jax.random.key(2), taps=taps, remat="nested")
+            return jnp.mean(y[..., 0] ** 3), y
 
-        return jax.grad(loss, has_aux=True)(params)
+        return jax.grad(loss, (0, 1), has_aux=True)(params, jnp.zeros(DEPTH + 1))
 
-    gradients, y = run(params)
-    finite = all(np.isfinite(leaf).all() for leaf in (y, *jax.tree.leaves(gradients)))
+    (gradients, squares), y = run(params)
+    finite = all(np.isfinite(leaf).all() for leaf in (y, squares, *jax.tree.leaves(gradients)))
     assert finite == (name not in BEYOND_FLOAT32)
+    if finite:
+        assert (np.asarray(squares)[0] > 0) == (name not in VANISHES), "what reaches the first layer"

@@ -1,0 +1,229 @@
+"""What stands in each layer of a stack, before any training and after a little of it?
+
+    python -m experiments.depth_probe
+    python -m experiments.depth_probe --recipes pre_norm my.module:recipe --depths 8 64 --steps 0
+
+Gradient norm, size of the stream, branch ratio, cosine, token similarity, rank and Jacobian gain of every layer, for
+any recipe and depth, on one page. Two published contrasts at initialisation are drawn again from the same arrays, their
+thresholds stated beforehand: the gradients of post-norm and pre-norm (Xiong et al. 2020, figure 3, arXiv:2002.04745)
+and rank collapse without skips (Dong et al. 2021, figure 2, arXiv:2103.03404).
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import stackjax as sj
+from experiments.depth_sweep import OK, USAGE
+from experiments.lab import command_line, compile_cache, data, depth_claims, finding, page, profile_chart
+from experiments.lab.corpus import Corpus
+from experiments.lab.depth_claims import Arrays, Looked
+from experiments.lab.grid import Cell, Setting
+from experiments.lab.store import Json
+from stackjax import probe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Look into every layer of any recipes at any depths, at initialisation and after a few steps.
+
+    Exit status: 0 done, whatever the verdicts; 2 bad usage.
+    """
+
+    out: str = "runs/depth_probe"
+    """Folder of the finding and its page."""
+    recipes: tuple[str, ...] = ("pre_norm", "post_norm", "deepnorm", "keel", "no_residual")
+    """Names, or dotted paths of your own."""
+    depths: tuple[int, ...] = (6, 12, 24, 48)
+    """Numbers of layers; the claims about gradients need two or more."""
+    steps: int = 30
+    """Training steps before the second look; 0 for none."""
+    seeds: int = 5
+    """Of the initialisation; the second look is at the first of them."""
+    learning_rate: float = 1e-3
+    """Of the training steps."""
+    d_model: int = 64
+    """Width D."""
+    n_heads: int = 4
+    """Heads H."""
+    context: int = 64
+    """Tokens T."""
+    batch: int = 4
+    """Windows B."""
+    data: str | None = None
+    """A file, folder or glob of text; None is Python's standard library."""
+    quick: bool = False
+    """A small version of everything, to see that it runs; its numbers mean nothing."""
+
+
+FIGURES = ("gradients", "collapse", "born", "trained")
+QUICK = {"depths": (2, 3), "steps": 2, "seeds": 2, "d_model": 16, "n_heads": 2, "context": 8, "batch": 2}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        options = command_line.parse(arguments, Options, "experiments.depth_probe")
+        options = replace(options, **QUICK) if options.quick else options
+        corpus = checked(options)
+    except ValueError as error:
+        print(f"depth_probe: {' '.join(str(error).split())}", file=sys.stderr)
+        return USAGE
+    compile_cache.enable()
+    print(run(options, corpus, "python -m experiments.depth_probe " + shlex.join(arguments)))
+    return OK
+
+
+def checked(options: Options) -> Corpus:
+    """The text, once everything is known to fit.
+
+    Raises:
+        ValueError: what does not.
+    """
+    if min(options.depths, default=0) < 1:
+        raise ValueError(f"--depths must be 1 or more; got {' '.join(map(str, options.depths)) or 'none'}")
+    if options.seeds < 1 or options.steps < 0:
+        raise ValueError(f"--seeds must be 1 or more and --steps 0 or more; got {options.seeds}, {options.steps}")
+    if Path(options.out).exists() and not Path(options.out).is_dir():
+        raise ValueError(f"{options.out} is not a folder; choose another --out")
+    corpus = data.load(options.data)
+    corpus.check(batch=options.batch, context=options.context)
+    for name in options.recipes:
+        for depth in options.depths:
+            setting_of(options).model(name, depth, corpus.vocab)
+    return corpus
+
+
+def setting_of(options: Options) -> Setting:
+    """How the second look's steps are made."""
+    sizes = {name: getattr(options, name) for name in ("d_model", "n_heads", "context", "batch")}
+    return Setting(steps=max(options.steps, 1), schedule="constant", **sizes)
+
+
+def look(name: str, depth: int, corpus: Corpus, options: Options) -> Looked:
+    """All seeds of a recipe at a depth."""
+    setting = setting_of(options)
+    model = setting.model(name, depth, corpus.vocab)
+    size = {"batch": options.batch, "context": options.context}
+
+    @jax.jit
+    def draw(key: jax.Array, windows: jax.Array) -> Any:
+        return model.calibrate(model.init(key), windows[:, :-1])
+
+    @jax.jit
+    def seen(params: Any, windows: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        def loss(logits: jax.Array) -> jax.Array:
+            return sj.loss.cross_entropy(logits, windows[:, 1:])
+
+        return probe.look(model, params, windows[:, :-1], loss, key, remat="layer")
+
+    found: dict[str, list[Any]] = {"random": [], "text": []}
+    for seed in range(options.seeds):
+        key = jax.random.key(seed)
+        noise = jax.random.randint(jax.random.fold_in(key, 1), (options.batch, options.context + 1), 0, corpus.vocab)
+        windows = {"random": noise, "text": jnp.asarray(corpus.batch(seed=seed, step=0, **size), jnp.int32)}
+        for kind, window in windows.items():
+            params = draw(jax.random.fold_in(key, 0), window)
+            found[kind].append(jax.device_get(seen(params, window, jax.random.fold_in(key, 2))))
+    trained = None
+    if options.steps:
+        params = _trained(setting, name, depth, corpus, options)
+        window = jnp.asarray(corpus.batch(seed=0, step=options.steps, **size), jnp.int32)
+        trained = _stacked([jax.device_get(seen(params, window, jax.random.key(2)))])
+    return Looked(random=_stacked(found["random"]), text=_stacked(found["text"]), trained=trained)
+
+
+def _stacked(each: Sequence[dict[str, Any]]) -> Arrays:
+    return {name: np.stack([arrays[name] for arrays in each]) for name in each[0]}
+
+
+def _trained(setting: Setting, name: str, depth: int, corpus: Corpus, options: Options) -> Any:
+    """Parameters of the first seed after the steps."""
+    trainer = setting.trainer(name, depth, corpus.vocab)
+    hyper = setting.hyper(Cell(recipe=name, depth=depth, learning_rate=options.learning_rate, seed=0))
+    size = {"batch": options.batch, "context": options.context}
+    batches = jnp.stack([jnp.asarray(corpus.batch(seed=0, step=step, **size)) for step in range(options.steps)])
+    state = jax.jit(trainer.start)(hyper, batches[0])
+    return jax.jit(trainer.advance)(hyper, state, batches)[0].params
+
+
+def run(options: Options, corpus: Corpus, command: str) -> Path:
+    """Look at everything and write the finding and the page; returns the page."""
+    looked: dict[tuple[str, int], Looked] = {}
+    for name in options.recipes:
+        for depth in options.depths:
+            looked[name, depth] = look(name, depth, corpus, options)
+            print(f"{name}, {depth} layers: looked at", flush=True)
+    collapsed = depth_claims.collapse(seeds=options.seeds, d_model=options.d_model, n_heads=options.n_heads)
+    stated = depth_claims.predictions(looked, collapsed)
+    for claim in stated:
+        print(f"{claim.verdict:<13}{claim.claim}: {claim.found} (must be {claim.relation} {claim.threshold:g})")
+    born, later = (
+        [
+            point
+            for (name, depth), seen in looked.items()
+            for point in profile_chart.rows({k: v.mean(0) for k, v in pick(seen).items()}, recipe=name, depth=depth)
+        ]
+        for pick in (lambda seen: seen.text, lambda seen: seen.trained or {})
+    )
+    charts = {
+        "Gradients at initialisation": (
+            depth_claims.gradients(looked),
+            "After Xiong et al. 2020, figure 3: post-norm's last layers get large gradients however deep the stack is, "
+            "pre-norm's shrink as 1 / sqrt(depth). Random bytes, mean over seeds.",
+        ),
+        "Rank collapse": (
+            depth_claims.ranks(collapsed),
+            "After Dong et al. 2021, figure 2: without skips all tokens become alike. Their bound is doubly "
+            "exponential; at a random initialisation the decay is exponential, a straight line here.",
+        ),
+        "Every layer at initialisation": (profile_chart.profiles(born), "On text, mean over seeds."),
+    }
+    if later:
+        caption = "On text, one seed, constant learning rate."
+        charts[f"Every layer after {options.steps} steps"] = (profile_chart.profiles(later), caption)
+    out = Path(options.out)
+    figures = {name: figure for name, (figure, _) in zip(FIGURES, charts.values(), strict=False)}
+    question = "What stands in each layer, before training and after a little of it?"
+    sizes = (
+        f"D = {options.d_model}, T = {options.context}, B = {options.batch}, {options.seeds} seeds; "
+        f"text from {corpus.name}; intervals are 95 % over seeds"
+    )
+    finding.write(
+        out,
+        question=question,
+        setting={**asdict(options), "data": corpus.facts()},
+        command=command,
+        predictions=stated,
+        rows=_kept(looked, collapsed),
+        figures=figures,
+        text=finding.QUICK * options.quick + f"{sizes}.\n\nThe page with all charts: page.html.",
+    )
+    return page.write_page(out / "page.html", title=question, under=sizes, predictions=stated, charts=charts)
+
+
+def _kept(looked: dict[tuple[str, int], Looked], collapsed: Arrays) -> list[Json]:
+    """Means over seeds, four digits, one row for each recipe, depth and look."""
+
+    def short(values: np.ndarray) -> list[float | None]:
+        return [float(f"{x:.4g}") if np.isfinite(x) else None for x in values.mean(0)]
+
+    rows = []
+    for (name, depth), seen in looked.items():
+        random = {"grad_norm/down": seen.random["grad_norm/down"]}
+        for when, arrays in (("random", random), ("text", seen.text), ("trained", seen.trained or {})):
+            profile = {measure: short(values) for measure, values in arrays.items()}
+            rows += [{"recipe": name, "depth": depth, "when": when, **profile}] if profile else []
+    return [*rows, *({"kind": kind, "rank_residual": short(values)} for kind, values in collapsed.items())]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

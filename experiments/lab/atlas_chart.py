@@ -1,0 +1,135 @@
+"""Charts of an atlas: many recipes, so rows of a table rather than lines."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+from experiments.lab import chart
+from experiments.lab.results import Results
+from experiments.lab.store import Json
+
+CELL = alt.Step(72), alt.Step(19)
+RED = "#e45756"
+
+
+def order(rows: Sequence[Json]) -> list[str]:
+    """Recipes by their loss at the greatest depth that most of them were run at; those that ended badly there last."""
+    names = list(dict.fromkeys(row["recipe"] for row in rows))
+    counted = Counter(row["depth"] for row in rows)
+    shared = max(depth for depth, n in counted.items() if 2 * n >= len(names))
+    there = {row["recipe"]: row["loss"] for row in rows if row["depth"] == shared}
+    return sorted(names, key=lambda name: math.inf if there.get(name) is None else there[name])
+
+
+def depths(rows: Sequence[Json], data: Json) -> alt.TopLevelMixin:
+    """Final validation loss of every recipe at every depth, at its best learning rate.
+
+    Args:
+        rows: `atlas.points`.
+        data: facts of the corpus, for its unigram entropy, at which the colours end.
+    """
+    losses = [row["loss"] for row in rows if row["loss"] is not None]
+    low, high = min(losses, default=0), data["unigram"]
+    shade = alt.Color(
+        "loss:Q",
+        title="validation loss (nats)",
+        scale=alt.Scale(scheme="viridis", reverse=True, domain=[low, max(high, low + 1e-3)], clamp=True),
+        legend=alt.Legend(gradientLength=200),
+    )
+    light = f"datum.loss > {low + 0.45 * (high - low)}"
+    return _tiles(rows, shade, ".2f", "loss", light).properties(
+        title="Final validation loss at the best learning rate; dark is no better than counting bytes"
+    )
+
+
+def rates(rows: Sequence[Json]) -> alt.TopLevelMixin:
+    """The best learning rate of every recipe at every depth."""
+    shade = alt.Color("learning_rate:Q", scale=alt.Scale(type="log", range=["#dce6f5", "#f7d9b9"]), legend=None)
+    return _tiles(rows, shade, "~g", "learning_rate", "false").properties(title="Best learning rate of those tried")
+
+
+def _tiles(rows: Sequence[Json], shade: alt.Color, form: str, field: str, light: str) -> Any:
+    values = [{name: row[name] for name in ("recipe", "depth", "loss", "learning_rate", "word")} for row in rows]
+    x = alt.X("depth:O", title="depth (layers)", axis=alt.Axis(labelAngle=0, orient="top"))
+    y = alt.Y("recipe:N", title=None, sort=order(rows), axis=alt.Axis(labelLimit=220))
+    base = alt.Chart(alt.Data(values=values)).encode(x=x, y=y)
+    ended = base.transform_filter("datum.loss != null")
+    tip = ["recipe:N", "depth:O", "word:N", alt.Tooltip("loss:Q", format=".4f"), "learning_rate:Q"]
+    tile = ended.mark_rect(stroke="white").encode(color=shade, tooltip=tip)
+    ink = alt.condition(light, alt.value("white"), alt.value("#22221f"))
+    number = ended.mark_text(fontSize=11).encode(text=alt.Text(f"{field}:Q", format=form), color=ink)
+    badly = base.transform_filter("datum.loss == null").mark_text(fontSize=11, color=RED).encode(text="word:N")
+    return (tile + number + badly).properties(width=CELL[0], height=CELL[1])
+
+
+def deep_cells(results: Results, rows: Sequence[Json]) -> list[Json]:
+    """The best cells at the depths that the fewest recipes were trained at, the two greatest."""
+    greatest = results.depths[-2:]
+    return [cell for row in rows if row["depth"] in greatest for cell in row["cells"][:1]]
+
+
+def deep(results: Results, rows: Sequence[Json]) -> alt.TopLevelMixin | None:
+    """Validation loss against steps at the two greatest depths."""
+    cells = deep_cells(results, rows)
+    points = [
+        {"recipe": cell["recipe"], "panel": f"{cell['depth']:,} layers", "step": p["step"], "loss": p["valid_loss"]}
+        for cell in cells
+        for p in results.curve(cell)
+        if p["valid_loss"] is not None
+    ]
+    if not points:
+        return None
+    names = list(dict.fromkeys(point["recipe"] for point in points))
+    colors = [chart.PALETTE[i % len(chart.PALETTE)] for i in range(len(names))]
+    panel = (
+        alt.Chart()
+        .mark_line(point=True, strokeWidth=2)
+        .encode(
+            x=alt.X("step:Q", title="training steps", axis=alt.Axis(tickCount=5)),
+            y=alt.Y("loss:Q", title="validation loss (nats)", scale=alt.Scale(zero=False)),
+            color=alt.Color("recipe:N", title=None, scale=alt.Scale(domain=names, range=colors)),
+        )
+        .properties(width=360, height=260)
+    )
+    panels = [f"{depth:,} layers" for depth in results.depths[-2:]]
+    return panel.facet(alt.Facet("panel:N", title=None, sort=panels), data=alt.Data(values=points), columns=2)
+
+
+def cost(checks: Sequence[Json]) -> alt.TopLevelMixin | None:
+    """What each recipe costs at the depth of the checks: memory by rematerialisation, step time, compile time."""
+    done = [check for check in checks if check["temp_bytes"]]
+    if not done:
+        return None
+    names = [check["recipe"] for check in done]
+    deepest = max(check["depth"] for check in done)
+    y = alt.Y("recipe:N", title=None, sort=names, axis=alt.Axis(labelLimit=220, grid=True))
+    size = {"width": 210, "height": alt.Step(17)}
+    memory = [
+        {"recipe": check["recipe"], "kind": remat, "value": size_ / 2**20}
+        for check in done
+        for remat, size_ in check["temp_bytes"].items()
+    ]
+    steps = [{"recipe": check["recipe"], "value": check["step_seconds"]} for check in done]
+    compiled = [
+        {"recipe": check["recipe"], "kind": f"{check[which]:,} layers", "value": check[seconds]}
+        for check in done
+        for which, seconds in (("shallow", "shallow_compile_seconds"), ("depth", "compile_seconds"))
+        if check[seconds] is not None
+    ]
+
+    def dots(values: list[Json], title: str, scale: alt.Scale, legend: str | None, axis: alt.Axis) -> Any:
+        base = alt.Chart(alt.Data(values=values)).mark_point(filled=True, size=48, opacity=0.9)
+        shown = base.encode(x=alt.X("value:Q", title=title, scale=scale, axis=axis), y=y).properties(**size)
+        return shown if legend is None else shown.encode(color=alt.Color("kind:N", title=legend, sort=None))
+
+    log = alt.Scale(type="log")
+    plain = alt.Axis(tickCount=5)
+    panels = [
+        dots(memory, f"temporary MiB, {deepest:,} layers", log, "remat", alt.Axis(format="~s", tickCount=5)),
+        dots(steps, f"seconds a step, {deepest:,} layers", log, None, alt.Axis(format="~g", tickCount=5)),
+        dots(compiled, "seconds to compile", alt.Scale(zero=True), "compiled", plain),
+    ]
+    return alt.hconcat(*panels).resolve_scale(color="independent")

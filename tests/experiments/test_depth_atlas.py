@@ -1,0 +1,113 @@
+"""The atlas runs, goes on where it was, and says what it saw."""
+
+import csv
+import json
+
+import pytest
+
+from experiments import depth_atlas
+from experiments.lab import atlas, deep_check, names, sweep
+from experiments.lab.results import Results
+from tests.experiments.conftest import SIZES
+
+
+def command(out, corpus, *more):
+    return ["--plan", "quick", "--out", str(out), "--data", str(corpus), *map(str, more)]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, corpus):
+    out = tmp_path_factory.mktemp("atlas") / "out"
+    assert depth_atlas.main(command(out, corpus)) == 0
+    return out
+
+
+def test_what_is_written(done):
+    found = json.loads((done / "atlas" / "result.json").read_text())
+    points = {(row["recipe"], row["depth"]): row for row in found["rows"] if row["kind"] == "point"}
+    assert set(points) == {(name, depth) for name in ("pre_norm", "no_residual") for depth in (1, 2)} | {
+        ("pre_norm", 3)
+    }
+    assert all(row["learning_rate"] == 1e-2 for row in points.values()), "1e30 diverges"
+    checks = [json.loads(line) for line in (done / "checks.jsonl").open()]
+    assert [(row["recipe"], row["depth"], row["status"]) for row in checks] == [
+        ("pre_norm", 3, "finite"),
+        ("no_residual", 3, "finite"),
+    ]
+    for row in checks:
+        assert len(row["losses"]) == 2 and set(row["temp_bytes"]) == set(deep_check.REMATS)
+        assert 5 < row["losses"][0] < 7, "about ln 256 before any step"
+    for name in ("depths", "rates", "deep", "cost"):
+        assert (done / "atlas" / "figures" / f"{name}.png").stat().st_size > 1000
+    page = (done / "atlas" / "finding.md").read_text()
+    assert "python -m experiments.depth_atlas --plan quick" in page and "quick run" in page
+    with open(done / "results.csv") as file:
+        assert len(list(csv.DictReader(file))) == 2 * 2 * 2 + 1
+
+
+def test_the_same_command_again_runs_nothing(done, corpus, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "Run", None)
+    monkeypatch.setattr(deep_check, "_check", None)
+    assert depth_atlas.main(command(done, corpus)) == 0
+    assert depth_atlas.main(command(done, corpus, "--report-only")) == 0
+    assert capsys.readouterr().out.count("finding.md") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--recipes", "pre_nrom"), "did you mean pre_norm"),
+        (("--d-model", 9), "n_heads must divide d_model"),
+        (("--steps", 0), "--steps must be 1 or more"),
+        (("--context", 10**6), "too short"),
+        (("--report-only",), "holds no sweep"),
+        (("--plan", "long"), "--plan"),
+        (("--depths", 5), "has none of these depths: 5"),
+    ],
+)
+def test_bad_usage(tmp_path, corpus, capsys, words, said):
+    out = tmp_path / "out"
+    assert depth_atlas.main(command(out, corpus, *words)) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("depth_atlas: ") and captured.err.count("\n") == 1 and said in captured.err
+    assert not out.exists()
+
+
+def test_own_recipes_are_in_every_tier_and_quadratic_ones_not_too_deep():
+    own = "tests.experiments.own:instance"
+    plan = depth_atlas.planned(depth_atlas.Options(recipes=(own, "attention_residuals"), plan="full"))
+    parts = depth_atlas._affordable(plan.tiers[0])
+    assert [(part.depths, part.recipes) for part in parts] == [
+        ((2, 8, 32, 128), (own, "attention_residuals")),
+        ((512, 1024), (own,)),
+    ]
+    tiers = depth_atlas.planned(depth_atlas.Options(recipes=(own,), plan="hour")).tiers
+    assert [tier.recipes for tier in tiers] == [(own,)] * 4
+    assert {name for tier in depth_atlas.PLANS["hour"].tiers for name in tier.recipes} == set(names.RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ({2: 2.4, 8: 2.42, 32: 2.45}, "trained at 2, 8, 32, indifferent to depth"),
+        ({2: 2.6, 8: 2.5, 32: 2.3}, "trained at 2, 8, 32, better with depth (2.60 to 2.30)"),
+        ({2: 2.3, 8: 2.5, 32: 2.6}, "trained at 2, 8, 32, worse with depth (2.30 to 2.60)"),
+        ({2: 2.6, 8: 2.3, 32: 2.5}, "trained at 2, 8, 32, best at 8 (2.30; 2.50 at 32)"),
+        ({2: 2.4, 8: 2.9, 32: 3.2, 128: None}, "trained at 2, slow at 8, stuck at 32, diverged at 128"),
+    ],
+)
+def test_words_and_sentences(finished, losses, said):
+    results = Results.of(finished)
+    base = {**results.base, "data": {**results.base["data"], "unigram": 3.14, "bigram": 2.14}}
+    cells = [{"recipe": "x", "depth": depth, "status": "diverged"} for depth in losses]
+    stub = Results(results.folder, base, cells)
+    rows = [{"recipe": "x", "depth": depth, "loss": loss} for depth, loss in losses.items()]
+    assert atlas.sentence([{**row, "word": atlas._word(row, stub)} for row in rows]) == said
+
+
+def test_a_check_that_fails_is_a_row(corpus):
+    setting = depth_atlas.PLANS["quick"].check_setting
+    text = depth_atlas.data.load(str(corpus))
+    found = deep_check.check(setting, "tests.experiments.own:Broken", 2, text, learning_rate=1e-3)
+    assert found.status == "failed" and "no init for you" in found.message
+    assert SIZES["d-model"] == setting.d_model

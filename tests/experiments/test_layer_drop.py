@@ -1,0 +1,63 @@
+"""Layers left out of models trained on the spot, and of the cells of a sweep."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from experiments import depth_sweep, layer_drop
+from tests.experiments.conftest import arguments
+
+
+def test_quick(tmp_path, corpus, capsys):
+    out = tmp_path / "out"
+    assert layer_drop.main(["--quick", "--data", str(corpus), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    found = json.loads((out / "result.json").read_text())
+    assert [row["recipe"] for row in found["rows"]] == ["pre_norm", "post_norm"]
+    for row in found["rows"]:
+        assert np.shape(row["cost"]) == (2, 2) and np.shape(row["distance"]) == (2, 3, 3)
+        assert np.allclose(np.diagonal(row["distance"], 0, 1, 2), 0, atol=1e-3)
+    assert len(found["predictions"]) == 4 and all(p["claim"] in said for p in found["predictions"])
+    for name in ("cost", "angles"):
+        assert (out / "figures" / f"{name}.png").exists()
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory, corpus):
+    """A cell with its parameters."""
+    out = tmp_path_factory.mktemp("kept") / "out"
+    words = ("--depths", 3, "--recipes", "pre_norm", "--learning-rates", 1e-2, "--keep-params")
+    assert depth_sweep.main(arguments(out, corpus, *words)) == 0
+    (cell,) = (out / "cells").iterdir()
+    return cell
+
+
+def test_a_cell_of_a_sweep(kept, tmp_path, corpus):
+    out = tmp_path / "out"
+    assert layer_drop.main(["--cells", str(kept), "--eval-batches", "2", "--data", str(corpus), "--out", str(out)]) == 0
+    (row,) = json.loads((out / "result.json").read_text())["rows"]
+    summary = json.loads((kept / "summary.json").read_text())
+    assert row["recipe"] == kept.name and np.shape(row["cost"]) == (1, 3)
+    assert row["loss"][0] == pytest.approx(summary["valid_loss"], rel=1e-3)
+
+
+def test_bad_usage(kept, tmp_path, corpus, capsys):
+    bare = tmp_path / "bare"
+    shutil.copytree(kept, bare, ignore=shutil.ignore_patterns("params.npz"))
+    (tmp_path / "other.txt").write_text("another text, " * 200)
+    for words, said in (
+        (("--recipes", "pre_nrom"), "did you mean pre_norm"),
+        (("--depth", 0), "--depth must be 1 or more; got 0"),
+        (("--learning-rate", -1), "--learning-rate must be positive"),
+        (("--n-heads", 3), "n_heads must divide d_model"),
+        (("--cells", tmp_path), "is no cell of a sweep"),
+        (("--cells", bare), "run the sweep with --keep-params"),
+        (("--cells", kept, "--data", tmp_path / "other.txt"), "which --data has to name"),
+    ):
+        out = tmp_path / "out"
+        assert layer_drop.main(["--data", str(corpus), "--out", str(out), *map(str, words)]) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith("layer_drop: ") and captured.err.count("\n") == 1 and said in captured.err
+        assert captured.out == "" and not out.exists()
