@@ -21,7 +21,7 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 
-from experiments.bench import agree, decoding, machine, page, peers, program, verdict, vmapped
+from experiments.bench import agree, alone, decoding, machine, page, peers, program, verdict, vmapped
 from experiments.bench.peers.base import Size
 from experiments.bench.program import Row
 from experiments.lab import environment
@@ -41,7 +41,7 @@ class Options:
     quick: bool = False
     """A tiny version of everything, to see that it runs; its numbers mean nothing."""
     large: bool = False
-    """About 1 B parameters in bfloat16 for one GPU of 80 GB: peers one after another, steps alone."""
+    """About 1 B parameters in bfloat16, for one GPU of 80 GB; training alone, each peer in a process of its own."""
     minutes: float = 20.0
     """Nothing is begun that would probably end later than this; what was left out is said."""
     parts: tuple[Part, ...] = PARTS
@@ -65,7 +65,7 @@ class Options:
     rounds: int = 5
     """Steps to time of each peer, in turn."""
     together: bool = True
-    """All peers of a group in memory and their steps in turn; otherwise one peer after another."""
+    """All peers of a group in memory and their steps in turn; otherwise each in a process of its own, one by one."""
 
 
 QUICK: dict[str, Any] = {
@@ -224,8 +224,8 @@ class Bench:
 
     def group(self, size: Size, wanted: Sequence[tuple[str, str]], rounds: int) -> list[Row]:
         """Peers of one depth, compiled and timed in turn."""
-        if not self.options.together and len(wanted) > 1:
-            return [row for one in wanted for row in self.group(size, [one], rounds)]
+        if not self.options.together:
+            return [row for one in wanted if (row := self.alone(size, *one, rounds))]
         programs = []
         for name, remat in wanted:
             what = f"{name}, {size.depth} layers, remat {remat}"
@@ -239,6 +239,14 @@ class Bench:
         if rounds:
             self.say("steps: " + _seconds({f"{row['peer']} {row['remat']}": row["step_seconds"] for row in rows}))
         return rows
+
+    def alone(self, size: Size, name: str, remat: str, rounds: int) -> Row | None:
+        """One peer in a process of its own."""
+        what = f"{name}, {size.depth} layers, remat {remat}"
+        row = self.attempt(what, lambda: alone.measure(name, size, remat, rounds))
+        if row is not None:
+            self.say(f"{what}: " + _seconds({"compile": row["compile_seconds"], "step": row["step_seconds"] or 0.0}))
+        return row
 
     def attempt(self, what: str, do: Callable[[], Any]) -> Any:
         """The result; None, and a line, if it fails."""

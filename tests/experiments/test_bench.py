@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from experiments.bench import __main__ as bench
-from experiments.bench import agree, peers, verdict
+from experiments.bench import agree, alone, peers, verdict
 from experiments.bench.peers.base import Size
 from experiments.bench.program import equations, prepare
 
@@ -102,3 +102,10 @@ def test_peers_are_the_same_model(name):
     rows = [agree.losses(peer, TINY) for peer in ("stackjax", name)]
     assert agree.largest_difference(rows) < 1e-5
     assert {row["n_params"] for row in rows} == {TINY.n_params}
+
+
+def test_a_process_of_its_own():
+    found = alone.measure("linen", TINY, "layer", rounds=1)
+    assert found["peer"] == "linen" and found["step_seconds"] > 0
+    with pytest.raises(RuntimeError, match="Linen has none, layer, dots"):
+        alone.measure("linen", TINY, "nested", rounds=1)
