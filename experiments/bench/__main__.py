@@ -96,6 +96,7 @@ class Bench:
             "quick": options.quick,
             "device": environment.device(),
             "cores": machine.cores(),
+            "clock": "CPU seconds" if machine.on_one_core() else "wall seconds",
             "load": f"{os.getloadavg()[0]:.1f}",
             "versions": {**environment.versions(), **{name: _version(name) for name in PACKAGES}},
             "size": asdict(options.size),

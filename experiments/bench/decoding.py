@@ -4,7 +4,6 @@ import importlib.util
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.bench.machine import clock
 from experiments.bench.program import Row
 from stackjax import decode
 from stackjax.interop import hf
@@ -64,9 +64,9 @@ def measure(*, d_model: int, depth: int, batch: int, prompt: int, n_tokens: int,
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
-            began = time.perf_counter()
+            began = clock()
             side()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(clock() - began)
     rates = {name: batch * n_tokens / statistics.median(times) for name, times in seconds.items()}
     shape = {"d_model": d_model, "depth": depth, "batch": batch, "prompt": prompt, "n_tokens": n_tokens}
     return {**shape, "same_tokens": bool((first == second).all()), "tokens_per_second": rates}

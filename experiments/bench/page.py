@@ -138,11 +138,12 @@ def markdown(results: dict[str, Any]) -> str:
     note = "**A quick run: it shows that everything runs, and nothing else.**\n\n" if results["quick"] else ""
     parts = [
         f"# The same model and optimiser in {', '.join(PEERS)}\n\n{note}`{results['command']}`\n\n"
-        f"{results['device']}, {results['cores']} of its cores in use, load {results['load']} at the start. {shape}. "
+        f"{results['device']}, {results['cores']} of its cores in use, load {results['load']} at the start; "
+        f"{results['clock']}. {shape}. "
         f"The fastest of the model's own matrix products, alone: {rate:.1f} GFLOP/s. "
         + ", ".join(f"{name} {version}" for name, version in versions.items()),
         f"## Targets\n\n{table([target.row for target in judge(results)])}",
-        "## Training\n\nCompile: wall seconds of tracing and compiling init, optimiser and step (of PyTorch: building, "
+        "## Training\n\nCompile: seconds of tracing and compiling init, optimiser and step (of PyTorch: building, "
         "and the first step). Step: median of steps taken in turn. Temporaries: XLA's own analysis of the whole "
         "step."
         f"\n\n{table(training(results))}\n\n![compile time, step time and memory against depth](bench.svg)",

@@ -12,6 +12,7 @@ import numpy as np
 from jax.extend.core import Jaxpr
 
 from experiments.bench import peers
+from experiments.bench.machine import clock
 from experiments.bench.peers.base import JaxPeer, Size
 from experiments.lab import cost
 
@@ -35,9 +36,9 @@ class Program:
 
     def timed_step(self) -> None:
         """Take a step and note its time."""
-        began = time.perf_counter()
+        began = clock()
         self.step()
-        self.seconds.append(time.perf_counter() - began)
+        self.seconds.append(clock() - began)
 
     @property
     def row(self) -> Row:
@@ -66,13 +67,13 @@ def prepare(name: str, size: Size, remat: str) -> Program:
 
 def _prepare_jax(kind: type, size: Size, remat: str) -> Program:
     tokens = tokens_of(size)
-    began, busy = time.perf_counter(), time.process_time()
+    began, busy = clock(), time.process_time()
     peer = kind(size, remat)
     start = jax.jit(lambda key: peer.start(peer.init(key))).lower(jax.random.key(0))
     traced = jax.jit(peer.step, donate_argnums=0).trace(start.out_info, tokens)
     begin, advance = start.compile(), traced.lower().compile()
     facts = {
-        "compile_seconds": time.perf_counter() - began,
+        "compile_seconds": clock() - began,
         "compile_cpu_seconds": time.process_time() - busy,
         "equations": equations(traced.jaxpr.jaxpr),
         "temp_bytes": _temp_bytes(advance),
@@ -94,11 +95,11 @@ def _prepare_torch(kind: type, size: Size, remat: str) -> Program:
 
     torch.compiler.reset()
     inductor.force_disable_caches = True
-    began, busy = time.perf_counter(), time.process_time()
+    began, busy = clock(), time.process_time()
     peer = kind(size, remat)
     tokens = peer.tokens(tokens_of(size))
     peer.step(tokens)
-    first = {"compile_seconds": time.perf_counter() - began, "compile_cpu_seconds": time.process_time() - busy}
+    first = {"compile_seconds": clock() - began, "compile_cpu_seconds": time.process_time() - busy}
     return Program(step=lambda: peer.step(tokens), facts={**first, "equations": None, "temp_bytes": None})
 
 
