@@ -95,7 +95,7 @@ def _equation(equation: Any) -> int:
         return 2 * math.prod(equation.outvars[0].aval.shape) * _lengths(equation.invars[0], contracted)
     if any(part in name for part in UNCOUNTED):
         raise ValueError(f"{name} hides its matrix products; count FLOPs with a backend that is written out")
-    inner = [_count(jaxpr) for jaxpr in _jaxprs(params)]
+    inner = [_count(jaxpr) for jaxpr in inner_jaxprs(params)]
     if name == "while":
         if any(inner):
             raise ValueError("a while loop of unknown length holds matrix products; use a scan to count its FLOPs")
@@ -109,7 +109,8 @@ def _lengths(variable: Any, axes: tuple[int, ...]) -> int:
     return math.prod(variable.aval.shape[axis] for axis in axes)
 
 
-def _jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
+def inner_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
+    """The jaxprs among an equation's parameters: bodies of loops, branches, functions."""
     for value in params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(item, ClosedJaxpr):

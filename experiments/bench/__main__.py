@@ -1,0 +1,308 @@
+"""stackjax beside its peers: compile time, step time and memory against depth, a sweep by vmap, and decoding.
+
+    python -m experiments.bench
+    python -m experiments.bench --quick
+    python -m experiments.bench --large        about 1 B parameters in bfloat16, for a GPU
+
+Needs the extra `bench`; a peer that is not installed is left out, and said so. Timings want a machine that does nothing
+else. To compare on one core: `taskset -c 0 python -m experiments.bench`.
+"""
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from rich.console import Console
+
+from experiments.bench import agree, alone, decoding, machine, page, peers, program, verdict, vmapped
+from experiments.bench.peers.base import Size
+from experiments.bench.program import Row
+from experiments.lab import environment
+
+OK, USAGE = 0, 2
+Part = Literal["agree", "remat", "compile", "sweep", "decode", "train"]
+PARTS: tuple[Part, ...] = ("agree", "remat", "compile", "sweep", "decode", "train")
+PACKAGES = ("torch", "transformers", "equinox", "dm-haiku")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Measure stackjax beside its peers and write results.json, bench.md and bench.svg."""
+
+    out: str = "runs/bench"
+    """Folder of the result."""
+    quick: bool = False
+    """A tiny version of everything, to see that it runs; its numbers mean nothing."""
+    large: bool = False
+    """About 1 B parameters in bfloat16, for one GPU of 80 GB; training alone, each peer in a process of its own."""
+    minutes: float = 20.0
+    """Nothing is begun that would probably end later than this; what was left out is said."""
+    parts: tuple[Part, ...] = PARTS
+    """What is measured, in this order."""
+    peers: tuple[str, ...] = tuple(peers.PEERS)
+    """Who takes part."""
+    size: tyro.conf.OmitArgPrefixes[Size] = Size()
+    """Of the model; its depth is not read."""
+    depths: tuple[int, ...] = (2, 16, 128, 512)
+    """Layers."""
+    deepest_step: int = 128
+    """Deeper stacks are compiled and weighed, but take no steps."""
+    remats: tuple[str, ...] = ("none", "layer", "dots", "nested")
+    """Rematerialisations; each peer has some of them."""
+    remat_depth: int = 256
+    """Layers in which stackjax's rematerialisations are compared."""
+    compile_depths: tuple[int, int] = (4, 512)
+    """Layers whose compile times are compared."""
+    compile_pairs: int = 5
+    """How often, in turn."""
+    rounds: int = 5
+    """Steps to time of each peer, in turn."""
+    together: bool = True
+    """All peers of a group in memory and their steps in turn; otherwise each in a process of its own, one by one."""
+
+
+QUICK: dict[str, Any] = {
+    "size": Size(d_model=16, n_heads=2, context=8, batch=2, vocab=32),
+    "depths": (2, 4),
+    "remat_depth": 4,
+    "compile_depths": (2, 4),
+    "compile_pairs": 1,
+    "rounds": 1,
+}
+
+LARGE: dict[str, Any] = {
+    "size": Size(d_model=2048, n_heads=16, context=2048, batch=4, vocab=32768, dtype="bfloat16"),
+    "depths": (20,),
+    "parts": ("train",),
+    "together": False,
+}
+
+
+class Bench:
+    """A run of the benchmark: what was asked, what was found, and how much time is left."""
+
+    def __init__(self, options: Options, command: str):
+        self.options, self.console = options, Console(soft_wrap=True)
+        self.began = time.perf_counter()
+        self.results: dict[str, Any] = {
+            "command": command,
+            "quick": options.quick,
+            "device": environment.device(),
+            "cores": machine.cores(),
+            "clock": "CPU seconds" if machine.on_one_core() else "wall seconds",
+            "load": f"{os.getloadavg()[0]:.1f}",
+            "versions": {**environment.versions(), **{name: _version(name) for name in PACKAGES}},
+            "size": asdict(options.size),
+            "peak": machine.peak() if options.size.dtype != "float32" else None,
+            "matmul_flops_per_second": machine.matmul_rate(options.size),
+            "model_flops": {},
+            "agreement": None,
+            "rows": [],
+            "remat": [],
+            "remat_peer": None,
+            "compile": None,
+            "sweep": [],
+            "decode": [],
+            "skipped": [],
+        }
+        for name in options.peers:
+            if not peers.installed(name):
+                self.skip(f"{name}: {peers.PEERS[name][0]} is not installed")
+        self.peers = [name for name in options.peers if peers.installed(name)]
+
+    def say(self, line: str) -> None:
+        """One line of progress."""
+        self.console.print(f"{(time.perf_counter() - self.began) / 60:5.1f} min  {line}", highlight=False, markup=False)
+
+    def skip(self, line: str) -> None:
+        """Something that is left out, and why."""
+        self.results["skipped"].append(line)
+        self.say(f"left out: {line}")
+
+    def fits(self, what: str, seconds: float) -> bool:
+        """Whether there is time for something."""
+        left = 60 * self.options.minutes - (time.perf_counter() - self.began)
+        if seconds > left:
+            self.skip(f"{what}: about {seconds:.0f} s, and {max(left, 0):.0f} s of --minutes are left")
+        return seconds <= left
+
+    def run(self) -> dict[str, Any]:
+        """All parts."""
+        for part in self.options.parts:
+            if self.fits(part, 0):
+                getattr(self, part)()
+                page.save(self.results, Path(self.options.out))
+        return self.results
+
+    def agree(self) -> None:
+        """Whether the peers are the same model."""
+        size = replace(self.options.size, depth=2)
+        rows = [agree.losses(name, size) for name in self.peers]
+        self.results["agreement"] = {"rows": rows, "largest_difference": agree.largest_difference(rows)}
+        self.say(f"losses agree to {self.results['agreement']['largest_difference']:.1e}")
+
+    def remat(self) -> None:
+        """What stackjax's rematerialisations save and cost, and what the first other JAX peer needs without any."""
+        size = replace(self.options.size, depth=self.options.remat_depth)
+        wanted = [("stackjax", remat) for remat in ("none", "layer", "nested")]
+        rows = self.group(size, wanted, rounds=min(self.options.rounds, 3))
+        peer = next((name for name in verdict.JAX_PEERS if name in self.peers), None)
+        for row in rows:
+            row["gradient_bytes"] = program.gradient_bytes(row["peer"], size, row["remat"])
+        self.results["remat"] = rows
+        if peer is not None:
+            facts = {"peer": peer, "remat": "none", "depth": size.depth, "step_seconds": None, "temp_bytes": None}
+            self.results["remat_peer"] = {**facts, "gradient_bytes": program.gradient_bytes(peer, size, "none")}
+
+    def compile(self) -> None:
+        """Compile times of a shallow and of a deep stack, in turn."""
+        depths = self.options.compile_depths
+        seconds: dict[int, list[float]] = {depth: [] for depth in depths}
+        sizes: dict[int, int] = {}
+        for _ in range(self.options.compile_pairs):
+            for depth in depths:
+                facts = program.prepare("stackjax", replace(self.options.size, depth=depth), "none").facts
+                seconds[depth].append(facts["compile_cpu_seconds"])
+                sizes[depth] = facts["equations"]
+        shallow, deep = depths
+        ratios = [b / a for a, b in zip(seconds[shallow], seconds[deep], strict=True)]
+        self.results["compile"] = {
+            "depths": depths,
+            "cpu_seconds": {str(depth): seconds[depth] for depth in depths},
+            "ratios": ratios,
+            "equations": [sizes[depth] for depth in depths],
+        }
+        self.say(f"compile, {deep} layers / {shallow}: {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
+
+    def sweep(self) -> None:
+        """Runs side by side."""
+        small = {"d_model": 16, "batch": 2, "context": 8, "depths": (2,), "rounds": 1}
+        usual = {"d_model": 64, "batch": 8, "context": 32, "depths": (2, 8), "rounds": self.options.rounds}
+        given: dict[str, Any] = small if self.options.quick else usual
+        for depth in given.pop("depths"):
+            row = vmapped.measure(depth=depth, **given)
+            self.results["sweep"].append(row)
+            self.say(f"{row['runs']} runs of {depth} layers: " + _seconds(row["seconds"]))
+
+    def decode(self) -> None:
+        """Tokens a second."""
+        if missing := decoding.missing():
+            self.skip(f"decoding beside transformers: {', '.join(missing)} not installed")
+            return
+        small = {"d_model": 16, "depth": 2, "prompt": 4, "n_tokens": 4, "rounds": 1}
+        usual = {"d_model": 256, "depth": 8, "prompt": 32, "n_tokens": 128, "rounds": 3}
+        given: dict[str, Any] = small if self.options.quick else usual
+        for batch in (1, 8):
+            row = decoding.measure(batch=batch, **given)
+            self.results["decode"].append(row)
+            rates = ", ".join(f"{name} {rate:.0f}" for name, rate in row["tokens_per_second"].items())
+            self.say(f"tokens/s at batch {batch}: {rates}")
+
+    def train(self) -> None:
+        """Every peer at every depth and rematerialisation."""
+        before: dict[str, list[Row]] = {}
+        for depth in self.options.depths:
+            size = replace(self.options.size, depth=depth)
+            self.results["model_flops"][str(depth)] = program.model_flops(size)
+            rounds = self.options.rounds if depth <= self.options.deepest_step else 0
+            for remat in self.options.remats:
+                last = before.get(remat, [])
+                if not self.fits(f"{depth} layers, remat {remat}", expected(last, depth, rounds)):
+                    continue
+                wanted = [(name, remat) for name in self.peers if remat in peers.load(name).remats]
+                if not rounds:
+                    wanted = [(name, remat) for name, remat in wanted if not name.startswith("torch")]
+                before[remat] = self.group(size, wanted, rounds)
+                self.results["rows"] += before[remat]
+                page.save(self.results, Path(self.options.out))
+
+    def group(self, size: Size, wanted: Sequence[tuple[str, str]], rounds: int) -> list[Row]:
+        """Peers of one depth, compiled and timed in turn."""
+        if not self.options.together:
+            return [row for one in wanted if (row := self.alone(size, *one, rounds))]
+        programs = []
+        for name, remat in wanted:
+            what = f"{name}, {size.depth} layers, remat {remat}"
+            made = self.attempt(what, lambda name=name, remat=remat: program.prepare(name, size, remat))
+            if made is None or (rounds and self.attempt(what, made.step) is None):
+                continue
+            programs.append(made)
+            self.say(f"{what}: compiled in {made.facts['compile_seconds']:.1f} s")
+        program.run(programs, rounds)
+        rows = [made.row for made in programs]
+        if rounds:
+            self.say("steps: " + _seconds({f"{row['peer']} {row['remat']}": row["step_seconds"] for row in rows}))
+        return rows
+
+    def alone(self, size: Size, name: str, remat: str, rounds: int) -> Row | None:
+        """One peer in a process of its own."""
+        what = f"{name}, {size.depth} layers, remat {remat}"
+        row = self.attempt(what, lambda: alone.measure(name, size, remat, rounds))
+        if row is not None:
+            self.say(f"{what}: " + _seconds({"compile": row["compile_seconds"], "step": row["step_seconds"] or 0.0}))
+        return row
+
+    def attempt(self, what: str, do: Callable[[], Any]) -> Any:
+        """The result; None, and a line, if it fails."""
+        try:
+            return do()
+        except Exception as error:
+            self.skip(f"{what}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            return None
+
+
+def expected(last: list[Row], depth: int, rounds: int) -> float:
+    """Seconds that a group will take, judged by a shallower one; PyTorch's compile time grows with the depth."""
+    if not last:
+        return 0.0
+    ratio = depth / max(last[0]["depth"], 1)
+    compiling = sum(row["compile_seconds"] * (1 if row["equations"] else ratio) for row in last)
+    return compiling + (rounds + 1) * ratio * sum(row["step_seconds"] or 0.0 for row in last)
+
+
+def _seconds(named: dict[str, float]) -> str:
+    return ", ".join(f"{name} {seconds:.3g} s" for name, seconds in named.items())
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    options = tyro.cli(Options, prog="python -m experiments.bench", args=arguments)
+    if unknown := [name for name in options.peers if name not in peers.PEERS]:
+        print(f"bench: unknown peer {unknown[0]!r}; known are {', '.join(peers.PEERS)}", file=sys.stderr)
+        return USAGE
+    options = replace(options, **(QUICK if options.quick else {}), **(LARGE if options.large else {}))
+    if "torch" in options.peers and peers.installed("torch"):
+        import torch  # pyright: ignore[reportMissingImports]
+
+        torch.set_num_threads(machine.cores())
+    bench = Bench(options, shlex.join(["python", "-m", "experiments.bench", *arguments]))
+    results = bench.run()
+    print()
+    for target in verdict.judge(results):
+        print(_line(target.row))
+    print(f"\nThe page: {Path(options.out) / 'bench.md'}")
+    return OK
+
+
+def _line(row: Row) -> str:
+    return f"{row[''].strip('*'):<8} {row['found']:>9} (at most {row['at most']})  {row['target']}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

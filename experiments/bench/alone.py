@@ -1,0 +1,35 @@
+"""A peer measured in a process of its own: where memory holds only one, and none may keep what it once reserved."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+
+from experiments.bench import program
+from experiments.bench.peers.base import Size
+from experiments.bench.program import Row
+
+
+def measure(name: str, size: Size, remat: str, rounds: int) -> Row:
+    """What `program.prepare` and `program.run` find.
+
+    Raises:
+        RuntimeError: the process failed; its last line says why.
+    """
+    asked = json.dumps({"name": name, "size": asdict(size), "remat": remat, "rounds": rounds})
+    done = subprocess.run([sys.executable, "-m", __name__, asked], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(next(iter(done.stderr.strip().splitlines()[-1:]), f"exit status {done.returncode}"))
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(asked: str) -> None:
+    """Measure what is asked and print it as JSON."""
+    given = json.loads(asked)
+    made = program.prepare(given["name"], Size(**given["size"]), given["remat"])
+    program.run([made], given["rounds"])
+    print(json.dumps(made.row))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

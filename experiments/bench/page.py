@@ -1,0 +1,170 @@
+"""The benchmark's results as tables, a figure and a page."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+
+from experiments.bench.peers import PEERS
+from experiments.bench.program import Row
+from experiments.bench.verdict import TORCH, best_peer, groups, judge
+from experiments.lab import chart, store
+from experiments.lab.finding import table
+
+WIDTH, HEIGHT = 240, 180
+
+
+def training(results: dict[str, Any]) -> list[Row]:
+    """A line for each peer at each depth and rematerialisation."""
+    lines = []
+    for group in groups(results["rows"]):
+        best = best_peer(group, "step_seconds")
+        eager = group.get(TORCH)
+        for row in group.values():
+            lines.append(
+                {
+                    "layers": row["depth"],
+                    "remat": row["remat"],
+                    "peer": row["peer"],
+                    "compile s": f"{row['compile_seconds']:.1f}",
+                    "step s": _number(row["step_seconds"]),
+                    "/ best JAX peer": _ratio(row, best),
+                    "/ PyTorch eager": _ratio(row, eager),
+                    "temporaries MiB": "" if row["temp_bytes"] is None else f"{row['temp_bytes'] / 2**20:.1f}",
+                    "equations": row["equations"] or "",
+                    "of matmul rate": _share(results, row, results["matmul_flops_per_second"]),
+                    **({"MFU": _share(results, row, results["peak"])} if results["peak"] else {}),
+                }
+            )
+    return lines
+
+
+def _number(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.3g}"
+
+
+def _ratio(row: Row, other: Row | None) -> str:
+    if other is None or not row["step_seconds"] or not other["step_seconds"]:
+        return ""
+    return f"{row['step_seconds'] / other['step_seconds']:.2f}"
+
+
+def _share(results: dict[str, Any], row: Row, rate: float) -> str:
+    if not row["step_seconds"]:
+        return ""
+    return f"{100 * results['model_flops'][str(row['depth'])] / row['step_seconds'] / rate:.0f} %"
+
+
+def remat(results: dict[str, Any]) -> list[Row]:
+    """What rematerialisation costs and saves in one deep stack."""
+    peer = results["remat_peer"]
+    rows = [*results["remat"], *([peer] if peer else [])]
+    return [
+        {
+            "layers": row["depth"],
+            "peer": row["peer"],
+            "remat": row["remat"],
+            "step s": _number(row["step_seconds"]),
+            "gradient's temporaries MiB": f"{row['gradient_bytes'] / 2**20:.1f}",
+            "step's temporaries MiB": "" if row["temp_bytes"] is None else f"{row['temp_bytes'] / 2**20:.1f}",
+        }
+        for row in rows
+    ]
+
+
+def sweep(results: dict[str, Any]) -> list[Row]:
+    """Eight runs at once or one after another."""
+    return [
+        {
+            "layers": row["depth"],
+            "width": row["d_model"],
+            **{f"{name}, s": f"{seconds:.3g}" for name, seconds in row["seconds"].items()},
+            "vmap / one after another": f"{row['seconds']['vmap'] / row['seconds']['one after another']:.2f}",
+        }
+        for row in results["sweep"]
+    ]
+
+
+def decoding(results: dict[str, Any]) -> list[Row]:
+    """Tokens a second."""
+    return [
+        {
+            **{"layers": row["depth"], "width": row["d_model"], "batch": row["batch"], "new tokens": row["n_tokens"]},
+            **{f"{name}, tokens/s": f"{rate:.0f}" for name, rate in row["tokens_per_second"].items()},
+            "ratio": f"{row['tokens_per_second']['stackjax'] / row['tokens_per_second']['transformers']:.1f}",
+            "same tokens": "yes" if row["same_tokens"] else "**no**",
+        }
+        for row in results["decode"]
+    ]
+
+
+def figure(rows: list[Row]) -> alt.TopLevelMixin:
+    """Compile time, step time and memory against depth, a column for each kind of rematerialisation."""
+    shown = [
+        {
+            "peer": row["peer"],
+            "remat": f"remat {row['remat']}",
+            "layers": row["depth"],
+            "compile": row["compile_seconds"],
+            "step": row["step_seconds"],
+            "memory": row["temp_bytes"] and row["temp_bytes"] / 2**20,
+        }
+        for row in rows
+        if row["remat"] in ("none", "layer")
+    ]
+    names = list(dict.fromkeys(row["peer"] for row in shown))
+    scale = alt.Scale(domain=names, range=list(chart.PALETTE[: len(names)]))
+    titles = {"compile": "compile (s)", "step": "training step (s)", "memory": "temporaries (MiB)"}
+    panels = [
+        alt.Chart(alt.Data(values=[row for row in shown if row[field]]), width=WIDTH, height=HEIGHT)
+        .mark_line(point=True)
+        .encode(
+            x=alt.X("layers:Q", scale=alt.Scale(type="log", base=2), title="layers"),
+            y=alt.Y(f"{field}:Q", scale=alt.Scale(type="log"), title=title),
+            color=alt.Color("peer:N", scale=scale, title=None),
+            column=alt.Column("remat:N", title=None, sort=["remat none", "remat layer"]),
+        )
+        for field, title in titles.items()
+    ]
+    return alt.vconcat(*panels).configure(**chart.theme())
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The whole page."""
+    size, versions = results["size"], results["versions"]
+    shape = ", ".join(f"{name} {value}" for name, value in size.items() if name != "depth")
+    rate = results["matmul_flops_per_second"] / 1e9
+    note = "**A quick run: it shows that everything runs, and nothing else.**\n\n" if results["quick"] else ""
+    parts = [
+        f"# The same model and optimiser in {', '.join(PEERS)}\n\n{note}`{results['command']}`\n\n"
+        f"{results['device']}, {results['cores']} of its cores in use, load {results['load']} at the start; "
+        f"{results['clock']}. {shape}. "
+        f"The fastest of the model's own matrix products, alone: {rate:.1f} GFLOP/s. "
+        + ", ".join(f"{name} {version}" for name, version in versions.items()),
+        f"## Targets\n\n{table([target.row for target in judge(results)])}",
+        "## Training\n\nCompile: seconds of tracing and compiling init, optimiser and step (of PyTorch: building, "
+        "and the first step). Step: median of steps taken in turn. Temporaries: XLA's own analysis of the whole "
+        "step."
+        f"\n\n{table(training(results))}\n\n![compile time, step time and memory against depth](bench.svg)",
+    ]
+    more = {
+        "What rematerialisation saves and costs": remat,
+        f"{results['sweep'][0]['runs']} runs at once" if results["sweep"] else "": sweep,
+        "Greedy decoding": decoding,
+    }
+    parts += [f"## {title}\n\n{table(rows)}" for title, make in more.items() if (rows := make(results))]
+    if results["skipped"]:
+        parts.append("## Left out\n\n" + "\n".join(f"- {line}" for line in results["skipped"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def save(results: dict[str, Any], folder: Path) -> None:
+    """Write results.json, bench.md and, once there is something to draw, bench.svg and bench.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    store.write(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+    store.write(folder / "bench.md", markdown(results))
+    if results["rows"]:
+        drawn = figure(results["rows"])
+        drawn.save(str(folder / "bench.svg"))
+        drawn.save(str(folder / "bench.png"), scale_factor=2)

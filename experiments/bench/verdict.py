@@ -1,0 +1,112 @@
+"""What the benchmark must show, and whether it did."""
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.bench.program import Row
+
+OWN, TORCH = "stackjax", "torch"
+JAX_PEERS = ("linen", "nnx", "equinox", "haiku")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A claim with its bound.
+
+    Args:
+        claim: in words.
+        found: what was measured; must be at most the bound.
+        bound: the number.
+        unit: of both: "ratio" or "%".
+    """
+
+    claim: str
+    found: float
+    bound: float
+    unit: str = "ratio"
+
+    @property
+    def met(self) -> bool:
+        """Whether it holds."""
+        return self.found <= self.bound
+
+    @property
+    def row(self) -> Row:
+        """For a table."""
+        show = (lambda x: f"{100 * x:.2f} %") if self.unit == "%" else (lambda x: f"{x:.3g}")
+        verdict = "met" if self.met else "**not met**"
+        return {"target": self.claim, "found": show(self.found), "at most": show(self.bound), "": verdict}
+
+
+def judge(results: dict[str, Any]) -> list[Target]:
+    """Every target for which there are numbers."""
+    return [*_agreement(results), *_compile(results), *_peers(results["rows"]), *_remat(results)]
+
+
+def _agreement(results: dict[str, Any]) -> Iterator[Target]:
+    if results["agreement"]:
+        claim = "losses of all peers over three steps from equal weights, largest relative difference"
+        yield Target(claim=claim, found=results["agreement"]["largest_difference"], bound=1e-4)
+
+
+def _compile(results: dict[str, Any]) -> Iterator[Target]:
+    if found := results["compile"]:
+        shallow, deep = found["depths"]
+        claim = f"compile time at {deep} layers / at {shallow}, median of {len(found['ratios'])} pairs in CPU seconds"
+        yield Target(claim=claim, found=statistics.median(found["ratios"]), bound=1.15)
+        claim = f"equations in the jaxpr at {deep} layers / at {shallow}"
+        yield Target(claim=claim, found=found["equations"][1] / found["equations"][0], bound=1.0)
+
+
+def _peers(rows: list[Row]) -> Iterator[Target]:
+    for group in groups(rows):
+        own = group.get(OWN)
+        if own is None or own["remat"] not in ("none", "layer"):
+            continue
+        where = f"{own['depth']} layers, remat {own['remat']}"
+        if best := best_peer(group, "step_seconds"):
+            claim = f"step time / best JAX peer's ({best['peer']}), {where}"
+            yield Target(claim=claim, found=own["step_seconds"] / best["step_seconds"], bound=1.0)
+        eager = group.get(TORCH)
+        if eager and eager["step_seconds"] and own["step_seconds"]:
+            claim = f"step time / PyTorch eager's, {where} (aim)"
+            yield Target(claim=claim, found=own["step_seconds"] / eager["step_seconds"], bound=1.0)
+        if best := best_peer(group, "temp_bytes"):
+            claim = f"temporary memory / best JAX peer's ({best['peer']}), {where}"
+            yield Target(claim=claim, found=own["temp_bytes"] / best["temp_bytes"], bound=1.0)
+
+
+def _remat(results: dict[str, Any]) -> Iterator[Target]:
+    found = {row["remat"]: row for row in results["remat"]}
+    peer = results["remat_peer"]
+    for remat, share, slower in (("layer", 0.03, 1.45), ("nested", 0.013, 1.8)):
+        if remat not in found or "none" not in found:
+            continue
+        row, plain = found[remat], found["none"]
+        where = f"remat {remat} at {row['depth']} layers"
+        if peer:
+            claim = f"{where}: temporary memory of the gradient / {peer['peer']}'s without remat"
+            yield Target(claim=claim, found=row["gradient_bytes"] / peer["gradient_bytes"], bound=share, unit="%")
+        claim = f"{where}: temporary memory of the gradient / its own without remat"
+        yield Target(claim=claim, found=row["gradient_bytes"] / plain["gradient_bytes"], bound=share, unit="%")
+        if row["step_seconds"] and plain["step_seconds"]:
+            claim = f"{where}: step time / that without remat"
+            yield Target(claim=claim, found=row["step_seconds"] / plain["step_seconds"], bound=slower)
+
+
+def groups(rows: list[Row]) -> list[dict[str, Row]]:
+    """Rows of one depth and rematerialisation, by peer."""
+    found: dict[Any, dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault((row["depth"], row["remat"]), {})[row["peer"]] = row
+    return list(found.values())
+
+
+def best_peer(group: dict[str, Row], field: str) -> Row | None:
+    """The JAX peer, other than stackjax, that has the least of a number; None if stackjax has no such number."""
+    if OWN not in group or not group[OWN][field]:
+        return None
+    rows = [group[name] for name in JAX_PEERS if name in group and group[name][field]]
+    return min(rows, key=lambda row: row[field], default=None)

@@ -1,0 +1,63 @@
+"""Eight runs of a sweep at once, by vmap, against the same eight one after another."""
+
+import statistics
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+import stackjax as sj
+from experiments.bench.machine import clock
+from experiments.bench.program import Row
+from experiments.lab import lanes, train
+
+RATES, SEEDS = (3e-4, 1e-3, 3e-3, 1e-2), (0, 1)
+
+
+def measure(*, d_model: int, depth: int, batch: int, context: int, rounds: int, chunk: int = 4) -> Row:
+    """Seconds a step of all eight runs: vmapped, looped inside one program, and as eight calls of a program for one.
+
+    Args:
+        d_model: D.
+        depth: L.
+        batch: B.
+        context: T.
+        rounds: chunks to time, in turn; the median counts.
+        chunk: steps in a chunk.
+    """
+    model = sj.decoder(vocab=256, d_model=d_model, depth=depth, n_heads=4, position=sj.position.Rotary())
+    trainer = train.Trainer(task=train.NextToken(model=model))
+    hypers = [train.Hyper(learning_rate=rate, seed=seed, steps=10**6) for rate in RATES for seed in SEEDS]
+    shape = (len(hypers), chunk, batch, context + 1)
+    batches = np.random.default_rng(0).integers(0, 256, shape).astype(np.int32)
+    jobs = {
+        "vmap": chunks(trainer, hypers, batches, "vmap"),
+        "loop": chunks(trainer, hypers, batches, "loop"),
+        "one after another": chunks(trainer, hypers[:1], batches[:1], "vmap"),
+    }
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(rounds):
+        for name, job in jobs.items():
+            began = clock()
+            job()
+            times[name].append((clock() - began) / chunk)
+    seconds = {name: statistics.median(found) for name, found in times.items()}
+    seconds["one after another"] *= len(hypers)
+    size = {"d_model": d_model, "depth": depth, "batch": batch, "context": context}
+    return {**size, "runs": len(hypers), "seconds": seconds}
+
+
+def chunks(
+    trainer: train.Trainer, hypers: list[train.Hyper], batches: np.ndarray, mode: lanes.Mode
+) -> Callable[[], None]:
+    """A function that takes a chunk of steps of all the runs, compiled and warm."""
+    hyper = lanes.stack_hyper(hypers)
+    programs = lanes.compile_lanes(trainer, hyper, batches, batches[0], mode)
+    state = [programs.start(hyper, batches[:, 0])]
+
+    def advance() -> None:
+        state[0], seen = programs.advance(hyper, state[0], batches)
+        jax.block_until_ready(seen)
+
+    advance()
+    return advance
