@@ -131,10 +131,10 @@ def dry_run(sweep: Sweep) -> str:
         done = sum(sweep.folder.summary(cell) is not None for cell in group.named(sweep.common)[1])
         try:
             model = setting.model(group.recipe, group.depth, sweep.corpus.vocab)
+            flops = len(group.cells) * setting.steps * sweep.flops_per_step(group.recipe, group.depth)
         except Exception as error:
             lines.append(f"{group.recipe:<20}{group.depth:>6}  cannot be built: {type(error).__name__}")
             continue
-        flops = len(group.cells) * setting.steps * sweep.flops_per_step(group.recipe, group.depth)
         total += 0 if done == len(group.cells) else flops
         memory = cost.memory_estimate(
             model,

@@ -18,11 +18,17 @@ def arguments(out, corpus, *more):
     return [*sizes, "--no-compile-cache", "--data", str(corpus), "--out", str(out), *map(str, more)]
 
 
-GRID = ("--depths", 0, 2, "--recipes", "pre_norm", "post_norm", "--learning-rates", 1e-2, 1e30, "--seeds", 2)
-
+LANES = ("--learning-rates", 1e-2, 1e30, "--seeds", 2)
+GRID = ("--depths", 0, 2, "--recipes", "pre_norm", "post_norm", *LANES)
+"""Of the sweep that many tests read. With as many lanes, and a recipe and depth of it, nothing is compiled again."""
 
 PART = ("--depths", 2, *GRID[3:])
 """The deeper half of it, for tests that begin again and again."""
+
+
+def prepared(words):
+    """The sweep that a command line describes."""
+    return depth_sweep.prepare(depth_sweep.parse(words, depth_sweep.Options, "experiments.depth_sweep"), "")
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -7,20 +7,20 @@ from stackjax import recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Broken(recipe.PreNorm):
-    """Raises when a model of two layers is described."""
+    """Raises when a model without layers is described."""
 
     def gain(self, role, geometry):
-        if geometry.depth == 2:
+        if geometry.depth == 0:
             raise RuntimeError("no init for you\nsecond line")
         return 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hungry(recipe.PreNorm):
-    """Runs out of memory when a model of two layers is drawn."""
+    """Runs out of memory when a model without layers is drawn."""
 
     def gain(self, role, geometry):
-        if geometry.depth == 2 and role == "query":
+        if geometry.depth == 0 and role == "end_norm":
             raise MemoryError("RESOURCE_EXHAUSTED: 3 GiB")
         return 1.0
 

@@ -5,22 +5,19 @@ import io
 import pytest
 from rich.console import Console
 
-from experiments import depth_sweep
 from experiments.lab import progress, sweep
 from experiments.lab.results import Results
-from tests.experiments.conftest import arguments
+from tests.experiments.conftest import LANES, arguments, prepared
 
 
-def described(out, corpus, recipe, *rates):
-    grid = ("--depths", 1, "--recipes", recipe, "--learning-rates", *rates)
-    return depth_sweep.prepare(
-        depth_sweep.parse(arguments(out, corpus, *grid), depth_sweep.Options, "experiments.depth_sweep"), ""
-    )
+def described(out, corpus, recipe):
+    command = arguments(out, corpus, "--depths", 2, "--recipes", recipe, *LANES)
+    return prepared(command)
 
 
 @pytest.fixture
 def sweeping(tmp_path, corpus):
-    return described(tmp_path / "out", corpus, "pre_norm", 0.01, 1e30)
+    return described(tmp_path / "out", corpus, "pre_norm")
 
 
 def seen(sweeping):
@@ -37,10 +34,11 @@ def seen(sweeping):
 def test_a_terminal_sees_every_cell_and_a_bar_that_fills(sweeping):
     lines = seen(sweeping)
     cells = [line for line in lines if line[:1] == ["pre_norm"]]
-    assert [cell[1:5] for cell in cells] == [["1", "0.01", "0", "ok"], ["1", "1e+30", "0", "diverged"]]
+    ended = [["2", rate, seed, state] for rate, state in (("0.01", "ok"), ("1e+30", "diverged")) for seed in "01"]
+    assert [cell[1:5] for cell in cells] == ended
     assert cells[0][5] == "6" and float(cells[0][6]) > 0
     bar = next(line for line in lines if line[:1] == ["layer-steps"])
-    assert f"{2 * (1 + 1) * 6}/{2 * (1 + 1) * 6}" in bar
+    assert f"{4 * (2 + 1) * 6}/{4 * (2 + 1) * 6}" in bar
     assert [line for line in seen(sweeping) if line[:1] == ["pre_norm"]] == cells, "the same when all was done before"
 
 
@@ -48,14 +46,14 @@ def test_plain_lines_are_not_silent_for_long(sweeping, monkeypatch):
     monkeypatch.setattr(progress, "SILENCE", 0.0)
     said = []
     sweep.run(sweeping, progress.Plain(said.append))
-    moving = [line for line in said if line.startswith("pre_norm L=1: step ")]
+    moving = [line for line in said if line.startswith("pre_norm L=2: step ")]
     assert [line.split()[3] for line in moving] == ["0,", "3,", "6,"]
 
 
 @pytest.mark.parametrize("show", [progress.Plain, lambda: progress.Screen(Console(file=io.StringIO()))])
 def test_losses_that_are_no_numbers_from_the_start_can_be_shown(tmp_path, corpus, monkeypatch, show):
     monkeypatch.setattr(progress, "SILENCE", 0.0)
-    sweeping = described(tmp_path / "out", corpus, "tests.experiments.own:Endless", 0.01)
+    sweeping = described(tmp_path / "out", corpus, "tests.experiments.own:Endless")
     sweep.run(sweeping, show())
-    (cell,) = Results.of(tmp_path / "out").cells
-    assert cell["status"] == "diverged" and cell["message"] == "not finite" and cell["diverged_step"] == 1
+    for cell in Results.of(tmp_path / "out").cells:
+        assert cell["status"] == "diverged" and cell["message"] == "not finite" and cell["diverged_step"] == 1
