@@ -10,8 +10,8 @@ import pytest
 import stackjax as sj
 from stackjax import position
 from stackjax.position.base import ATTENTION_HOOKS
-from tests.helpers import normal, perturbed
 from tests.cases import PATHS, POSITIONS
+from tests.helpers import normal, perturbed
 
 SCALING = position.rotary_scaling
 INSIDE = {name: p for name, p in POSITIONS.items() if p.acts_on(ATTENTION_HOOKS)} | {
