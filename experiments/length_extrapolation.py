@@ -227,21 +227,28 @@ def predictions(found: dict[str, dict[int, np.ndarray]], context: int) -> list[P
 
 
 def figure(rows: list[dict[str, Any]], context: int) -> alt.TopLevelMixin:
-    """Loss against length, one line an encoding."""
-    ticks = [times * context for times in TIMES]
+    """Loss against length, one line an encoding; beside it, rotary positions stretched after training."""
+    plain = [row for row in rows if "," not in row["encoding"]]
+    turned = [row for row in rows if row["encoding"].startswith("rotary")]
+    panels = [_panel("as trained", plain, context)]
+    if len(turned) > len(TIMES):
+        panels.append(_panel("rotary, stretched after training", turned, context))
+    title = f"Trained on {context} bytes, read out on up to {max(TIMES) * context}"
+    return alt.hconcat(*panels).resolve_scale(color="independent").properties(title=title)
+
+
+def _panel(title: str, rows: list[dict[str, Any]], context: int) -> alt.LayerChart:
+    ticks = alt.Axis(values=[times * context for times in TIMES])
     encode = {
-        "x": alt.X(
-            "length:Q", title="context, bytes", scale=alt.Scale(type="log", base=2), axis=alt.Axis(values=ticks)
-        ),
-        "color": alt.Color("encoding:N", title=None, scale=alt.Scale(scheme="category20"), sort=None),
+        "x": alt.X("length:Q", title="context, bytes", scale=alt.Scale(type="log", base=2), axis=ticks),
+        "color": alt.Color("encoding:N", title=None, scale=alt.Scale(scheme="tableau10"), sort=None),
     }
     base = alt.Chart(alt.Data(values=rows))
     y = alt.Y("loss:Q", title=f"loss of the last {READ} bytes, nats", scale=alt.Scale(zero=False))
     layers = [base.mark_line(point=True).encode(y=y, **encode)]
     if all(np.isfinite(row["low"]) for row in rows):
         layers.append(base.mark_rule(opacity=0.5).encode(y="low:Q", y2="high:Q", **encode))
-    title = f"Trained on {context} bytes, read out on up to {max(ticks)}"
-    return alt.layer(*layers).properties(width=480, height=360, title=title)
+    return alt.layer(*layers).properties(width=330, height=330, title=title)
 
 
 def run(work: tuple[Options, Corpus], command: str) -> Path:
