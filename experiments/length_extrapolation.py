@@ -8,6 +8,13 @@ more of what stands before them. An encoding that can use the longer context fal
 model is also read out with its frequencies stretched for 8 T, without training any further.
 
 Tree positions do not depend on the length and need paths; they are the subject of `tree_positions`.
+
+Found (`results/length_extrapolation`, three seeds): from T to 8 T the loss rises by 0.01 nats with ALiBi, 0.02 with
+Transformer-XL, 0.10 with Shaw, 0.13 without positions, 0.19 with FIRE, and by 0.4 to 1.7 with sinusoids, rotary, T5
+and scalars. T5 and Transformer-XL are best at T (1.97 and 1.98); T5's far buckets are never trained, and at 8 T it is
+among the worst. Nothing falls: none of these models uses the longer context. Of the stretched rotary models the two NTK
+are best at 4 T and YaRN at 8 T; all but the dynamic one pay at T. Two of six predictions were refuted: sinusoids and
+scalars rise less at 2 T than the pilot said.
 """
 
 from collections.abc import Sequence
