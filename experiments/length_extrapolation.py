@@ -8,6 +8,13 @@ more of what stands before them. An encoding that can use the longer context fal
 model is also read out with its frequencies stretched for 8 T, without training any further.
 
 Tree positions do not depend on the length and need paths; they are the subject of `tree_positions`.
+
+Found (`results/length_extrapolation`, three seeds): from T to 8 T the loss rises by 0.01 nats with ALiBi, 0.02 with
+Transformer-XL, 0.10 with Shaw, 0.13 without positions, 0.19 with FIRE, and by 0.4 to 1.7 with sinusoids, rotary, T5
+and scalars. T5 and Transformer-XL are best at T (1.97 and 1.98); T5's far buckets are never trained, and at 8 T it is
+among the worst. Nothing falls: none of these models uses the longer context. Of the stretched rotary models the two NTK
+are best at 4 T and YaRN at 8 T; all but the dynamic one pay at T. Two of six predictions were refuted: sinusoids and
+scalars rise less at 2 T than the pilot said.
 """
 
 from collections.abc import Sequence
@@ -227,21 +234,28 @@ def predictions(found: dict[str, dict[int, np.ndarray]], context: int) -> list[P
 
 
 def figure(rows: list[dict[str, Any]], context: int) -> alt.TopLevelMixin:
-    """Loss against length, one line an encoding."""
-    ticks = [times * context for times in TIMES]
+    """Loss against length, one line an encoding; beside it, rotary positions stretched after training."""
+    plain = [row for row in rows if "," not in row["encoding"]]
+    turned = [row for row in rows if row["encoding"].startswith("rotary")]
+    panels = [_panel("as trained", plain, context)]
+    if len(turned) > len(TIMES):
+        panels.append(_panel("rotary, stretched after training", turned, context))
+    title = f"Trained on {context} bytes, read out on up to {max(TIMES) * context}"
+    return alt.hconcat(*panels).resolve_scale(color="independent").properties(title=title)
+
+
+def _panel(title: str, rows: list[dict[str, Any]], context: int) -> alt.LayerChart:
+    ticks = alt.Axis(values=[times * context for times in TIMES])
     encode = {
-        "x": alt.X(
-            "length:Q", title="context, bytes", scale=alt.Scale(type="log", base=2), axis=alt.Axis(values=ticks)
-        ),
-        "color": alt.Color("encoding:N", title=None, scale=alt.Scale(scheme="category20"), sort=None),
+        "x": alt.X("length:Q", title="context, bytes", scale=alt.Scale(type="log", base=2), axis=ticks),
+        "color": alt.Color("encoding:N", title=None, scale=alt.Scale(scheme="tableau10"), sort=None),
     }
     base = alt.Chart(alt.Data(values=rows))
     y = alt.Y("loss:Q", title=f"loss of the last {READ} bytes, nats", scale=alt.Scale(zero=False))
     layers = [base.mark_line(point=True).encode(y=y, **encode)]
     if all(np.isfinite(row["low"]) for row in rows):
         layers.append(base.mark_rule(opacity=0.5).encode(y="low:Q", y2="high:Q", **encode))
-    title = f"Trained on {context} bytes, read out on up to {max(ticks)}"
-    return alt.layer(*layers).properties(width=480, height=360, title=title)
+    return alt.layer(*layers).properties(width=330, height=330, title=title)
 
 
 def run(work: tuple[Options, Corpus], command: str) -> Path:

@@ -1,5 +1,6 @@
 """What `tree_positions` measured, as tables, predictions and figures."""
 
+import json
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -138,24 +139,29 @@ def _predictions(group: Group) -> list[Prediction]:
 
 def _figure(rows: list[dict[str, Any]], by: str) -> alt.TopLevelMixin:
     """What each arm has over the linear one, by part, one panel a task."""
-    others = [row for row in rows if row["arm"] != "linear"]
-    order = list(dict.fromkeys(row["part"] for row in others))
-    part = alt.Y("part:N", title=None, sort=order)
-    arm = alt.Color("arm:N", title=None, legend=alt.Legend(orient="top"))
-    offset = alt.YOffset("arm:N")
-    base = alt.Chart(alt.Data(values=others))
-    points = base.mark_point(filled=True, size=50).encode(
-        x=alt.X("gain:Q", title="loss less that of the linear arm, nats"), y=part, yOffset=offset, color=arm
+    arms = [arm for arm in dict.fromkeys(row["arm"] for row in rows) if arm != "linear"]
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    panels = [_panel(group, [row for row in rows if row["group"] == group], arms) for group in groups]
+    return alt.concat(*panels, columns=2).properties(title=f"Broken down by {by}")
+
+
+def _panel(group: str, rows: list[dict[str, Any]], arms: list[str]) -> alt.LayerChart:
+    """One task: a line for each part, and on it a mark for each arm."""
+    parts = list(dict.fromkeys(row["part"] for row in rows))
+    offset = {arm: (i - (len(arms) - 1) / 2) / (len(arms) + 1) for i, arm in enumerate(arms)}
+    marks = [{**row, "y": parts.index(row["part"]) + offset[row["arm"]]} for row in rows if row["arm"] in arms]
+    names = alt.Axis(
+        values=[*range(len(parts))], labelExpr=f"{json.dumps(parts)}[datum.value]", grid=False, ticks=False
     )
-    layers = [points]
-    if all(np.isfinite(row["gain_low"]) for row in others):
-        layers.append(base.mark_rule().encode(x="gain_low:Q", x2="gain_high:Q", y=part, yOffset=offset, color=arm))
+    y = alt.Y("y:Q", title=None, axis=names, scale=alt.Scale(domain=[len(parts) - 0.5, -0.5], nice=False))
+    arm = alt.Color("arm:N", title=None, sort=arms, legend=alt.Legend(orient="top"), scale=alt.Scale(domain=arms))
+    base = alt.Chart(alt.Data(values=marks))
+    x = alt.X("gain:Q", title="loss less that of the linear arm, nats")
+    layers = [base.mark_point(filled=True, size=45, opacity=1).encode(x=x, y=y, color=arm)]
+    if all(np.isfinite(row["gain_low"]) for row in marks):
+        layers.append(base.mark_rule().encode(x="gain_low:Q", x2="gain_high:Q", y=y, color=arm))
     zero = base.mark_rule(strokeDash=[2, 2], color="black").encode(x=alt.datum(0))
-    size = 40 + 26 * len(order)
-    panels = (
-        alt.layer(*layers, zero).properties(width=260, height=size).facet(alt.Facet("group:N", title=None), columns=2)
-    )
-    return panels.resolve_scale(x="independent", y="independent").properties(title=f"Broken down by {by}")
+    return alt.layer(*layers, zero).properties(title=group, width=260, height=20 + 32 * len(parts))
 
 
 def _text(groups: list[Group]) -> str:

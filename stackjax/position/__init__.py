@@ -5,28 +5,29 @@ act. It reads positions as data ({index: (..., T), path: (..., T, P)}), so cache
 other code.
 
 Token t stands at the stream's x_t, a query at i, a key at j; K is the head width, D the model's. Learned: what is, in
-each layer unless said. Beyond: whether a longer text than those trained on keeps to what was seen.
+each layer unless said. At 8 T: by how many nats the loss of a small decoder is higher at eight times the length that
+it was trained on (`experiments/results/length_extrapolation`).
 
-    encoding          equation                                       learned                       beyond
+    encoding          equation                                       learned                       at 8 T
     -- on the stream --
-    NoPosition        -                                              -                             -
-    Scalar            x_t + t / period w                             w                             no
-    Sinusoidal        x_t + p_t, sin and cos of t base^(-2k/D)       -                             no
+    NoPosition        -                                              -                             0.13
+    Scalar            x_t + t / period w                             w                             1.71
+    Sinusoidal        x_t + p_t, sin and cos of t base^(-2k/D)       -                             0.40
     Learned           x_t + P[t]                                     P, a row an index             undefined
-    TreePath          x_t + the path's steps, the latest first,      p, a few decays               by depth
+    TreePath          x_t + the path's steps, the latest first,      p, a few decays               needs paths
                       the q-th one-hot times p^q
     -- on queries and keys --
-    Rotary            pair k turns by t base^(-2k/K)                 -                             with a scaling
-    TreeRotary        pairs turn by depth and by the path's steps    -                             by depth
+    Rotary            pair k turns by t base^(-2k/K)                 -                             0.76, YaRN 0.38
+    TreeRotary        pairs turn by depth and by the path's steps    -                             needs paths
     -- on the logits, from content --
-    Shaw              q_i . (k_j + a[c]), values + b[c],             a and b, a row a distance     clipped
+    Shaw              q_i . (k_j + a[c]), values + b[c],             a and b, a row a distance     0.10
                       c = clip(j - i)
-    TransformerXL     q_i . k_j + (q_i + v) . W R(i - j) + u . k_j   W, u, v                       no
+    TransformerXL     q_i . k_j + (q_i + v) . W R(i - j) + u . k_j   W, u, v                       0.02
     -- on the logits --
-    T5Bias            b[bucket(j - i)]                               b, one for the stack          one bucket
-    ALiBi             -m_h |i - j|, m_h = 2^(-8h/H)                  -                             yes
-    FIRE              f(psi(|i - j|) / psi(max(i, M)))               f, psi, M, one for the stack  yes
-    TreeBias          b[up, down, apart] over the lowest common      b, one for the stack          clipped
+    T5Bias            b[bucket(j - i)]                               b, one for the stack          0.82
+    ALiBi             -m_h |i - j|, m_h = 2^(-8h/H)                  -                             0.01
+    FIRE              f(psi(|i - j|) / psi(max(i, M)))               f, psi, M, one for the stack  0.19
+    TreeBias          b[up, down, apart] over the lowest common      b, one for the stack          needs paths
                       ancestor
 
 `Both` composes two. `rotary_scaling` stretches rotary frequencies: Linear, NTK, DynamicNTK, YaRN, Llama3, LongRoPE.

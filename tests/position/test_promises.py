@@ -10,8 +10,8 @@ import pytest
 import stackjax as sj
 from stackjax import position
 from stackjax.position.base import ATTENTION_HOOKS
+from tests.cases import PATHS, POSITIONS
 from tests.helpers import normal, perturbed
-from tests.test_conformance import PATHS, POSITIONS
 
 SCALING = position.rotary_scaling
 INSIDE = {name: p for name, p in POSITIONS.items() if p.acts_on(ATTENTION_HOOKS)} | {
