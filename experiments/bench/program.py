@@ -3,6 +3,7 @@
 import gc
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -93,6 +94,7 @@ def _prepare_torch(kind: type, size: Size, remat: str) -> Program:
     import torch  # pyright: ignore[reportMissingImports]
     from torch._inductor import config as inductor  # pyright: ignore[reportMissingImports]
 
+    warnings.filterwarnings("ignore", message="dynamo_pgo")
     torch.compiler.reset()
     inductor.force_disable_caches = True
     began = time.perf_counter()  # of the wall, for torch.compile works in other processes
