@@ -143,9 +143,9 @@ def markdown(results: dict[str, Any]) -> str:
         f"The fastest of the model's own matrix products, alone: {rate:.1f} GFLOP/s. "
         + ", ".join(f"{name} {version}" for name, version in versions.items()),
         f"## Targets\n\n{table([target.row for target in judge(results)])}",
-        "## Training\n\nCompile: seconds of tracing and compiling init, optimiser and step (of PyTorch: building, "
-        "and the first step). Step: median of steps taken in turn. Temporaries: XLA's own analysis of the whole "
-        "step."
+        "## Training\n\nCompile: seconds of tracing and compiling init, optimiser and step; of PyTorch, wall seconds "
+        "of building and the first step. Step: median of steps taken in turn. Temporaries: XLA's own analysis of the "
+        "whole step."
         f"\n\n{table(training(results))}\n\n![compile time, step time and memory against depth](bench.svg)",
     ]
     more = {

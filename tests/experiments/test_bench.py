@@ -16,7 +16,7 @@ TINY = Size(d_model=8, n_heads=2, context=4, batch=2, vocab=16, depth=2)
 def test_quick(tmp_path, capsys, monkeypatch):
     here = ("stackjax", "linen")
     monkeypatch.setattr(peers, "installed", lambda name: name in here)
-    asked = ["--peers", *here, "equinox", "--remats", "none", "--parts", "compile", "train"]
+    asked = ["--peers", *here, "equinox", "--remats", "none", "--parts", "train"]
     assert bench.main(["--quick", "--out", str(tmp_path), *asked]) == 0
     found = json.loads((tmp_path / "results.json").read_text())
     assert [(row["peer"], row["depth"]) for row in found["rows"]] == [(peer, n) for n in (2, 4) for peer in here]
