@@ -9,7 +9,16 @@ bytes so far. An encoder fills in hidden leaves; its paths come from the syntax 
 Four arms with one architecture, one budget and the same data in the same order: rotary positions and T5's bias
 (linear); a tree bias and nothing else (tree); all three (linear + tree); and all three where the paths belong to
 another document (linear + wrong tree), which must not help. In the linear arm the tree bias is there and every path is
-empty, so it says nothing.
+empty, so it says nothing. The encoder's tree is that of the document with nothing hidden: it tells where a hidden
+leaf hangs, never what it is.
+
+Found (`results/tree_positions`, three seeds, 95 % intervals): beside the line, the tree lowers the loss by 0.67 nats
+[0.23, 1.12] for the encoder of Python, 0.056 [0.026, 0.086] for its decoder and 0.039 [0.036, 0.042] for that of
+JSON; for JSON's encoder 0.09 [-0.02, 0.20] is not certain. The tree alone never beats the line. The control matters:
+another document's tree brings the decoders most of this (0.037 and 0.035), so that what the right tree adds is 0.019
+[0.012, 0.026] on Python and, on JSON, nothing that these seeds can tell from zero. Of what should gain most, closing
+brackets do in Python's decoder and JSON's encoder; dedents in a decoder do not. Of sixteen predictions ten were
+supported, six were inconclusive and none was refuted.
 """
 
 from collections.abc import Sequence
