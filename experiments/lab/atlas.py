@@ -1,5 +1,6 @@
 """What the atlas says: each recipe at each depth in a word, each recipe over all depths in a sentence, and the page."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -133,14 +134,15 @@ def write(results: Results, checks: Sequence[Json], *, quick: bool = False) -> P
 def _text(results: Results, rows: Sequence[Json], checks: Sequence[Json], commands: Sequence[str]) -> str:
     setting, data = results.base["setting"], results.base["data"]
     said = {name: sentence([row for row in rows if row["recipe"] == name]) for name in results.recipes}
-    tried = [f"{n} x {depth:,} layers" for depth, n in _counted([row["depth"] for row in rows]).items()]
+    tried = [f"{n} at {depth:,}" for depth, n in Counter(row["depth"] for row in rows).items()]
+    warmup = setting["steps"] // 10 if setting["warmup"] is None else setting["warmup"]
     lines = "\n".join(f"    {command}" for command in commands)
     return f"""{lines}
 
 Decoders of width {setting["d_model"]} on {data["name"]}: {setting["steps"]} steps of {setting["batch"]} windows of
-{setting["context"]} bytes, {setting["optimizer"]}, {setting["warmup"] or setting["steps"] // 10} of them warm-up; each
-recipe at its own best learning rate. Recipes tried: {", ".join(tried)}. This is a small width and a short run: it says
-which recipes start to learn at a depth, not which is best after a day.
+{setting["context"]} bytes, {setting["optimizer"]} with {warmup} steps of warm-up; each recipe at its own best learning
+rate. Recipes by layers: {", ".join(tried)}. This is a small width and a short run: it says which recipes start
+to learn at a depth, not which is best after a day.
 
 A recipe is *trained* at a depth if it ends below {bar(results):.2f} nats, *stuck* if it does no better than counting
 single bytes ({data["unigram"]:.2f}), *slow* between them, *diverged* if no rate ends well. It is *indifferent to depth*
@@ -151,10 +153,6 @@ if its losses over all depths differ by less than {INDIFFERENT} nats.
 ## Cost, and the deepest
 
 {_cost(checks)}"""
-
-
-def _counted(items: Sequence[Any]) -> dict[Any, int]:
-    return {item: list(items).count(item) for item in dict.fromkeys(items)}
 
 
 def _cost(checks: Sequence[Json]) -> str:
@@ -173,7 +171,7 @@ def _cost(checks: Sequence[Json]) -> str:
                 f"compile s, {shallow} layers": _number(check["shallow_compile_seconds"], ".1f"),
                 f"compile s, {depth:,}": _number(check["compile_seconds"], ".1f"),
                 "step s": _number(check["step_seconds"], ".2f"),
-                **{f"MiB, {remat}": _number(size / 2**20, ".0f") for remat, size in memory.items()},
+                **{f"MiB, {remat}": _number(size / 2**20, ".1f") for remat, size in memory.items()},
             }
         )
     names = max(lines, key=len)

@@ -28,7 +28,8 @@ def test_what_is_written(done):
     assert set(points) == {(name, depth) for name in ("pre_norm", "no_residual") for depth in (1, 2)} | {
         ("pre_norm", 3)
     }
-    assert all(row["learning_rate"] == 1e-2 for row in points.values()), "1e30 diverges"
+    assert {row["learning_rate"] for row in points.values()} <= {1e-2, None}, "1e30 diverges"
+    assert points["pre_norm", 3]["loss"] > 1
     checks = [json.loads(line) for line in (done / "checks.jsonl").open()]
     assert [(row["recipe"], row["depth"], row["status"]) for row in checks] == [
         ("pre_norm", 3, "finite"),
