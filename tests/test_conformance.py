@@ -14,7 +14,7 @@ import pytest
 
 import stackjax as sj
 from stackjax import position, recipe
-from tests.cases import KINDS, POSITIONS, RECIPES, REFUSED, Translator, given
+from tests.cases import KINDS, PATHS, POSITIONS, RECIPES, REFUSED, Translator, given
 from tests.helpers import largest_difference, normal, perturbed
 
 SLOW = pytest.mark.slow
@@ -86,19 +86,25 @@ def test_kind(kind, depth):
     check(recipe.PreNorm(), position.Rotary(), kind, depth)
 
 
-def check_decoding(rule, where, kind, *, left=True, dtype=jnp.float64, tolerance=1e-10):
+def check_decoding(rule, where, kind, *, left=True, dtype=jnp.float64, tolerance=1e-10, path=None):
     """Ragged prompts, then a token at a time: logits equal those of the full forward pass."""
+
+    def located(index):
+        found = {} if path is None else {"path": jnp.where(index[..., None] < 0, -1, jnp.asarray(path)[index])}
+        return {"index": index, **found}
+
     with jax.enable_x64(dtype == jnp.float64):
         built = KINDS[kind](rule, where, 2)
         whole = perturbed(built.init(jax.random.key(0), dtype))
         tokens = jax.random.randint(jax.random.key(1), (2, 7), 0, 11, jnp.int32)
         lengths = np.array([4, 2])
-        _, prompt = sj.decode.pad([[0] * n for n in lengths], left=left)
-        steps = {"index": jnp.asarray(lengths + np.arange(3)[:, None], jnp.int32)[..., None]}
+        prompt = located(sj.decode.pad([[0] * n for n in lengths], left=left)[1]["index"])
+        steps = located(jnp.asarray(lengths + np.arange(3)[:, None], jnp.int32)[..., None])
+        seen = {} if path is None else {"given": sj.Given(position=located(jnp.arange(7, dtype=jnp.int32)))}
 
         @jax.jit
         def run(whole):
-            reference, _ = built.apply(whole, tokens, dtype=dtype)
+            reference, _ = built.apply(whole, tokens, dtype=dtype, **seen)
             model, params, memory = built, whole, None
             if isinstance(built, Translator):
                 memory, _ = built.encode(whole, tokens[:, ::-1], dtype=dtype)
@@ -125,7 +131,10 @@ def test_decoding_recipe(name):
 
 @pytest.mark.parametrize("name", POSITIONS)
 def test_decoding_position(name):
-    check_decoding(recipe.PreNorm(), POSITIONS[name], "decoder", left=False)
+    path = None
+    if name.startswith("tree"):
+        path = np.array([p + (-1,) * (4 - len(p)) for p in (*PATHS, (2,), (2, 0))], np.int32)
+    check_decoding(recipe.PreNorm(), POSITIONS[name], "decoder", left=False, path=path)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "encoder"])
