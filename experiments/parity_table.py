@@ -94,7 +94,7 @@ def measure(options: Options) -> list[dict[str, Any]]:
             with tempfile.TemporaryDirectory() as at:
                 runs.append(compare.compare(name, seed, Path(at)))
         rows.append({"name": name, "title": case.title, **size(compare.draw_config(case)), **worst(runs)})
-        console.print(markdown(rows[-1:]).splitlines()[-1])
+        console.print(markdown(rows[-1:]).splitlines()[-1], soft_wrap=True)
     return rows
 
 
