@@ -103,7 +103,7 @@ def write_report(results: Results) -> Path:
         drawn = [_figure(figure, results, specs) for figure in figures]
         sections.append(f"<h2>{title}</h2>" + ("".join(drawn) or '<p class="note">Nothing has ended yet.</p>'))
     for name, spec in specs.items():
-        _export(results.folder.path / "figures", name, spec)
+        export(results.folder.path / "figures", name, spec)
     path = results.folder.path / "report.html"
     write(path, _page(results, specs, "".join(sections)))
     return path
@@ -115,7 +115,8 @@ def _figure(figure: Figure, results: Results, specs: dict[str, Json]) -> str:
     return page.figure(charts, figure.caption, specs) if charts else ""
 
 
-def _export(folder: Path, name: str, spec: Json) -> None:
+def export(folder: Path, name: str, spec: Json) -> None:
+    """Write a chart as SVG and PNG, on light paper."""
     svg = vl_convert.vegalite_to_svg({**spec, "config": chart.theme()})
     write(folder / f"{name}.svg", svg)
     write(folder / f"{name}.png", vl_convert.svg_to_png(svg, scale=2))

@@ -51,7 +51,7 @@ def compiled_once(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def light_report(monkeypatch):
     """Write reports without figures and without the code that draws them; `finished` has a whole one."""
-    monkeypatch.setattr(report, "_export", lambda *_: None)
+    monkeypatch.setattr(report, "export", lambda *_: None)
     monkeypatch.setattr(report.vl_convert, "javascript_bundle", lambda *_: "")
 
 
