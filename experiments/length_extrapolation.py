@@ -244,7 +244,7 @@ def figure(rows: list[dict[str, Any]], context: int) -> alt.TopLevelMixin:
     return alt.hconcat(*panels).resolve_scale(color="independent").properties(title=title)
 
 
-def _panel(title: str, rows: list[dict[str, Any]], context: int) -> alt.LayerChart:
+def _panel(title: str, rows: list[dict[str, Any]], context: int) -> Any:
     ticks = alt.Axis(values=[times * context for times in TIMES])
     encode = {
         "x": alt.X("length:Q", title="context, bytes", scale=alt.Scale(type="log", base=2), axis=ticks),

@@ -145,7 +145,7 @@ def _figure(rows: list[dict[str, Any]], by: str) -> alt.TopLevelMixin:
     return alt.concat(*panels, columns=2).properties(title=f"Broken down by {by}")
 
 
-def _panel(group: str, rows: list[dict[str, Any]], arms: list[str]) -> alt.LayerChart:
+def _panel(group: str, rows: list[dict[str, Any]], arms: list[str]) -> Any:
     """One task: a line for each part, and on it a mark for each arm."""
     parts = list(dict.fromkeys(row["part"] for row in rows))
     offset = {arm: (i - (len(arms) - 1) / 2) / (len(arms) + 1) for i, arm in enumerate(arms)}
