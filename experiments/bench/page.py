@@ -9,7 +9,7 @@ import altair as alt
 from experiments.bench.peers import PEERS
 from experiments.bench.program import Row
 from experiments.bench.verdict import TORCH, best_peer, groups, judge
-from experiments.lab import report, store
+from experiments.lab import chart, report, store
 from experiments.lab.finding import table
 
 WIDTH, HEIGHT = 240, 180
