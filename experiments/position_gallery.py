@@ -115,14 +115,8 @@ def induced(encoding: position.Position, where: dict[str, jax.Array], key: jax.A
     attention = sj.Attention(n_heads=N_HEADS, position=encoding, causal=False, bias=("query", "key"))
     params = drawn(attention.spec(D_MODEL), key)
     params |= {name: jnp.ones_like(params[name]) for name in ("query_bias", "key_bias")}
-<<<<<<< HEAD
-    given = sj.Given(position=where)
-    table = attention.prepare(drawn(attention.shared(D_MODEL), key), given, length, D_MODEL)
-    _, out = attention.apply(params, x, replace(given, table=table))
-=======
     table = attention.prepare(drawn(attention.shared(D_MODEL), key), sj.Given(position=where), length, D_MODEL)
     _, out = attention.apply(params, x, sj.Given(position=where, table=table))
->>>>>>> positions
     return np.asarray(out.seen["logits"][0, 0])
 
 
