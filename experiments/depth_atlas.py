@@ -135,7 +135,7 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    command = "python -m experiments.depth_atlas " + shlex.join(arguments)
+    command = shlex.join(["python", "-m", "experiments.depth_atlas", *arguments])
     try:
         options = command_line.parse(arguments, Options, "experiments.depth_atlas")
         plan = planned(options)

@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"depth_probe: {' '.join(str(error).split())}", file=sys.stderr)
         return USAGE
     compile_cache.enable()
-    print(run(options, corpus, "python -m experiments.depth_probe " + shlex.join(arguments)))
+    print(run(options, corpus, shlex.join(["python", "-m", "experiments.depth_probe", *arguments])))
     return OK
 
 
@@ -205,7 +205,9 @@ def run(options: Options, corpus: Corpus, command: str) -> Path:
         predictions=stated,
         rows=_kept(looked, collapsed),
         figures=figures,
-        text=finding.QUICK * options.quick + f"{sizes}.\n\nThe page with all charts: page.html.",
+        text=finding.QUICK * options.quick + f"{sizes}.
+
+The command also makes `page.html`, with all charts.",
     )
     return page.write_page(out / "page.html", title=question, under=sizes, predictions=stated, charts=charts)
 

@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model, params = trained(name, corpus, setting, options)
         found[name] = drop(model, params, corpus, setting, options.eval_batches)
         print(f"{name}: validation {found[name].loss.mean():.3f}", flush=True)
-    print(report(found, corpus, options, "python -m experiments.layer_drop " + shlex.join(arguments)))
+    print(report(found, corpus, options, shlex.join(["python", "-m", "experiments.layer_drop", *arguments])))
     return OK
 
 
