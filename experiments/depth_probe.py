@@ -205,9 +205,7 @@ def run(options: Options, corpus: Corpus, command: str) -> Path:
         predictions=stated,
         rows=_kept(looked, collapsed),
         figures=figures,
-        text=finding.QUICK * options.quick + f"{sizes}.
-
-The command also makes `page.html`, with all charts.",
+        text=finding.QUICK * options.quick + f"{sizes}.\n\nThe command also makes `page.html`, with all charts.",
     )
     return page.write_page(out / "page.html", title=question, under=sizes, predictions=stated, charts=charts)
 
