@@ -4,6 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import stackjax as sj
 from stackjax import position, recipe
@@ -224,3 +225,13 @@ REFUSED = {
     "transformer_xl": {"latent"},
 }
 """Recipes and positions that cannot be had in a kind of stack, and say so."""
+
+UNUSUAL = {
+    *("pre_norm", "residual_dual", "hybrid_norm_star", "shaped", "sigma_reparam", "ngpt", "value_residual"),
+    *("hyper_connections", "manifold_hyper_connections", "dense_former", "attention_residuals"),
+    "block_attention_residuals",
+}
+"""Recipes whose stream, attention or parameters are not a plain sum of branches; the others behave as one of them."""
+
+UNUSUAL_FIRST = [pytest.param(name, marks=[] if name in UNUSUAL else pytest.mark.slow) for name in RECIPES]
+"""All recipes, for tests where those may stand for the others every day."""

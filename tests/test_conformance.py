@@ -14,16 +14,8 @@ import pytest
 
 import stackjax as sj
 from stackjax import position, recipe
-from tests.cases import KINDS, PATHS, POSITIONS, RECIPES, REFUSED, Translator, given
+from tests.cases import KINDS, PATHS, POSITIONS, RECIPES, REFUSED, UNUSUAL_FIRST, Translator, given
 from tests.helpers import largest_difference, normal, perturbed
-
-SLOW = pytest.mark.slow
-UNUSUAL = {
-    *("pre_norm", "residual_dual", "hybrid_norm_star", "shaped", "sigma_reparam", "ngpt", "value_residual"),
-    *("hyper_connections", "manifold_hyper_connections", "dense_former", "attention_residuals"),
-    "block_attention_residuals",
-}
-"""Recipes whose stream, attention or parameters are not a plain sum of branches; the others decode as one of them."""
 
 
 def check(rule, where, kind, depth, seen=None):
@@ -124,7 +116,7 @@ def check_decoding(rule, where, kind, *, left=True, dtype=jnp.float64, tolerance
         assert max(np.abs(x).max() for x in run(whole)) < tolerance
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in UNUSUAL else SLOW) for name in RECIPES])
+@pytest.mark.parametrize("name", UNUSUAL_FIRST)
 def test_decoding_recipe(name):
     check_decoding(RECIPES[name], position.Rotary(), "decoder")
 
