@@ -216,6 +216,7 @@ REFUSED = {
     "mix_norm": {"looped"},
     "hybrid_norm": {"gated_grouped", "latent"},
     "hybrid_norm_star": {"gated_grouped", "latent", "looped"},
+    "sigma_reparam": {"experts"},
     "shaped": {"experts", "biased_experts", "latent", "encoder_decoder"},
     "value_residual": {"latent", "parallel"},
     "dense_former": {"looped"},

@@ -9,7 +9,7 @@ import altair as alt
 from experiments.bench.peers import PEERS
 from experiments.bench.program import Row
 from experiments.bench.verdict import TORCH, best_peer, groups, judge
-from experiments.lab import chart, report, store
+from experiments.lab import chart, store
 from experiments.lab.finding import table
 
 WIDTH, HEIGHT = 240, 180
@@ -165,4 +165,4 @@ def save(results: dict[str, Any], folder: Path) -> None:
     store.write(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     store.write(folder / "bench.md", markdown(results))
     if results["rows"]:
-        report.export(folder, "bench", figure(results["rows"]).to_dict(validate=False))
+        chart.export(folder, "bench", figure(results["rows"]).to_dict(validate=False))

@@ -6,17 +6,26 @@ dark. A click on a legend isolates an entry.
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import altair as alt
+import vl_convert
 
 from experiments.lab.results import Results
-from experiments.lab.store import Json
+from experiments.lab.store import Json, write
 
 PALETTE = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#9d755d", "#d6a419", "#ff9da6", "#8a8d91")
 RAMP = ("#4f7bd0", "#b65fb0", "#f0923c")
 COLUMNS = 3
 WIDTH, HEIGHT = 280, 200
+
+
+def export(folder: Path, name: str, spec: Json) -> None:
+    """Write a chart as SVG and PNG, on light paper."""
+    svg = vl_convert.vegalite_to_svg({**spec, "config": theme()})
+    write(folder / f"{name}.svg", svg)
+    write(folder / f"{name}.png", vl_convert.svg_to_png(svg, scale=2))
 
 
 def theme(*, dark: bool = False) -> Json:

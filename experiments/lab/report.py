@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import altair as alt
-import vl_convert
 
 from experiments.lab import chart, headline, layer_chart, page
+from experiments.lab.chart import export
 from experiments.lab.results import Results
 from experiments.lab.store import Json, write
 
@@ -113,13 +113,6 @@ def _figure(figure: Figure, results: Results, specs: dict[str, Json]) -> str:
     made = {tab: (name, make(results)) for tab, (name, make) in figure.charts.items()}
     charts = {tab: (name, drawn) for tab, (name, drawn) in made.items() if drawn is not None}
     return page.figure(charts, figure.caption, specs) if charts else ""
-
-
-def export(folder: Path, name: str, spec: Json) -> None:
-    """Write a chart as SVG and PNG, on light paper."""
-    svg = vl_convert.vegalite_to_svg({**spec, "config": chart.theme()})
-    write(folder / f"{name}.svg", svg)
-    write(folder / f"{name}.png", vl_convert.svg_to_png(svg, scale=2))
 
 
 def _page(results: Results, specs: dict[str, Json], sections: str) -> str:

@@ -7,7 +7,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import depth_sweep
-from experiments.lab import report
+from experiments.lab import chart, report
 
 SIZES = {"steps": 6, "d-model": 8, "n-heads": 2, "context": 6, "batch": 2, "eval-every": 3, "eval-batches": 2}
 
@@ -52,7 +52,7 @@ def compiled_once(tmp_path_factory):
 def light_report(monkeypatch):
     """Write reports without figures and without the code that draws them; `finished` has a whole one."""
     monkeypatch.setattr(report, "export", lambda *_: None)
-    monkeypatch.setattr(report.vl_convert, "javascript_bundle", lambda *_: "")
+    monkeypatch.setattr(chart.vl_convert, "javascript_bundle", lambda *_: "")
 
 
 @pytest.fixture(scope="session")

@@ -109,6 +109,6 @@ def test_words_and_sentences(finished, losses, said):
 def test_a_check_that_fails_is_a_row(corpus):
     setting = depth_atlas.PLANS["quick"].check_setting
     text = depth_atlas.data.load(str(corpus))
-    found = deep_check.check(setting, "tests.experiments.own:Broken", 2, text, learning_rate=1e-3)
+    found = deep_check.check(setting, "tests.experiments.own:Broken", 0, text, learning_rate=1e-3)
     assert found.status == "failed" and "no init for you" in found.message
     assert SIZES["d-model"] == setting.d_model

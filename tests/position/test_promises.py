@@ -66,10 +66,10 @@ def test_cached_decoding_and_padding_change_nothing(name, x64):
     steps = []
     for first, last in ((0, 3), (3, 4), (4, 5)):
         now = {n: v[:, first:last] for n, v in where.items()}
-        y, out = attend(sub, params, x[:, first:last], now, past, cache)
+        y, out = attend(sub, params, x[:, first:last], now, {slots: past}, cache)
         steps.append(y)
         at = (slice(None), slice(5 - last, 5 - first))
-        cache = {n: v.at[at].set(out.state["cache"][n][:, ::-1]) for n, v in cache.items()}
+        cache = {n: v.at[:, *at].set(out.state["cache"][n][:, :, ::-1]) for n, v in cache.items()}
         past = {n: v.at[at].set(now[n][:, ::-1]) for n, v in past.items()}
     stepped = jnp.concatenate(steps, 1)
     np.testing.assert_allclose(stepped[0], full[0], rtol=1e-11, atol=1e-13)
