@@ -15,6 +15,8 @@ import hypothesis
 import jax
 import pytest
 
+import stackjax as sj
+
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=20)
 hypothesis.settings.load_profile("ci")
 jax.config.update("jax_numpy_rank_promotion", "allow")
@@ -25,3 +27,16 @@ def x64():
     """Run a test in float64."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """A list that grows whenever a model's logits are traced or computed outside of a compiled function."""
+    calls, logits = [], sj.Model.logits
+
+    def noticed(self, *arguments, **options):
+        calls.append(self)
+        return logits(self, *arguments, **options)
+
+    monkeypatch.setattr(sj.Model, "logits", noticed)
+    return calls

@@ -151,7 +151,7 @@ PRODUCT = [
 def test_every_pair_is_made_or_refused(name, kind):
     if kind in REFUSED.get(name, ()):
         with pytest.raises(ValueError, match=r"."):
-            KINDS[kind](RECIPES[name], position.Rotary(), 6)
+            KINDS[kind](RECIPES[name], position.Rotary(), 6).declaration()
         return
     assert KINDS[kind](RECIPES[name], position.Rotary(), 6).declaration()
 

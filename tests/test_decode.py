@@ -78,19 +78,20 @@ def test_keys_and_values_of_the_memory_are_computed_once():
     np.testing.assert_array_equal(*logits)
 
 
-def test_one_compile_for_all_prompts_of_a_bucket():
-    before = sj.decode.generate._cache_size()
+def test_one_compile_for_all_prompts_of_a_bucket(traced):
+    counts = []
     for prompts in (PROMPTS, [[1], [2], [3]], [[4] * 8] * 3):
         tokens, where = sj.decode.pad(prompts, 8)
         for t in (0.5, 2.0):
             sj.decode.generate(
                 MODEL, PARAMS, tokens, where, n_tokens=3, key=jax.random.key(0), temperature=t, top_k=3, top_p=0.9
             )
+            counts.append(len(traced))
     twin = sj.decoder(**SIZES, depth=2)
     sj.decode.generate(
         twin, PARAMS, tokens, where, n_tokens=3, key=jax.random.key(1), temperature=1.0, top_k=5, top_p=0.5
     )
-    assert sj.decode.generate._cache_size() == before + 1
+    assert [*counts, len(traced)] == counts[:1] * 7
 
 
 def local_global():
