@@ -1,12 +1,11 @@
 """The atlas: every recipe from 2 to 1,024 layers, each at its own best learning rate, and what it costs.
 
-    python -m experiments.depth_atlas                    about an hour of one core
-    python -m experiments.depth_atlas --plan tiers       three hours of two
-    python -m experiments.depth_atlas --plan full        the whole grid: a day, or an accelerator and
+    python -m experiments.depth_atlas                    a few hours of one core
+    python -m experiments.depth_atlas --plan full        more steps, rates and seeds: days, or an accelerator and
         --d-model 256 --n-heads 8 --context 256 --batch 32 --steps 2000
 
-Killed at any moment, the same command goes on. The cells are those of a sweep: `depth_sweep --report-only --out` on
-the folder draws every curve and every layer.
+Killed at any moment, the same command goes on; started twice, the two share the work. The cells are those of a sweep:
+`depth_sweep --report-only --out` on the folder draws every curve and every layer.
 """
 
 import json
@@ -20,10 +19,11 @@ from typing import Literal
 from experiments import depth_sweep
 from experiments.depth_sweep import INTERRUPTED, OK, USAGE
 from experiments.lab import atlas, command_line, compile_cache, data, names, progress
+from experiments.lab.claim import Claim
 from experiments.lab.deep_check import check
 from experiments.lab.grid import Grid, Setting
 from experiments.lab.results import Results
-from experiments.lab.store import Folder, Json, read_rows, write
+from experiments.lab.store import Folder, read, write
 from experiments.lab.sweep import Interrupted, Sweep, run
 
 CHECK_RATE = 1e-3
@@ -31,9 +31,6 @@ CHECK_RATE = 1e-3
 
 QUADRATIC = {"attention_residuals": 128}
 """Recipes whose every sublayer reads all earlier ones, so that time grows as L², and the greatest depth for them."""
-
-DEEP = ("pre_norm", "post_norm", "deepnorm", "keel", "rezero", "complete_p", "scaled_init", "hyper_connections")
-"""Trained at the greatest depths where time is short: those said to reach a thousand layers, and their yardsticks."""
 
 SEEDED = ("pre_norm", "post_norm", "deepnorm", "rezero", "complete_p", "no_residual")
 """Trained with more than one seed where time is short."""
@@ -56,29 +53,20 @@ class Plan:
     check_setting: Setting
 
 
-SMALL = Setting(steps=100, d_model=32, n_heads=2, context=32, batch=4, eval_every=20)
+SMALL = Setting(steps=100, d_model=32, n_heads=2, context=32, batch=4, eval_every=25, eval_batches=20)
 FEW_STEPS = replace(SMALL, steps=10, batch=2)
 ALL = tuple(names.RECIPES)
-RATES = (1e-3, 4e-3, 1.6e-2)
+RATES = (1e-3, 4e-3, 1.6e-2, 6.4e-2)
 
 PLANS: dict[str, Plan] = {
-    "hour": Plan(
+    "short": Plan(
         setting=SMALL,
         tiers=(
             Grid(depths=(2, 8, 32), recipes=ALL, learning_rates=RATES),
-            Grid(depths=(128,), recipes=ALL, learning_rates=RATES[:2]),
-            Grid(depths=(512, 1024), recipes=DEEP[:6], learning_rates=RATES[:1]),
+            Grid(depths=(128,), recipes=ALL, learning_rates=RATES[:3]),
+            Grid(depths=(512, 1024), recipes=ALL, learning_rates=RATES[:2]),
             Grid(depths=(32,), recipes=SEEDED, learning_rates=RATES, seeds=3),
-        ),
-        check=1024,
-        check_setting=FEW_STEPS,
-    ),
-    "tiers": Plan(
-        setting=replace(SMALL, steps=200),
-        tiers=(
-            Grid(depths=(2, 8, 32, 128), recipes=ALL, learning_rates=RATES),
-            Grid(depths=(512, 1024), recipes=DEEP, learning_rates=RATES[:2]),
-            Grid(depths=(2, 8, 32, 128), recipes=SEEDED, learning_rates=RATES, seeds=3),
+            Grid(depths=(128,), recipes=SEEDED, learning_rates=RATES[:3], seeds=3),
         ),
         check=1024,
         check_setting=FEW_STEPS,
@@ -110,7 +98,7 @@ class Options:
 
     out: str = "runs/depth_atlas"
     """Folder of the run; the finding is in its folder atlas/."""
-    plan: Literal["hour", "tiers", "full", "quick"] = "hour"
+    plan: Literal["short", "full", "quick"] = "short"
     """How much; quick only shows that it runs."""
     recipes: tuple[str, ...] = ()
     """Only these, by name or dotted path (yours are run in every tier); none means all."""
@@ -213,24 +201,26 @@ def _affordable(tier: Grid) -> list[Grid]:
 
 
 def checked(options: Options, plan: Plan, sweep: Sweep, stop: Callable[[], bool]) -> None:
-    """Check every recipe that has not been, and add it to checks.jsonl."""
-    path = checks_file(options)
-    rows = read_rows(path)
-    done = {row["recipe"] for row in rows}
-    wanted = dict.fromkeys(name for tier in plan.tiers for name in tier.recipes)
-    for name in (name for name in wanted if name not in done):
+    """Check every recipe that has not been, and that no other worker is checking."""
+    for name in dict.fromkeys(name for tier in plan.tiers for name in tier.recipes):
         if stop():
             raise Interrupted
-        depth = min(plan.check, QUADRATIC.get(name, plan.check))
-        found = check(plan.check_setting, name, depth, sweep.corpus, learning_rate=CHECK_RATE)
-        rows.append(found.json())
-        write(path, "".join(json.dumps(row) + "\n" for row in rows))
+        path = checks_folder(options) / f"{name}.json"
+        claim = None if path.exists() else Claim.take(path.with_suffix(".claim"))
+        if claim is None:
+            continue
+        try:
+            depth = min(plan.check, QUADRATIC.get(name, plan.check))
+            found = check(plan.check_setting, name, depth, sweep.corpus, learning_rate=CHECK_RATE)
+            write(path, json.dumps(found.json(), indent=1))
+        finally:
+            claim.release()
         print(f"{name} L={depth}: {found.message or found.status}", flush=True)
 
 
-def checks_file(options: Options) -> Path:
-    """Where the checks are kept."""
-    return Path(options.out) / "checks.jsonl"
+def checks_folder(options: Options) -> Path:
+    """Where the checks are kept, a file for each recipe."""
+    return Path(options.out) / "checks"
 
 
 def report(options: Options) -> Path:
@@ -239,8 +229,10 @@ def report(options: Options) -> Path:
     Raises:
         ValueError: there is nothing in the folder.
     """
-    checks: list[Json] = read_rows(checks_file(options))
-    return atlas.write(Results.of(options.out), checks, quick=options.plan == "quick")
+    results = Results.of(options.out)
+    found = (read(checks_folder(options) / f"{name}.json") for name in results.recipes)
+    checks = [check for check in found if check is not None]
+    return atlas.write(results, checks, quick=options.plan == "quick")
 
 
 if __name__ == "__main__":

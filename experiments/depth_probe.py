@@ -9,7 +9,6 @@ thresholds stated beforehand: the gradients of post-norm and pre-norm (Xiong et 
 and rank collapse without skips (Dong et al. 2021, figure 2, arXiv:2103.03404).
 """
 
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,8 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import stackjax as sj
-from experiments.depth_sweep import OK, USAGE
-from experiments.lab import command_line, compile_cache, data, depth_claims, finding, page, profile_chart
+from experiments.lab import command_line, data, depth_claims, finding, page, profile_chart
 from experiments.lab.corpus import Corpus
 from experiments.lab.depth_claims import Arrays, Looked
 from experiments.lab.grid import Cell, Setting
@@ -69,17 +67,14 @@ QUICK = {"depths": (2, 3), "steps": 2, "seeds": 2, "d_model": 16, "n_heads": 2, 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        options = command_line.parse(arguments, Options, "experiments.depth_probe")
-        options = replace(options, **QUICK) if options.quick else options
-        corpus = checked(options)
-    except ValueError as error:
-        print(f"depth_probe: {' '.join(str(error).split())}", file=sys.stderr)
-        return USAGE
-    compile_cache.enable()
-    print(run(options, corpus, shlex.join(["python", "-m", "experiments.depth_probe", *arguments])))
-    return OK
+    return command_line.main(
+        "experiments.depth_probe",
+        usual=Options(),
+        quick=replace(Options(), quick=True, **QUICK),
+        prepare=lambda options: (options, checked(options)),
+        run=lambda work, command: run(*work, command),
+        arguments=arguments,
+    )
 
 
 def checked(options: Options) -> Corpus:
@@ -92,8 +87,6 @@ def checked(options: Options) -> Corpus:
         raise ValueError(f"--depths must be 1 or more; got {' '.join(map(str, options.depths)) or 'none'}")
     if options.seeds < 1 or options.steps < 0:
         raise ValueError(f"--seeds must be 1 or more and --steps 0 or more; got {options.seeds}, {options.steps}")
-    if Path(options.out).exists() and not Path(options.out).is_dir():
-        raise ValueError(f"{options.out} is not a folder; choose another --out")
     corpus = data.load(options.data)
     corpus.check(batch=options.batch, context=options.context)
     for name in options.recipes:

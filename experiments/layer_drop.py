@@ -8,7 +8,6 @@ turns the stream, as the angle between x_l and x_m at the last token (Gromov et 
 are cells of a sweep that was run with `--keep-params`, or trained on the spot.
 """
 
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,8 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import stackjax as sj
-from experiments.depth_sweep import OK, USAGE
-from experiments.lab import chart, command_line, compile_cache, data, finding, lanes, profile_chart, store
+from experiments.lab import chart, command_line, data, finding, lanes, profile_chart, store
 from experiments.lab.corpus import Corpus
 from experiments.lab.finding import Estimate, Prediction
 from experiments.lab.grid import Setting
@@ -107,16 +105,32 @@ class Dropped:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        options = command_line.parse(arguments, Options, "experiments.layer_drop")
-        options = replace(options, **QUICK) if options.quick else options
-        corpus = checked(options)
-        cells = {Path(path).name: cell_of(path, corpus) for path in options.cells}
-    except ValueError as error:
-        print(f"layer_drop: {' '.join(str(error).split())}", file=sys.stderr)
-        return USAGE
-    compile_cache.enable()
+    return command_line.main(
+        "experiments.layer_drop",
+        usual=Options(),
+        quick=replace(Options(), quick=True, **QUICK),
+        prepare=prepare,
+        run=lambda work, command: run(*work, command),
+        arguments=arguments,
+    )
+
+
+Cells = dict[str, tuple[Setting, sj.Model, Any]]
+"""Setting, model and trained parameters by the name of the cell."""
+
+
+def prepare(options: Options) -> tuple[Options, Corpus, Cells]:
+    """The options with what they name, read and found to fit.
+
+    Raises:
+        ValueError: what does not.
+    """
+    corpus = checked(options)
+    return options, corpus, {Path(path).name: cell_of(path, corpus) for path in options.cells}
+
+
+def run(options: Options, corpus: Corpus, cells: Cells, command: str) -> Path:
+    """Drop the layers of the cells, or of recipes trained here, and report."""
     found = {}
     for name, (setting, model, params) in cells.items():
         found[name] = drop(model, [params], corpus, setting, options.eval_batches)
@@ -125,8 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model, params = trained(name, corpus, setting, options)
         found[name] = drop(model, params, corpus, setting, options.eval_batches)
         print(f"{name}: validation {found[name].loss.mean():.3f}", flush=True)
-    print(report(found, corpus, options, shlex.join(["python", "-m", "experiments.layer_drop", *arguments])))
-    return OK
+    return report(found, corpus, options, command)
 
 
 def checked(options: Options) -> Corpus:
@@ -135,13 +148,9 @@ def checked(options: Options) -> Corpus:
     Raises:
         ValueError: what does not.
     """
-    for name in ("depth", "seeds", "eval_batches"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be 1 or more; got {getattr(options, name)}")
+    command_line.one_or_more(options, "depth", "seeds", "eval_batches")
     if not 0 < options.learning_rate < float("inf"):
         raise ValueError(f"--learning-rate must be positive; got {options.learning_rate:g}")
-    if Path(options.out).exists() and not Path(options.out).is_dir():
-        raise ValueError(f"{options.out} is not a folder; choose another --out")
     corpus = data.load(options.data)
     if not options.cells:
         corpus.check(batch=options.batch, context=options.context)

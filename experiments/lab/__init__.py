@@ -4,7 +4,9 @@ Reading order: `names` (words on the command line to objects), `corpus` and `dat
 as pure functions), `lanes` (several runs side by side in one program), `cost` (FLOPs and memory, counted); then `grid`
 (cells, groups and their names), `store` (a run's folder), `claim` (workers that share it), `outcome` (how a cell
 ended), `sweep` (the loop over groups), `progress`; then `results` (the folder read back as tables), `headline`,
-`chart`, `layer_chart` and `report`. Beside them, `finding` writes down what an experiment with predictions found.
+`chart`, `layer_chart`, `page` and `report`. Beside them, `command_line` and `finding` are the beginning and the end of
+an experiment with predictions; `deep_check`, `atlas` and `atlas_chart` belong to the depth atlas, `depth_claims` and
+`profile_chart` to what reads a stack layer by layer.
 
 In a notebook:
 

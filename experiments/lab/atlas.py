@@ -123,26 +123,23 @@ def write(results: Results, checks: Sequence[Json], *, quick: bool = False) -> P
         results.folder.path / "atlas",
         question="Which recipe for which depth?",
         setting={**results.base["setting"], "data": results.base["data"]},
-        command="\n".join(commands),
+        command=" && ".join(commands),
         predictions=predictions(results, checks),
         rows=[*kept, *({"kind": "check", **check} for check in checks), *curves],
         figures={name: chart for name, chart in figures.items() if chart is not None},
-        text=finding.QUICK * quick + _text(results, rows, checks, commands),
+        text=finding.QUICK * quick + _text(results, rows, checks),
     )
 
 
-def _text(results: Results, rows: Sequence[Json], checks: Sequence[Json], commands: Sequence[str]) -> str:
+def _text(results: Results, rows: Sequence[Json], checks: Sequence[Json]) -> str:
     setting, data = results.base["setting"], results.base["data"]
     said = {name: sentence([row for row in rows if row["recipe"] == name]) for name in results.recipes}
     tried = [f"{n} at {depth:,}" for depth, n in Counter(row["depth"] for row in rows).items()]
     warmup = setting["steps"] // 10 if setting["warmup"] is None else setting["warmup"]
-    lines = "\n".join(f"    {command}" for command in commands)
-    return f"""{lines}
-
-Decoders of width {setting["d_model"]} on {data["name"]}: {setting["steps"]} steps of {setting["batch"]} windows of
-{setting["context"]} bytes, {setting["optimizer"]} with {warmup} steps of warm-up; each recipe at its own best learning
-rate. Recipes by layers: {", ".join(tried)}. This is a small width and a short run: it says which recipes start
-to learn at a depth, not which is best after a day.
+    return f"""Decoders of width {setting["d_model"]} on {data["name"]}: {setting["steps"]} steps of {setting["batch"]}
+windows of {setting["context"]} bytes, {setting["optimizer"]} with {warmup} steps of warm-up; each recipe at its own
+best learning rate. Recipes by layers: {", ".join(tried)}. This is a small width and a short run: it says which recipes
+start to learn at a depth, not which is best after a day.
 
 A recipe is *trained* at a depth if it ends below {bar(results):.2f} nats, *stuck* if it does no better than counting
 single bytes ({data["unigram"]:.2f}), *slow* between them, *diverged* if no rate ends well. It is *indifferent to depth*

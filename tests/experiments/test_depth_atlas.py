@@ -30,11 +30,12 @@ def test_what_is_written(done):
     }
     assert {row["learning_rate"] for row in points.values()} <= {1e-2, None}, "1e30 diverges"
     assert points["pre_norm", 3]["loss"] > 1
-    checks = [json.loads(line) for line in (done / "checks.jsonl").open()]
+    checks = [row for row in found["rows"] if row["kind"] == "check"]
     assert [(row["recipe"], row["depth"], row["status"]) for row in checks] == [
         ("pre_norm", 3, "finite"),
         ("no_residual", 3, "finite"),
     ]
+    assert sorted(path.name for path in (done / "checks").iterdir()) == ["no_residual.json", "pre_norm.json"]
     for row in checks:
         assert len(row["losses"]) == 2 and set(row["temp_bytes"]) == set(deep_check.REMATS)
         assert 5 < row["losses"][0] < 7, "about ln 256 before any step"
@@ -74,6 +75,16 @@ def test_bad_usage(tmp_path, corpus, capsys, words, said):
     assert not out.exists()
 
 
+def test_what_another_worker_is_checking_is_left_to_it(done, corpus, monkeypatch):
+    (done / "checks" / "pre_norm.json").unlink()
+    monkeypatch.setattr(deep_check, "_check", None)
+    claim = depth_atlas.Claim.take(done / "checks" / "pre_norm.claim")
+    assert claim is not None
+    assert depth_atlas.main(command(done, corpus)) == 0
+    claim.release()
+    assert not (done / "checks" / "pre_norm.json").exists()
+
+
 def test_own_recipes_are_in_every_tier_and_quadratic_ones_not_too_deep():
     own = "tests.experiments.own:instance"
     plan = depth_atlas.planned(depth_atlas.Options(recipes=(own, "attention_residuals"), plan="full"))
@@ -82,9 +93,9 @@ def test_own_recipes_are_in_every_tier_and_quadratic_ones_not_too_deep():
         ((2, 8, 32, 128), (own, "attention_residuals")),
         ((512, 1024), (own,)),
     ]
-    tiers = depth_atlas.planned(depth_atlas.Options(recipes=(own,), plan="hour")).tiers
-    assert [tier.recipes for tier in tiers] == [(own,)] * 4
-    assert {name for tier in depth_atlas.PLANS["hour"].tiers for name in tier.recipes} == set(names.RECIPES)
+    tiers = depth_atlas.planned(depth_atlas.Options(recipes=(own,), plan="short")).tiers
+    assert [tier.recipes for tier in tiers] == [(own,)] * 5
+    assert {name for tier in depth_atlas.PLANS["short"].tiers for name in tier.recipes} == set(names.RECIPES)
 
 
 @pytest.mark.parametrize(
