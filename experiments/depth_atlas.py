@@ -53,7 +53,7 @@ class Plan:
     check_setting: Setting
 
 
-SMALL = Setting(steps=100, d_model=32, n_heads=2, context=32, batch=4, eval_every=25, eval_batches=20)
+SMALL = Setting(steps=200, d_model=32, n_heads=2, context=32, batch=4, eval_every=25, eval_batches=20)
 FEW_STEPS = replace(SMALL, steps=10, batch=2)
 ALL = tuple(names.RECIPES)
 RATES = (1e-3, 4e-3, 1.6e-2, 6.4e-2)
@@ -72,7 +72,7 @@ PLANS: dict[str, Plan] = {
         check_setting=FEW_STEPS,
     ),
     "full": Plan(
-        setting=replace(SMALL, steps=200),
+        setting=SMALL,
         tiers=(Grid(depths=(2, 8, 32, 128, 512, 1024), recipes=ALL, learning_rates=RATES, seeds=3),),
         check=1024,
         check_setting=FEW_STEPS,

@@ -14,6 +14,9 @@ from experiments.lab.store import Json
 CELL = alt.Step(72), alt.Step(19)
 RED = "#e45756"
 
+CURVES = 8
+"""Recipes whose curves are drawn, the best at the greatest depth: more lines could not be told apart."""
+
 
 def order(rows: Sequence[Json]) -> list[str]:
     """Recipes by their loss at the greatest depth that most of them were run at; those that ended badly there last."""
@@ -66,13 +69,15 @@ def _tiles(rows: Sequence[Json], shade: alt.Color, form: str, field: str, light:
 
 
 def deep_cells(results: Results, rows: Sequence[Json]) -> list[Json]:
-    """The best cells at the depths that the fewest recipes were trained at, the two greatest."""
+    """One best cell of each of the best recipes at the greatest depth, there and at the depth before it."""
     greatest = results.depths[-2:]
-    return [cell for row in rows if row["depth"] in greatest for cell in row["cells"][:1]]
+    best = order([row for row in rows if row["depth"] == greatest[-1]])[:CURVES]
+    kept = [row for row in rows if row["depth"] in greatest and row["recipe"] in best]
+    return [row["cells"][0] for row in sorted(kept, key=lambda row: best.index(row["recipe"])) if row["cells"]]
 
 
 def deep(results: Results, rows: Sequence[Json]) -> alt.TopLevelMixin | None:
-    """Validation loss against steps at the two greatest depths."""
+    """Validation loss against steps at the two greatest depths, of the recipes that are best there."""
     cells = deep_cells(results, rows)
     points = [
         {"recipe": cell["recipe"], "panel": f"{cell['depth']:,} layers", "step": p["step"], "loss": p["valid_loss"]}

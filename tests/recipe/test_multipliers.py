@@ -123,6 +123,27 @@ def test_one_learning_rate_for_all_elsewhere(name):
     assert {rule.multiplier(role, geometry) for role in roles} == {recipe.Multiplier()}
 
 
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_update_size_of_each_parameter_against_depth(alpha):
+    """Adam's first step on a real gradient: as L^(alpha - 1) inside the layers, so flat for alpha = 1; flat outside."""
+    tokens = jax.random.randint(jax.random.key(1), (4, 16), 0, 31)
+
+    def sizes(depth):
+        model = model_of(recipe.CompleteP(alpha=alpha, base_depth=2, base_width=16), depth)
+        params = model.init(jax.random.key(0))
+        gradient = jax.grad(lambda params: sj.loss.next_token(model.apply(params, tokens)[0], tokens))(params)
+        optimiser = sj.optim.adamw(model, learning_rate=1.0, eps=1e-20)
+        updates, _ = optimiser.update(gradient, optimiser.init(params), params)
+        leaves = jax.tree_util.tree_leaves_with_path(updates)
+        return {sj.parameter.path_name(path): jnp.sqrt(jnp.mean(jnp.square(leaf))) for path, leaf in leaves}
+
+    shallow = sizes(2)
+    for depth in (8, 32):
+        for name, size in sizes(depth).items():
+            expected = (depth / 2) ** (alpha - 1) if name.startswith("stack/segments") else 1.0
+            np.testing.assert_allclose(size / shallow[name], expected, rtol=1e-2, err_msg=f"{name} at {depth}")
+
+
 def drift(rule, depth, steps=5, learning_rate=4e-3):
     """RMS of the change of x_L, before the final norm, over a few steps of Adam on a fixed batch."""
     model = model_of(rule, depth)
