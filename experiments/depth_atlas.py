@@ -1,7 +1,7 @@
 """The atlas: every recipe from 2 to 1,024 layers, each at its own best learning rate, and what it costs.
 
     python -m experiments.depth_atlas                    a few hours of one core
-    python -m experiments.depth_atlas --plan full        more steps, rates and seeds: days, or an accelerator and
+    python -m experiments.depth_atlas --plan full        every rate and seed everywhere: days, or an accelerator and
         --d-model 256 --n-heads 8 --context 256 --batch 32 --steps 2000
 
 Killed at any moment, the same command goes on; started twice, the two share the work. The cells are those of a sweep:
