@@ -77,13 +77,16 @@ def deep_cells(results: Results, rows: Sequence[Json]) -> list[Json]:
 
 
 def deep(results: Results, rows: Sequence[Json]) -> alt.TopLevelMixin | None:
-    """Validation loss against steps at the two greatest depths, of the recipes that are best there."""
+    """Validation loss against steps at the two greatest depths, of the recipes that are best there.
+
+    The loss before the first step, which differs by nats, is left out.
+    """
     cells = deep_cells(results, rows)
     points = [
         {"recipe": cell["recipe"], "panel": f"{cell['depth']:,} layers", "step": p["step"], "loss": p["valid_loss"]}
         for cell in cells
         for p in results.curve(cell)
-        if p["valid_loss"] is not None
+        if p["valid_loss"] is not None and p["step"]
     ]
     if not points:
         return None

@@ -26,7 +26,7 @@ out, up, gate and down, `last` are out and down. Final: whether a norm ends the 
     ReZero            x + g_l f(x)                    no      g = 0                          -
     SkipInit          x + g_s f(x)                    no      g = 0                          -
     LayerScale        x + g_s * f(N(x)), g a vector   yes     N(0.02), g = 0.1, 1e-5, 1e-6   g at L to 18, 24, more
-    Highway           (1 - t) x + t f(x), t learned   no      t about 0.12                   -
+    Highway           (1 - t) x + t f(x), t learned   no      b = -log(2L)                   init
     ScaledInit        x + f(N(x))                     yes     N(0.02), last / sqrt(2L)       init
     DSInit            N(x + f(x))                     no      all / sqrt(l)                  init
     DepthMuP          x + m^-1/2 f(N(x)), m = L/L_0   yes     muP                            branch, learning rate, eps

@@ -102,7 +102,7 @@ def test_widths_keep_what_their_recipes_promise():
         (recipe.ReZero(), 0.0),
         (recipe.SkipInit(), 0.0),
         (recipe.LayerScale(), 0.1),
-        (recipe.Highway(), 1 / (1 + math.exp(2))),
+        (recipe.Highway(), 1 / 3),
     ],
 )
 def test_gates_at_birth(rule, expected):
@@ -129,6 +129,17 @@ def test_first_gate_of_layer_scale_falls_with_depth():
             if d.name.endswith("gate") and d.spec.role == "residual"
         ]
         assert spec.init == sj.parameter.Constant(first)
+
+
+@pytest.mark.parametrize("depth", [2, 50, 1000])
+def test_highways_of_any_depth_carry_about_a_third_of_the_stream(depth):
+    form = recipe.Highway().residual
+    bias = form.spec(8, depth)["gate_bias"].init.value
+    assert -10 < bias < -1, "where the authors search"
+    carried = (1 / (1 + math.exp(bias))) ** (2 * depth)
+    assert abs(carried - math.exp(-1)) < 0.05
+    chosen = recipe.gate.HighwayGated(bias=-2.0).spec(8, depth)["gate_bias"].init
+    assert chosen == sj.parameter.Constant(-2.0)
 
 
 @pytest.mark.parametrize("rule", [recipe.ReZero(), recipe.SkipInit()])

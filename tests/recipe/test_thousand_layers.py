@@ -16,9 +16,8 @@ BEYOND_FLOAT32 = {"plain", "sigma_reparam", "shaped"}
 """Those that grow by a factor a layer: the control by sqrt(3), sigma-reparametrised weights without norms by a few
 percent, shaped attention once the depth is far beyond the width."""
 
-VANISHES = {"no_residual", "highway"}
-"""Those whose gradient is gone, in float32, before it reaches the first layer: the control, and the highway, whose open
-gates carry 0.88 of the stream past each of 2,000 sublayers."""
+VANISHES = {"no_residual"}
+"""Those whose gradient is gone, in float32, before it reaches the first layer: the control."""
 
 SAMPLE = ("deepnorm", "hyper_connections", "plain")
 """Run every time; all the others with `-m slow`."""
