@@ -12,6 +12,7 @@ from stackjax.feed_forward import FeedForward
 from stackjax.layer import Layer
 from stackjax.model import Model, split_position
 from stackjax.parameter import count, declare, realise
+from stackjax.period import Measure
 from stackjax.position.base import NoPosition, Position
 from stackjax.position.sinusoidal import Sinusoidal
 from stackjax.recipe.base import Recipe, Schedule
@@ -75,6 +76,35 @@ class EncoderDecoder:
     def constrain(self, params: Params) -> Params:
         """The parameters where the recipe wants them after each step, see `Recipe.constrain`."""
         return self.encoder.recipe.constrain(params, self.declaration())
+
+    def calibrate(
+        self,
+        params: Params,
+        source: jax.Array,
+        tokens: jax.Array,
+        *,
+        source_position: Positions | None = None,
+        position: Positions | None = None,
+        **options: Any,
+    ) -> Params:
+        """Parameters before the first step, which some recipes set from one batch: the encoder's, then the decoder's,
+        which reads what the encoder now makes of the source. Arguments are those of `apply`.
+        """
+
+        def observe(own: Params, measure: Measure) -> dict[str, jax.Array]:
+            here = {**params, "encoder": own}
+            return self.encode(here, source, source_position, measure=measure, **options)[1].measure
+
+        encoder = self.encoder.recipe.calibrate(params["encoder"], self.encoder.declaration(), observe)
+        params = {**params, "encoder": encoder}
+        memory, _ = self.encode(params, source, source_position, **options)
+        given = Given(position=position, memory=memory, memory_position=source_position)
+        return {**params, "decoder": self.decoder.calibrate(params["decoder"], tokens, given, **options)}
+
+    def absorb(self, params: Params, state: Params) -> Params:
+        """Parameters after a step, with the statistics that `apply` returned as `Result.state`."""
+        encoder = self.encoder.absorb(params["encoder"], state["encoder"])
+        return {**params, "encoder": encoder, "decoder": self.decoder.absorb(params["decoder"], state["decoder"])}
 
     @property
     def n_params(self) -> int:

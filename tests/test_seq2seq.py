@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import stackjax as sj
+from stackjax.parameter import is_spec
 from tests.helpers import largest_difference, normal, perturbed
 
 SIZES = {"vocab": 11, "d_model": 16, "n_heads": 2, "feed_forward": sj.FeedForward(d_hidden=24)}
@@ -52,6 +53,14 @@ def test_shared_and_separate_embeddings():
     assert apart.n_params - shared.n_params == 13 * 16
     gradient = jax.grad(lambda p: shared.encode(p, SOURCE)[0].sum())(params)
     assert np.abs(gradient["decoder"]["embedding"]["token"]).max() > 0
+
+
+def test_running_statistics_of_both_sides_are_absorbed():
+    norm = sj.BatchNorm(momentum=1.0)
+    model, params = built(recipe=sj.recipe.PreNorm(residual=sj.residual.Pre(norm=norm)))
+    new = model.absorb(params, model.apply(params, SOURCE, TARGET)[1].state)
+    changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), new, params)
+    assert changed == jax.tree.map(lambda d: d.spec.role == "statistic", model.declaration(), is_leaf=is_spec)
 
 
 def test_deepnorm_takes_the_constants_of_both_sides():

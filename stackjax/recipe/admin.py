@@ -47,7 +47,7 @@ class Admin(Recipe):
     """norm(w_s * x + f_s(x)) with w_s² = Var[x_0] + Var[f_1] + ... + Var[f_{s-1}] at first, and w_1 = 1.
 
     `calibrate` profiles one batch with all w at 1 and then sets them; without it this is post-norm. An encoder and a
-    decoder are calibrated each by itself.
+    decoder are calibrated each by itself, the decoder beside the calibrated encoder.
 
     Source: Liu et al. 2020, section 4.2, arXiv:2004.08249. The authors' code sets each w as its profiling pass goes, so
     that later branches already see it; the variances differ by what one norm leaves of that.

@@ -93,6 +93,25 @@ def test_admin_evens_out_the_branches(x64):
     np.testing.assert_allclose(w[1:] ** 2, x.var() + np.cumsum(flat)[:-1], rtol=0.15)
 
 
+def test_admin_in_an_encoder_decoder(x64):
+    """The encoder as a stack of its own would be, then the decoder on what that encoder makes of the source."""
+    model = sj.encoder_decoder(vocab=11, d_model=D, depth=2, encoder_depth=3, n_heads=2, recipe=recipe.Admin())
+    params = model.init(jax.random.key(0), jnp.float64)
+    source, tokens = (jax.random.randint(jax.random.key(i), (2, n), 0, 11) for i, n in ((1, 7), (2, 5)))
+    where = {"index": jnp.arange(-2, 5)[None].clip(-1)}
+    found = model.calibrate(params, source, tokens, source_position=where, dtype=jnp.float64)
+
+    reader = dataclasses.replace(model.decoder, stack=model.encoder)
+    own = {**params["decoder"], "stack": params["encoder"]}
+    expected = reader.calibrate(own, source, sj.Given(position=where), dtype=jnp.float64)["stack"]
+    assert largest_difference(found["encoder"], expected) < 1e-12
+    memory, _ = model.encode({**params, "encoder": expected}, source, where, dtype=jnp.float64)
+    given = sj.Given(memory=memory, memory_position=where)
+    written = model.decoder.calibrate(params["decoder"], tokens, given, dtype=jnp.float64)
+    assert largest_difference(found["decoder"], written) < 1e-12
+    assert largest_difference(written["stack"], params["decoder"]["stack"]) > 0.1
+
+
 def test_admin_cannot_be_looped():
     stack = stack_of(recipe.Admin(), looped=True)
     with pytest.raises(ValueError, match="cannot share parameters"):
