@@ -29,8 +29,11 @@ from experiments.lab.sweep import Interrupted, Sweep, run
 CHECK_RATE = 1e-3
 """Learning rate of the checks."""
 
-QUADRATIC = {"attention_residuals": 128}
-"""Recipes whose every sublayer reads all earlier ones, so that time grows as L², and the greatest depth for them."""
+TRAINED_TO = {"attention_residuals": 128, "dense_former": 128, "dlcl": 128}
+"""Recipes that read all earlier layers or sublayers, so that time grows as L², and the greatest depth for them."""
+
+CHECKED_TO = {"attention_residuals": 128}
+"""The same for the few steps of a check."""
 
 SEEDED = ("pre_norm", "post_norm", "deepnorm", "rezero", "complete_p", "no_residual")
 """Trained with more than one seed where time is short."""
@@ -195,7 +198,7 @@ def _affordable(tier: Grid) -> list[Grid]:
     """A tier, cut at the depths from which on some recipe is left out."""
     parts: dict[tuple[str, ...], list[int]] = {}
     for depth in tier.depths:
-        kept = tuple(name for name in tier.recipes if depth <= QUADRATIC.get(name, depth))
+        kept = tuple(name for name in tier.recipes if depth <= TRAINED_TO.get(name, depth))
         parts.setdefault(kept, []).append(depth)
     return [replace(tier, recipes=kept, depths=tuple(depths)) for kept, depths in parts.items() if kept]
 
@@ -210,7 +213,7 @@ def checked(options: Options, plan: Plan, sweep: Sweep, stop: Callable[[], bool]
         if claim is None:
             continue
         try:
-            depth = min(plan.check, QUADRATIC.get(name, plan.check))
+            depth = min(plan.check, CHECKED_TO.get(name, plan.check))
             found = check(plan.check_setting, name, depth, sweep.corpus, learning_rate=CHECK_RATE)
             write(path, json.dumps(found.json(), indent=1))
         finally:
