@@ -10,7 +10,7 @@ from stackjax.attend import first_positions
 from stackjax.display import Description
 from stackjax.feed_forward import Activation
 from stackjax.norm import NoNorm, Norm, wide, without_statistics
-from stackjax.parameter import Constant, Normal, Spec, linear, matrix, zeros
+from stackjax.parameter import Constant, Normal, Spec, linear, zeros
 from stackjax.position.base import STREAM_HOOKS, NoPosition, Position
 from stackjax.sublayer import Params, Positions, dropout
 
@@ -136,12 +136,13 @@ class Head(Description):
         """Parameters."""
         specs: dict[str, Any] = {"norm": end_norm(self.norm, d_model)}
         if self.transform is not None:
-            specs |= matrix(d_model, d_model, "unembed", name="transform", bias=True)
+            specs["transform"] = Spec(shape=(d_model, d_model), role="unembed")
+            specs["transform_bias"] = Spec(shape=(d_model,), role="end_bias", init=zeros)
         if not self.tied:
             std = d_model**-0.5 if self.std is None else self.std
             specs["unembed"] = Spec(shape=(d_model, vocab), role="unembed", init=Normal(std))
         if self.bias:
-            specs["bias"] = Spec(shape=(vocab,), role="bias", init=zeros)
+            specs["bias"] = Spec(shape=(vocab,), role="end_bias", init=zeros)
         if self.learned_scale:
             specs["scale"] = Spec(shape=(vocab,), role="end_norm", init=Constant(d_model**-0.5))
         return specs

@@ -36,10 +36,10 @@ class Spec:
         shape: of one layer's copy.
         role: what the parameter is for. Hidden matrices: query, key, value, out (attention; cross_query .. cross_out
             in cross-attention), up, gate, down (feed-forward). The ends of the model: embed, unembed, position,
-            end_norm. The rest of a layer: bias, norm, residual (what a residual form learns), mix (matrices with which
-            a residual form computes its weights from the stream), relative (vectors and matrices of positions inside
-            attention), relative_bias (tables of logits), router, and statistic (not trained by the gradient; see
-            `Out.state`).
+            end_norm, end_bias, end_scale (a factor on the whole stream). The rest of a layer: bias, norm, residual
+            (what a residual form learns), mix (matrices with which a residual form computes its weights from the
+            stream), relative (vectors and matrices of positions inside attention), relative_bias (tables of logits),
+            router, and statistic (not trained by the gradient; see `Out.state`).
         init: the law it is born with; None takes the recipe's law for matrices.
     """
 

@@ -55,13 +55,17 @@ class EncoderDecoder:
         return {} if self.source is None else declare(self.source.spec(self.encoder.d_model), prefix="source/")
 
     def init(self, key: jax.Array, dtype: Any = jnp.float32) -> Params:
-        """Draw the parameters."""
+        """Draw the parameters; an embedding that both sides share is the encoder's in this."""
         source_key, encoder_key, decoder_key = jax.random.split(key, 3)
         law, gain = self.encoder.recipe.law, self.encoder.gain
+        decoder = self.decoder.init(decoder_key, dtype)
+        if self.source is None:
+            declared = self.decoder.declaration()["embedding"]
+            decoder["embedding"] = realise(decoder_key, declared, law=law, gain=gain, dtype=dtype)
         drawn = {
             "source": realise(source_key, self._declare_source(), law=law, gain=gain, dtype=dtype),
             "encoder": self.encoder.init(encoder_key, dtype),
-            "decoder": self.decoder.init(decoder_key, dtype),
+            "decoder": decoder,
         }
         return self.constrain(drawn)
 
@@ -74,8 +78,11 @@ class EncoderDecoder:
         }
 
     def constrain(self, params: Params) -> Params:
-        """The parameters where the recipe wants them after each step, see `Recipe.constrain`."""
-        return self.encoder.recipe.constrain(params, self.declaration())
+        """The parameters where each side's recipe wants them after each step, see `Recipe.constrain`."""
+        read = {name: params[name] for name in ("source", "encoder")}
+        declared = {"source": self._declare_source(), "encoder": self.encoder.declaration()}
+        read = self.encoder.recipe.constrain(read, declared)
+        return {**read, "decoder": self.decoder.constrain(params["decoder"])}
 
     def calibrate(
         self,
@@ -88,7 +95,15 @@ class EncoderDecoder:
         **options: Any,
     ) -> Params:
         """Parameters before the first step, which some recipes set from one batch: the encoder's, then the decoder's,
-        which reads what the encoder now makes of the source. Arguments are those of `apply`.
+        which reads what the encoder now makes of the source.
+
+        Args:
+            params: as drawn by `init`.
+            source: (..., S) integers.
+            tokens: (..., T) integers, the target shifted right.
+            source_position: of the source's tokens; None means 0 .. S-1 without padding.
+            position: of the target's tokens; None means 0 .. T-1 without padding.
+            **options: of both stacks: dtype, remat, loop, unroll.
         """
 
         def observe(own: Params, measure: Measure) -> dict[str, jax.Array]:

@@ -67,6 +67,14 @@ class Stack(Whole):
         looped = any(segment.looped for segment in self.segments)
         for form in dict.fromkeys(form for layer in different for form in (*layer.forms, layer.outer)):
             form.check(different, looped)
+        if looped:
+            declared = jax.tree.leaves(self.declaration()["segments"], is_leaf=is_spec)
+            apart = sorted({d.spec.role for d in declared if jnp.size(self.gain(d.spec.role)) > 1})
+            if apart:
+                name = type(self.recipe).__name__
+                raise ValueError(
+                    f"{name} scales {', '.join(apart)} differently in each layer, so they cannot be looped"
+                )
 
     @classmethod
     def of(
@@ -294,10 +302,11 @@ class Stack(Whole):
 
     def _ends_state(self, params: Params, x: jax.Array, stream: Any) -> Params:
         """New statistics of `enter` and `leave`, given what each reads; empty without any."""
-        first, last = self.segments[0].layers[0].forms[0], self.segments[-1].layers[-1].forms[-1]
+        first, last = self.segments[0].layers[0], self.segments[-1].layers[-1]
+        inner = last.outer.leave(params["leave"]["outer"], stream)
         new = {
-            "enter": first.statistics("enter", params["enter"]["inner"], x),
-            "leave": last.statistics("leave", params["leave"]["inner"], stream),
+            "enter": first.forms[0].statistics("enter", params["enter"]["inner"], x),
+            "leave": last.forms[-1].statistics("leave", params["leave"]["inner"], inner),
         }
         return {side: {"inner": state} for side, state in new.items() if state}
 

@@ -214,10 +214,13 @@ KINDS = {
 
 REFUSED = {
     "mix_norm": {"looped"},
-    "hybrid_norm": {"gated_grouped", "latent"},
-    "hybrid_norm_star": {"gated_grouped", "latent", "looped"},
+    "norm_former": {"parallel"},
+    "hybrid_norm": {"gated_grouped", "latent", "parallel"},
+    "hybrid_norm_star": {"gated_grouped", "latent", "looped", "parallel"},
+    "ds_init": {"looped"},
+    "dyt": {"parallel"},
     "sigma_reparam": {"experts"},
-    "shaped": {"experts", "biased_experts", "latent", "encoder_decoder"},
+    "shaped": {"gated_grouped", "experts", "biased_experts", "latent", "encoder_decoder"},
     "value_residual": {"latent", "parallel"},
     "dense_former": {"looped"},
     "dlcl": {"looped"},

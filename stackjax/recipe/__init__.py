@@ -44,18 +44,18 @@ out, up, gate and down, `last` are out and down. Final: whether a norm ends the 
     WithoutResidual   f(x)                            no                                     - (a control)
     -- wider streams --
     HyperConnections  H = A H + b f(N(c H))           yes     A = 1, b = 1, c = e_(s mod N)  init
-    Manifold...       the same, A doubly stochastic   yes     A = 1, c and b at 1/2 and 1    -
+    Manifold...       the same, A doubly stochastic   yes     A = 1, c = 1 / N, b = 1        -
     -- longer memory --
-    ValueResidual     value + (1 layer's value)       base    base                           base
-    DenseFormer       sum_k w_lk x_k after layer l    yes     w_ll = 1                       w has L² / 2 numbers
-    DLCL              layer l reads sum_k w_lk N(x_k) yes     w_lk = 1 / l                   init
+    ValueResidual     (value + 1st layer's value) / 2 base    base                           base
+    DenseFormer       sum_k w_lk x_k after layer l    base    w_ll = 1                       w has L² / 2 numbers
+    DLCL              layer l reads sum_k w_lk N(x_k) base    w_lk = 1 / l                   init
     AttentionRes...   sublayer s reads softmax_k      yes     q = 0                          -
                       (q_s N(y_k)) y_k
     -- on the sphere --
-    NGPT              U(h + a * (U(f(h)) - h)),       no      all rows of unit norm          a = 0.05
-                      U(x) = x / |x|
+    NGPT              U(h + a * (U(f(h)) - h)),       no      all rows of unit norm,         -
+                      U(x) = x / |x|                          a = 0.05
     -- in training --
-    StochasticDepth   base, f left out with p_l       base    base                           p_l = l / L p_L
+    StochasticDepth   base, f left out with p_s       base    base                           p_s = s / S p_S
 
 DeepNorm, SubNorm and TFixup know other constants for an encoder with a decoder. Sources stand with each class.
 """

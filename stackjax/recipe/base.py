@@ -33,7 +33,7 @@ class Geometry:
     Args:
         depth: L, layers in this stack.
         d_model: D.
-        n_sublayers: sublayers in a layer (2; 3 with cross-attention; 1 when parallel).
+        n_sublayers: sublayers in a layer (2; 3 with cross-attention; 1 when parallel: its branches make one sum).
         side: whether this stack is an encoder or a decoder.
         other_depth: layers in the stack on the other side of an encoder-decoder; 0 if there is none.
     """
@@ -171,9 +171,28 @@ def with_sub(schedule: Schedule, **numbers: Any) -> Schedule:
     return {**schedule, "sub": {**schedule["sub"], **new}}
 
 
+def innermost(sub: Sublayer) -> list[Sublayer]:
+    """The sublayers that a container holds, or the sublayer itself."""
+    found: list[Sublayer] = []
+
+    def note(one: Sublayer) -> Sublayer:
+        found.append(one)
+        return one
+
+    sub.each(note)
+    return found
+
+
 def is_attention(sub: Sublayer) -> bool:
-    """Whether a sublayer attends: whether it has heads."""
-    return hasattr(sub, "n_heads")
+    """Whether a sublayer attends: whether it has heads.
+
+    Raises:
+        ValueError: a container of attention and something else, for which a recipe that asks has no rule.
+    """
+    kinds = {hasattr(one, "n_heads") for one in innermost(sub)}
+    if len(kinds) > 1:
+        raise ValueError(f"this recipe treats attention apart from other sublayers, and {sub.name!r} holds both")
+    return kinds == {True}
 
 
 def inside(sub: Sublayer, **fields: Any) -> Sublayer:

@@ -1,12 +1,13 @@
 """CompleteP: hyper-parameters found on a small model hold for a wide and deep one."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from stackjax.parameter import MATRICES, Normal
 from stackjax.recipe.base import Geometry, Multiplier, Recipe, Schedule, with_sub
 from stackjax.recipe.residual import Form, Pre
 
-ENDS = frozenset({"embed", "unembed", "position", "end_norm"})
+ENDS = frozenset({"embed", "unembed", "position", "end_norm", "end_bias", "end_scale"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +24,18 @@ class CompleteP(Recipe):
     and logits are divided by m_D. At L = base_depth and D = base_width it is pre-norm to the bit.
 
     The width rule of the init is already in laws that divide by a fan; a `Normal` law is divided here, and the two
-    ends, whose own laws divide by sqrt(D), are multiplied. Embeddings keep their step size against a stream of unit RMS
-    although `Embedding` multiplies them by sqrt(D). Keep the head width
-    fixed as D grows, as the paper does: then its 1/K attention scale is a constant.
+    ends, whose own laws divide by sqrt(D), are multiplied: leave their `std` alone. Embeddings keep their step size
+    against a stream of unit RMS although `Embedding` multiplies them by sqrt(D). Keep the head width fixed as D grows,
+    as the paper does: then its 1/K attention scale is a constant. Parameters of positions inside attention count as
+    vectors, Transformer-XL's matrix too. The table is AdamW's; under Muon the factors are the same.
 
     Args:
         alpha: 1 is CompleteP; 1/2 is depth-muP; 0 leaves depth alone.
         base_depth: depth at which hyper-parameters were found.
         base_width: width at which they were found; None leaves the width alone.
+
+    Raises:
+        ValueError: with a base_width, an output with a std of its own or a dense layer in front.
 
     Source: Dey et al. 2025, table 1, arXiv:2505.01618.
     """
@@ -42,6 +47,14 @@ class CompleteP(Recipe):
 
     def _ratios(self, geometry: Geometry) -> tuple[float, float]:
         return max(geometry.depth, 1) / self.base_depth, geometry.d_model / (self.base_width or geometry.d_model)
+
+    def adapt_head(self, head: Any, geometry: Geometry) -> Any:
+        if self.base_width is not None and (head.std is not None or head.transform is not None):
+            raise ValueError(
+                "CompleteP's width rules are for an output matrix born with std 1/sqrt(D) and nothing in front of it; "
+                f"got std={head.std}, transform={head.transform}; leave them out, or base_width"
+            )
+        return head
 
     def schedule(self, geometry: Geometry) -> Schedule:
         m_depth, m_width = self._ratios(geometry)

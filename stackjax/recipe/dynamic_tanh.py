@@ -10,10 +10,10 @@ from stackjax.sublayer import Sublayer
 
 
 def first_slopes(d_model: int) -> tuple[float, float]:
-    """alpha_0 before attention and elsewhere; it falls with the width and does not depend on the depth.
+    """alpha_0 before attention and elsewhere: by the width, and not by the depth.
 
-    Source: Zhu et al. 2025, tables on alpha_0 for LLaMA (widths 4,096, 5,120 and 8,192) and the default of 0.5 below,
-    arXiv:2503.10622.
+    Source: Zhu et al. 2025, the authors' values for LLaMA (widths 4,096, 5,120 and 8,192), which fall with the width,
+    and their default of 0.5 below, arXiv:2503.10622.
     """
     for width, slopes in ((8192, (0.2, 0.05)), (5120, (0.6, 0.15)), (4096, (0.8, 0.2))):
         if d_model >= width:
@@ -26,7 +26,7 @@ class ScaledPre(Pre):
     """`Pre` around a stream that enters through a learned factor, 1 at first."""
 
     def ends(self, d_model, depth):
-        scale = Spec(shape=(), role="residual", init=ones)
+        scale = Spec(shape=(), role="end_scale", init=ones)
         return {**super().ends(d_model, depth), "enter": {"scale": scale}}
 
     def enter(self, params, x):
@@ -39,7 +39,7 @@ class DyT(Recipe):
 
     Args:
         attention: alpha_0 before attention; None takes `first_slopes` of the width.
-        others: alpha_0 before other sublayers and at the end.
+        others: alpha_0 before other sublayers. The end takes that of the last sublayer.
 
     Source: Zhu et al. 2025, eq. (3) and the section on LLaMA, arXiv:2503.10622. The paper's factor on the embedding
     starts at sqrt(D), which `Embedding` already multiplies by; here it starts at 1 with its learning rate divided by
@@ -56,6 +56,6 @@ class DyT(Recipe):
         return replace(self.residual, norm=DynamicTanh(alpha=slope))
 
     def multiplier(self, role: str, geometry: Geometry) -> Multiplier:
-        if role != "residual":
+        if role != "end_scale":
             return Multiplier()
         return Multiplier(learning_rate=geometry.d_model**-0.5, eps=geometry.d_model**0.5)

@@ -70,7 +70,8 @@ class Streams(Form):
         out = with_state(out, "norm", self.norm.state(params["norm"], x))
         mixed = jnp.moveaxis(jnp.moveaxis(h, -3, -1) @ mix, -1, -3)
         written = jnp.swapaxes(write, -1, -2)[..., None] * wide(y)[..., None, :, :]
-        return add(scale["alpha"], mixed, scale["beta"], written).astype(stream.dtype), out
+        beta = jnp.expand_dims(scale["beta"], -1)  # one number, or one for each example
+        return add(scale["alpha"], mixed, beta, written).astype(stream.dtype), out
 
 
 def combine(weights: jax.Array, h: jax.Array) -> jax.Array:

@@ -103,10 +103,10 @@ class NGPT(Recipe):
     `constrain` puts the matrices back on the sphere after every step. No weight decay; train without warm-up.
 
     Args:
-        residual: the form; its initial step is of the order of 1 / L.
+        residual: the form; its initial step is 0.05 at every depth, as in the paper, whose depths are 24 and 36.
 
     Raises:
-        ValueError: sublayers it has no rule for, or with biases or norms inside.
+        ValueError: sublayers it has no rule for, or with biases or norms inside, or a scale; a head with any of these.
 
     Source: Loshchilov et al. 2024, section 2.6, arXiv:2410.01131. The released code's rotary encoding is no rotation;
     stackjax's is.
@@ -116,10 +116,15 @@ class NGPT(Recipe):
 
     def adapt(self, sub: Sublayer, geometry: Geometry) -> Sublayer:
         own = {field.name: getattr(sub, field.name) for field in fields(sub)}
-        norms = [name for name in ("qk_norm", "inner_norm") if own.get(name, NoNorm()) != NoNorm()]
-        if norms or own.get("bias"):
-            raise ValueError(f"nGPT has no biases and no norms inside sublayers; got bias={own['bias']}, norms={norms}")
+        norms = [name for name in ("qk_norm", "value_norm", "inner_norm") if own.get(name, NoNorm()) != NoNorm()]
+        if norms or own.get("bias") or own.get("sinks"):
+            raise ValueError(
+                "nGPT has no biases, sinks or norms inside sublayers; "
+                f"got bias={own.get('bias')}, sinks={own.get('sinks')}, norms={norms}"
+            )
         if type(sub) is Attention:
+            if sub.scale is not None:
+                raise ValueError(f"nGPT's attention scale is sqrt(K); got scale={sub.scale}, leave it to the recipe")
             return SphereAttention(**{**own, "scale": sub.head_width(geometry.d_model) ** 0.5})
         if type(sub) is FeedForward:
             return SphereFeedForward(**own)
@@ -128,6 +133,8 @@ class NGPT(Recipe):
         raise ValueError(f"nGPT has rules for Attention and FeedForward; got {type(sub).__name__}")
 
     def adapt_head(self, head: Any, geometry: Geometry) -> Any:
+        if head.bias or head.transform is not None or head.norm != NoNorm():
+            raise ValueError("nGPT's output is a matrix on the sphere and a scale, without bias, dense layer or norm")
         return replace(head, learned_scale=True)
 
     def schedule(self, geometry: Geometry) -> Schedule:

@@ -75,14 +75,20 @@ class Shaped(Recipe):
     slopes: tuple[float, float] = (0.0, -1.0)
 
     def adapt(self, sub: Sublayer, geometry: Geometry) -> Sublayer:
-        if isinstance(sub, Attention):
+        if isinstance(sub, ShapedAttention):
+            return sub
+        if type(sub) is Attention:
             if sub.cross:
                 raise ValueError("shaped attention adds the identity, which cross-attention does not have")
+            if sub.sinks:
+                raise ValueError("shaped attention takes a uniform look away from weights that sum to 1; sinks do not")
             own: dict[str, Any] = {field.name: getattr(sub, field.name) for field in fields(Attention)}
             width = sub.head_width(geometry.d_model)
             scale = 1 / (self.temperature * sqrt(geometry.d_model * width))
             return ShapedAttention(**{**own, "scale": scale, "backend": "plain"})
         if isinstance(sub, FeedForward):
+            if sub.gated:
+                raise ValueError("a product with a gate is not nearly linear, whatever its activation: no shaped form")
             positive, negative = (1 + c / sqrt(sub.width(geometry.d_model)) for c in self.slopes)
             return replace(sub, activation=ShapedReLU(positive, negative))
         raise ValueError(f"Shaped knows Attention and FeedForward; got {type(sub).__name__} ({sub.name!r})")

@@ -1,22 +1,23 @@
 """Stochastic depth: a network that is short while it trains and deep afterwards."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from stackjax.recipe.around import Around, AroundForm
 from stackjax.recipe.base import Geometry, Schedule, with_sub
-from stackjax.recipe.residual import Form, times
+from stackjax.recipe.residual import Form, NoResidual
 from stackjax.sublayer import Sublayer
 
 
 @dataclass(frozen=True, kw_only=True)
 class DropBranch(AroundForm):
-    """Any form, its branch f replaced by b f with b in {0, 1} while training, and by p f in evaluation (key None).
+    """Any form, its beta replaced by b beta with b in {0, 1} while training, and by p beta in evaluation (key None).
 
-    p is the schedule's number `keep`. A dropped branch is computed and multiplied by zero.
+    p is the schedule's number `keep`. beta multiplies what the form adds to its skip, behind any norm of the branch's
+    output. A dropped branch is computed and multiplied by zero.
 
     Args:
         each: whether b is drawn once for the batch or for each example (all leading axes of x).
@@ -24,17 +25,22 @@ class DropBranch(AroundForm):
 
     each: Literal["batch", "example"] = "batch"
 
+    def check(self, layers: tuple[Any, ...], looped: bool) -> None:
+        super().check(layers, looped)
+        under = self.inner
+        while isinstance(under, AroundForm):
+            under = under.inner
+        if isinstance(under, NoResidual):
+            raise ValueError("stochastic depth needs a skip: without one, nothing is left where a branch is dropped")
+
     def apply(self, params, scale, stream, branch, key=None):
-        drop_key, inner_key = (None, None) if key is None else jax.random.split(key)
-
-        def sometimes(x, **more):
-            y, out = branch(x, **more)
-            if drop_key is None:
-                return times(scale["keep"], y), out
-            shape = (*y.shape[:-2], 1, 1) if self.each == "example" else ()
-            return jnp.where(jax.random.bernoulli(drop_key, scale["keep"], shape), y, 0), out
-
-        return self.inner.apply(params, scale, stream, sometimes, inner_key)
+        if key is None:
+            inner_key, share = None, scale["keep"]
+        else:
+            drop_key, inner_key = jax.random.split(key)
+            shape = (*self.view(stream).shape[:-2], 1, 1) if self.each == "example" else ()
+            share = jax.random.bernoulli(drop_key, scale["keep"], shape).astype(jnp.float32)
+        return self.inner.apply(params, {**scale, "beta": share * scale["beta"]}, stream, branch, inner_key)
 
 
 @dataclass(frozen=True, kw_only=True)

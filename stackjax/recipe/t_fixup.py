@@ -14,8 +14,9 @@ class TFixup(Recipe):
     a decoder of M layers with cross-attention. Embeddings, from N(0, 1/D): (9N)^(-1/4) and (9M)^(-1/4).
 
     Source: Huang et al. 2020, section 3.2, Proceedings of Machine Learning Research 119. The paper has no decoder-only
-    model; a decoder without an encoder has the sublayers of an encoder layer, so it takes the encoder's constants. It
-    is trained without warm-up.
+    model; a decoder without an encoder has the sublayers of an encoder layer, so it takes the encoder's constants. The
+    gate of a gated feed-forward, which the paper does not have, is scaled like the other matrices. An embedding that
+    both sides share is the encoder's, as in the authors' code. It is trained without warm-up.
     """
 
     residual: Form = Plain()

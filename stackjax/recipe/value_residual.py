@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from stackjax.attention import Attention
 from stackjax.parameter import Constant, Spec
 from stackjax.recipe.around import Around, AroundForm
-from stackjax.recipe.base import Geometry, Schedule, with_sub
-from stackjax.recipe.residual import Form
+from stackjax.recipe.base import Geometry, Schedule, innermost, is_attention, with_sub
+from stackjax.recipe.residual import Form, Through
 from stackjax.sublayer import Params, Sublayer
 
 
@@ -36,12 +36,17 @@ class WithValue(AroundForm):
 
     def check(self, layers: tuple[Any, ...], looped: bool) -> None:
         self.inner.check(layers, looped)
-        found = (_width(form) for layer in layers for form in layer.forms)
-        widths = {width for width in found if width is not None}
-        if _width(layers[0].forms[0]) is None or len(widths) > 1:
+        outer = {layer.outer.kind for layer in layers}
+        if outer != {Through().kind}:
+            raise ValueError(f"value residual cannot be carried through an outer form; got {sorted(map(str, outer))}")
+        subs = [(sub, _width(form)) for layer in layers for sub, form in zip(layer.subs, layer.forms, strict=True)]
+        without = [type(sub).__name__ for sub, width in subs if width is None and reads_itself(sub)]
+        widths = {width for _, width in subs if width is not None}
+        if without or subs[0][1] is None or len(widths) > 1:
             raise ValueError(
-                "value residual needs a self-attention as the first sublayer, and values of one width in all layers; "
-                f"got {layers[0].subs[0].name!r} first, and widths {sorted(widths)}"
+                "value residual needs a self-attention as the first sublayer, and in all layers plain `Attention` with "
+                f"values of one width; got {subs[0][0].name!r} first, widths {sorted(widths)}, and without values of "
+                f"their own {sorted(set(without))}"
             )
 
     def spec(self, d_model: int, depth: int) -> dict[str, Any]:
@@ -60,6 +65,9 @@ class WithValue(AroundForm):
     def view(self, stream: Any) -> jax.Array:
         return self.inner.view(stream["inner"])
 
+    def statistics(self, side: str, params: Params, x: Any) -> Params:
+        return self.inner.statistics(side, params, x if side == "enter" else x["inner"])
+
     def apply(self, params, scale, stream, branch, key=None):
         if self.width is None:
             new, out = self.inner.apply(params, scale, stream["inner"], branch, key)
@@ -76,6 +84,11 @@ class WithValue(AroundForm):
         return {"inner": new, "value": jnp.where(first, value, stream["value"])}, out
 
 
+def reads_itself(sub: Sublayer) -> bool:
+    """Whether there is self-attention in a sublayer."""
+    return any(is_attention(one) and not getattr(one, "cross", False) for one in innermost(sub))
+
+
 def _width(form: Any) -> int | None:
     """The width of a form that holds a `WithValue` somewhere inside."""
     return form.width if isinstance(form, WithValue) else _width(form.inner)
@@ -83,7 +96,7 @@ def _width(form: Any) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class ValueResidual(Around):
-    """ResFormer: V_l' = own V_l + earlier V_1 for l > 1, in the self-attention of any recipe.
+    """ResFormer: V_l' = own V_l + earlier V_1 for l > 1, in self-attention, around recipes without an outer form.
 
     0.5 and 0.5 is Identity-ResFormer; `learned` starts there (Learnable-ResFormer); own=1, earlier=2 is the best
     Constant-ResFormer; own=0, earlier=1 is SVFormer, where all layers use the first one's values.

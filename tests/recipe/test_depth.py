@@ -1,5 +1,6 @@
 """Every constant depends on depth, side and the other stack's depth as the paper says: closed numbers."""
 
+import dataclasses
 import math
 
 import jax
@@ -111,7 +112,7 @@ def test_where_mix_norm_turns():
     assert [(segment.n, len(segment.layers)) for segment in stack.segments] == [(3, 1), (9, 1)]
 
 
-def test_slopes_of_dyt_fall_with_width():
+def test_slopes_of_dyt_go_by_the_width():
     slopes = recipe.dynamic_tanh.first_slopes
     assert [slopes(d) for d in (64, 4096, 5120, 8192)] == [(0.5, 0.5), (0.8, 0.2), (0.6, 0.15), (0.2, 0.05)]
     stack = sj.Stack.of(
@@ -169,6 +170,13 @@ def test_no_layers(name):
         (lambda: _stack(recipe.Shaped(), _Own()), "Shaped knows"),
         (lambda: _stack(recipe.SigmaReparam(), _Grouped()).declaration(), "groups of their own"),
         (lambda: _stack(recipe.Shaped(), sj.Attention(n_heads=2, cross=True)), "cross-attention"),
+        (lambda: _stack(recipe.Shaped(), sj.Attention(n_heads=2, sinks=True)), "sinks do not"),
+        (lambda: _stack(recipe.Shaped(), sj.FeedForward(gated=True)), "not nearly linear"),
+        (lambda: _stack(recipe.Shaped(), _OwnAttention(n_heads=2)), "Shaped knows"),
+        (lambda: _head(recipe.CompleteP(base_width=8), std=0.02), "born with std"),
+        (lambda: _head(recipe.CompleteP(base_width=8), transform=sj.feed_forward.gelu), "nothing in front"),
+        (lambda: _head(recipe.NGPT(), bias=True), "without bias"),
+        (lambda: _head(recipe.NGPT(), norm=sj.RMSNorm()), "without bias, dense layer or norm"),
     ],
 )
 def test_what_cannot_be_combined_says_so(make, message):
@@ -180,6 +188,11 @@ class _Own(sj.Sublayer):
     pass
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _OwnAttention(sj.Attention):
+    pass
+
+
 class _Grouped(sj.Sublayer):
     def spec(self, d_model):
         return {"expert": sj.parameter.matrix(d_model, d_model, "up")}
@@ -187,6 +200,10 @@ class _Grouped(sj.Sublayer):
 
 def _stack(rule, sub=None, **options):
     return sj.Stack.of(sj.Layer(subs=(sub or sj.FeedForward(),)), depth=4, d_model=8, recipe=rule, **options)
+
+
+def _head(rule, **options):
+    return rule.adapt_head(sj.Head(**options), at(4))
 
 
 def test_sub_norm_leaves_cross_attention_as_it_is():

@@ -36,7 +36,13 @@ def even(role, l):
 
 # recipe: (standard deviation by shape, gain by role and layer l = 1 .. L)
 CASES = {
-    "PreNorm": (recipe.PreNorm(), xavier, even),
+    **{
+        name: (getattr(recipe, name)(), xavier, even)
+        for name in (
+            *("PreNorm", "PostNorm", "SandwichNorm", "PeriNorm", "NormFormer", "ResiDual", "Keel", "Admin", "ReZero"),
+            *("SkipInit", "Highway", "DyT", "HyperConnections", "DenseFormer", "StochasticDepth"),
+        )
+    },
     "ResPostNorm": (recipe.ResPostNorm(), small, even),
     "MixNorm": (recipe.MixNorm(), small, even),
     "SubNorm": (recipe.SubNorm(), xavier, gains(BRANCH, math.sqrt(math.log(2 * L)))),
@@ -63,8 +69,8 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_measured_standard_deviation(name):
     rule, std, gain = CASES[name]
-    cross = () if name == "Shaped" else (CROSS,)
-    stack = sj.Stack.of(sj.Layer(subs=(HEADS, *cross, FORWARD)), depth=L, d_model=D, recipe=rule)
+    subs = (HEADS, sj.FeedForward(d_hidden=F)) if name == "Shaped" else (HEADS, CROSS, FORWARD)
+    stack = sj.Stack.of(sj.Layer(subs=subs), depth=L, d_model=D, recipe=rule)
     params = stack.init(jax.random.key(0))
     seen = set()
     for declared, leaf in zip(
@@ -77,7 +83,8 @@ def test_measured_standard_deviation(name):
             expected = std(declared.spec.shape) * gain(declared.spec.role, layer + 1)
             # The standard error of a standard deviation is std / sqrt(2 n); 4,096 entries or more, 90 draws, 4 of them.
             assert abs(float(np.std(matrix)) / expected - 1) < 4 / math.sqrt(2 * matrix.size), declared.name
-    assert seen == {role for role in sj.parameter.MATRICES if cross or not role.startswith("cross")}
+    left_out = {"gate", "cross_query", "cross_key", "cross_value", "cross_out"} if name == "Shaped" else set()
+    assert seen == sj.parameter.MATRICES - left_out
 
 
 def test_widths_keep_what_their_recipes_promise():
@@ -118,6 +125,39 @@ def test_gates_at_birth(rule, expected):
     else:
         value = gate["feed_forward"]["gate"]
     np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rule", "born"),
+    [
+        (recipe.NormFormer(), {"attention/inner_norm/scale": 1, "residual/attention/norm_out/scale": 1}),
+        (recipe.DyT(), {"scale": 1, "residual/feed_forward/norm/alpha": 0.5, "residual/attention/norm/scale": 1}),
+        (recipe.SigmaReparam(), {"attention/spectral/query/gain": 1}),
+        (recipe.Admin(), {"residual/attention/skip": 1}),
+        (recipe.AttentionResiduals(), {"residual/attention/query": 0}),
+        (recipe.HyperConnections(), {"residual/attention/dynamic/read_scale": 0.01, "residual/attention/write": 1}),
+        (recipe.HyperConnections(), {"residual/attention/dynamic/write_scale": 0.01}),
+        (recipe.NGPT(), {"attention/query_key_scale": D**-0.5, "feed_forward/up_scale": 1}),
+        (recipe.NGPT(), {"residual/feed_forward/step": D**-0.5}),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, recipe.Recipe) else "",
+)
+def test_what_a_recipe_learns_is_born_as_its_paper_says(rule, born):
+    stack = sj.Stack.of(sj.Layer(subs=(HEADS, sj.FeedForward(d_hidden=F))), depth=2, d_model=D, recipe=rule)
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(stack.init(jax.random.key(0))):
+        name = sj.parameter.path_name(path)
+        found[name.removeprefix("segments/0/0/").removeprefix("enter/inner/")] = leaf
+    for name, value in born.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-6, err_msg=name)
+
+
+def test_an_embedding_that_both_sides_share_is_the_encoders():
+    """T-Fixup scales by the encoder's (9N)^(-1/4) where source and target share it."""
+    sizes = {"vocab": 200, "d_model": D, "depth": 2, "encoder_depth": 32, "recipe": recipe.TFixup()}
+    for apart, gain in ((None, (9 * 32) ** -0.25), (200, (9 * 2) ** -0.25)):
+        params = sj.encoder_decoder(**sizes, source_vocab=apart).init(jax.random.key(0))
+        np.testing.assert_allclose(np.std(params["decoder"]["embedding"]["token"]), gain * D**-0.5, rtol=0.05)
 
 
 def test_first_gate_of_layer_scale_falls_with_depth():

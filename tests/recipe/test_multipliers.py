@@ -1,5 +1,7 @@
 """The optimiser's numbers reach the parameters that they are meant for."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +58,18 @@ def test_complete_p_table(alpha):
     assert found.keys() == expected.keys()
     for name, numbers in expected.items():
         np.testing.assert_allclose(found[name], numbers, rtol=1e-12, err_msg=name)
+
+
+def test_the_bias_of_the_output_is_no_layers():
+    model = sj.decoder(vocab=31, d_model=WIDTH, depth=DEPTH, n_heads=2, recipe=recipe.DepthMuP(base_width=16))
+    model = dataclasses.replace(model, head=sj.Head(bias=True))
+    assert by_name(model)["head/bias"] == recipe.Multiplier(eps=1 / M_WIDTH)
+
+
+def test_what_dyt_says_of_its_factor_is_not_said_of_others():
+    model = model_of(recipe.DenseFormer(base=recipe.DyT()))
+    others = {name: m for name, m in by_name(model).items() if m != recipe.Multiplier()}
+    assert list(others) == ["stack/enter/inner/scale"]
 
 
 def test_depth_mup_is_complete_p_at_one_half():

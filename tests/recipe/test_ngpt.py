@@ -1,5 +1,7 @@
 """nGPT against its equations, and its matrices on the sphere while it trains."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -188,6 +190,8 @@ def test_inside_another_recipe():
     [
         sj.Attention(n_heads=2, bias=("query",)),
         sj.Attention(n_heads=2, qk_norm=sj.RMSNorm()),
+        sj.Attention(n_heads=2, value_norm=sj.RMSNorm()),
+        sj.Attention(n_heads=2, sinks=True),
         sj.FeedForward(bias=True),
         sj.FeedForward(inner_norm=sj.RMSNorm()),
         sj.Sublayer(),
@@ -196,6 +200,23 @@ def test_inside_another_recipe():
 def test_what_it_has_no_rule_for_is_refused(sub):
     with pytest.raises(ValueError, match="nGPT has"):
         sj.Stack.of(sj.Layer(subs=(sub,)), depth=1, d_model=D, recipe=NGPT())
+
+
+def test_a_scale_of_its_own_is_refused():
+    with pytest.raises(ValueError, match=r"scale is sqrt\(K\)"):
+        sj.Stack.of(sj.Layer(subs=(sj.Attention(n_heads=2, scale=7.0),)), depth=1, d_model=D, recipe=NGPT())
+
+
+def test_only_its_own_side_of_an_encoder_decoder_is_on_the_sphere():
+    sizes = {"vocab": V, "d_model": D, "depth": 1, "n_heads": H}
+    plain = sj.encoder_decoder(**sizes)
+    net = replace(plain, decoder=sj.encoder_decoder(**sizes, recipe=NGPT()).decoder)
+    params = jax.tree.map(lambda a: 2 * a, net.init(jax.random.key(0)))
+    after = net.constrain(params)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), after["encoder"], params["encoder"])
+    assert all(jax.tree.leaves(same))
+    out = after["decoder"]["stack"]["segments"]["0"]["0"]["attention"]["out"]
+    np.testing.assert_allclose(jnp.linalg.norm(out, axis=-1), 1, atol=1e-6)
 
 
 def test_learned_positions_stay_on_the_sphere():

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import stackjax as sj
+from stackjax import recipe, residual
 from stackjax.recipe import DenseFormer, HyperConnections, PostNorm, PreNorm, StochasticDepth
-from tests.helpers import normal, perturbed
+from tests.helpers import largest_difference, normal, perturbed
 from tests.recipe.toy import layer_norm, toy, toy_run, toy_stack
 
 
@@ -18,6 +19,30 @@ def test_evaluation_scales_branches_by_their_probability(x64):
         for name, keep in zip(("one", "two"), keeps, strict=True):
             x = x + keep * toy(layer, name, layer_norm(layer["residual"][name]["norm"], x))
     np.testing.assert_allclose(y, layer_norm(leave["norm"], x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "form", [residual.Sandwich(), residual.BranchNormed(), recipe.ngpt.Sphere()], ids=lambda form: type(form).__name__
+)
+def test_a_norm_of_the_branch_does_not_undo_it(form, x64):
+    """Eq. (5) around forms that normalise f: p multiplies what they add, and a dropped branch adds nothing."""
+    base = recipe.PlainResidual(residual=form)
+    stack, x = toy_stack(StochasticDepth(base=base), 2), normal(2, 5, 8, key=1)
+    params = perturbed(stack.init(jax.random.key(0), jnp.float64))
+    schedule = stack.schedule()
+    expected = recipe.base.with_sub(schedule, beta=schedule["sub"]["keep"])
+    plain = toy_stack(base, 2)
+    y = stack.apply(params, x)[0]
+    np.testing.assert_allclose(y, plain.apply(params, x, schedule=expected)[0], rtol=1e-12)
+    assert largest_difference(y, plain.apply(params, x)[0]) > 1e-3
+    never = recipe.base.with_sub(schedule, keep=0.0)
+    dropped = stack.apply(params, x, schedule=never, key=jax.random.key(0))[0]
+    np.testing.assert_allclose(dropped, stack.leave(params, stack.enter(params, x)), rtol=1e-9, atol=1e-12)
+
+
+def test_without_a_skip_it_is_refused():
+    with pytest.raises(ValueError, match="needs a skip"):
+        toy_stack(StochasticDepth(base=recipe.WithoutResidual()), 2)
 
 
 @pytest.mark.parametrize(("depth", "last"), [(1, 0.5), (10, 0.5), (1000, 0.2)])
@@ -33,10 +58,11 @@ def branch_sizes(trace):
     return {"moved": jnp.abs(trace.after - trace.before).max((-2, -1))}
 
 
+@pytest.mark.parametrize("base", [PreNorm(), HyperConnections()], ids=lambda base: type(base).__name__)
 @pytest.mark.parametrize("each", ["batch", "example"])
-def test_training_drops_branches_as_often_as_it_says(each):
+def test_training_drops_branches_as_often_as_it_says(each, base):
     layer = sj.Layer(subs=toy_stack(PreNorm(), 1).segments[0].layers[0].subs[:1])
-    stack = toy_stack(StochasticDepth(last=0.25, each=each), 200, layer=layer)
+    stack = toy_stack(StochasticDepth(last=0.25, each=each, base=base), 200, layer=layer)
     params = stack.init(jax.random.key(0))
     x = normal(8, 3, 8)
     run = jax.jit(lambda key: stack.apply(params, x, key=key, measure=branch_sizes)[1].measure["moved"] > 0)
@@ -56,8 +82,8 @@ def test_training_drops_branches_as_often_as_it_says(each):
 )
 def test_keeping_all_is_the_base(base, x64):
     x, outputs = normal(2, 5, 8, key=1), []
-    for recipe in (base, StochasticDepth(base=base, last=1.0)):
-        stack = toy_stack(recipe, 3)
+    for rule in (base, StochasticDepth(base=base, last=1.0)):
+        stack = toy_stack(rule, 3)
         params = perturbed(stack.init(jax.random.key(0), jnp.float64))
         outputs.append(stack.apply(params, x, key=jax.random.key(5))[0])
     np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-12, atol=1e-14)

@@ -101,6 +101,36 @@ def test_values_of_different_width_are_refused():
         sj.Stack.of(LAYERS, wide, depth=4, d_model=8, recipe=ValueResidual())
 
 
+def test_attention_without_values_of_its_own_is_refused():
+    latent = sj.LatentAttention(n_heads=2, d_head=4, d_latent=4, d_rotary=2)
+    with pytest.raises(ValueError, match=r"without values of their own \['LatentAttention'\]"):
+        sj.Stack.of(LAYERS, sj.Layer(subs=(latent, LAYERS.subs[1])), depth=4, d_model=8, recipe=ValueResidual())
+    beside = sj.Layer(subs=(sj.Parallel(subs=LAYERS.subs),))
+    with pytest.raises(ValueError, match=r"without values of their own \['Parallel'\]"):
+        sj.Stack.of(sj.Layer(subs=LAYERS.subs[:1]), beside, depth=4, d_model=8, recipe=ValueResidual())
+
+
+def test_an_outer_form_is_refused():
+    with pytest.raises(ValueError, match="outer form"):
+        sj.Stack.of(LAYERS, depth=2, d_model=8, recipe=ValueResidual(base=sj.recipe.ReZero()))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        ValueResidual(base=sj.recipe.ResiDual()),
+        ValueResidual(base=sj.recipe.PreNorm(residual=sj.residual.Pre(norm=sj.BatchNorm()))),
+        sj.recipe.DenseFormer(base=sj.recipe.PreNorm(residual=sj.residual.Pre(norm=sj.BatchNorm()))),
+    ],
+    ids=["ResiDual", "BatchNorm", "BatchNorm under DenseFormer"],
+)
+def test_statistics_of_the_last_norm_are_those_of_the_stream(rule):
+    stack = sj.Stack.of(LAYERS, depth=2, d_model=8, recipe=rule)
+    params, x = stack.init(jax.random.key(0)), normal(2, 5, 8)
+    y, result = jax.jit(stack.apply)(params, x)
+    assert np.isfinite(y).all() and ("leave" in result.state) == ("Batch" in repr(rule))
+
+
 def test_the_same_addition_twice_is_refused():
     with pytest.raises(ValueError, match="already in its base"):
         ValueResidual(base=StochasticDepth(base=ValueResidual()))
