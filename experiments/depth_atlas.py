@@ -67,9 +67,9 @@ PLANS: dict[str, Plan] = {
         tiers=(
             Grid(depths=(2, 8, 32), recipes=ALL, learning_rates=RATES),
             Grid(depths=(128,), recipes=ALL, learning_rates=RATES[:3]),
-            Grid(depths=(512, 1024), recipes=ALL, learning_rates=RATES[:2]),
             Grid(depths=(32,), recipes=SEEDED, learning_rates=RATES, seeds=3),
             Grid(depths=(128,), recipes=SEEDED, learning_rates=RATES[:3], seeds=3),
+            Grid(depths=(512, 1024), recipes=ALL, learning_rates=RATES[:2]),
         ),
         check=1024,
         check_setting=FEW_STEPS,

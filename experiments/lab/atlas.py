@@ -147,9 +147,23 @@ if its losses over all depths differ by less than {INDIFFERENT} nats.
 
 {finding.table([{"recipe": name, "what it did": text} for name, text in said.items()])}
 
+{_edges(rows)}
+
 ## Cost, and the deepest
 
 {_cost(checks)}"""
+
+
+def _edges(rows: Sequence[Json]) -> str:
+    """Where the best rate is the end of those tried."""
+    found: dict[tuple[int, str], list[str]] = {}
+    for row in rows:
+        if row["edge"]:
+            found.setdefault((row["depth"], row["edge"]), []).append(row["recipe"])
+    if not found:
+        return "No best learning rate is the end of those tried."
+    parts = [f"- {depth:,} layers, the {edge}: {', '.join(names)}" for (depth, edge), names in sorted(found.items())]
+    return "Where the best learning rate is the end of those tried, a wider grid may do better:\n\n" + "\n".join(parts)
 
 
 def _cost(checks: Sequence[Json]) -> str:
