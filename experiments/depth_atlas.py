@@ -35,6 +35,12 @@ TRAINED_TO = {"attention_residuals": 128, "dense_former": 128, "dlcl": 128}
 CHECKED_TO = {"attention_residuals": 128}
 """The same for the few steps of a check."""
 
+DEEP = (
+    *("pre_norm", "post_norm", "deepnorm", "keel", "layer_norm_scaling", "rezero", "skip_init", "layer_scale"),
+    *("highway", "scaled_init", "depth_mup", "complete_p", "t_fixup", "hyper_connections", "value_residual", "ngpt"),
+)
+"""Trained at the greatest depth where time is short: those said to go deepest, and their yardsticks."""
+
 SEEDED = ("pre_norm", "post_norm", "deepnorm", "rezero", "complete_p", "no_residual")
 """Trained with more than one seed where time is short."""
 
@@ -69,7 +75,8 @@ PLANS: dict[str, Plan] = {
             Grid(depths=(128,), recipes=ALL, learning_rates=RATES[:3]),
             Grid(depths=(32,), recipes=SEEDED, learning_rates=RATES, seeds=3),
             Grid(depths=(128,), recipes=SEEDED, learning_rates=RATES[:3], seeds=3),
-            Grid(depths=(512, 1024), recipes=ALL, learning_rates=RATES[:2]),
+            Grid(depths=(512,), recipes=ALL, learning_rates=RATES[:2]),
+            Grid(depths=(1024,), recipes=DEEP, learning_rates=RATES[:2]),
         ),
         check=1024,
         check_setting=FEW_STEPS,

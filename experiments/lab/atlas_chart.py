@@ -111,8 +111,9 @@ def cost(checks: Sequence[Json]) -> alt.TopLevelMixin | None:
     done = [check for check in checks if check["temp_bytes"]]
     if not done:
         return None
-    names = [check["recipe"] for check in done]
     deepest = max(check["depth"] for check in done)
+    done = [{**check, "recipe": _label(check, deepest)} for check in done]
+    names = [check["recipe"] for check in done]
     y = alt.Y("recipe:N", title=None, sort=names, axis=alt.Axis(labelLimit=220, grid=True))
     size = {"width": 210, "height": alt.Step(17)}
     memory = [
@@ -122,9 +123,9 @@ def cost(checks: Sequence[Json]) -> alt.TopLevelMixin | None:
     ]
     steps = [{"recipe": check["recipe"], "value": check["step_seconds"]} for check in done]
     compiled = [
-        {"recipe": check["recipe"], "kind": f"{check[which]:,} layers", "value": check[seconds]}
+        {"recipe": check["recipe"], "kind": f"{depth:,} layers", "value": check[seconds]}
         for check in done
-        for which, seconds in (("shallow", "shallow_compile_seconds"), ("depth", "compile_seconds"))
+        for depth, seconds in ((check["shallow"], "shallow_compile_seconds"), (deepest, "compile_seconds"))
         if check[seconds] is not None
     ]
 
@@ -141,3 +142,8 @@ def cost(checks: Sequence[Json]) -> alt.TopLevelMixin | None:
         dots(compiled, "seconds to compile", alt.Scale(zero=True), "compiled", plain),
     ]
     return alt.hconcat(*panels).resolve_scale(color="independent")
+
+
+def _label(check: Json, deepest: int) -> str:
+    """A recipe, with its depth where that is not the deepest."""
+    return check["recipe"] if check["depth"] == deepest else f"{check['recipe']} ({check['depth']:,})"
