@@ -29,7 +29,7 @@ from experiments.lab.sweep import Interrupted, Sweep, run
 CHECK_RATE = 1e-3
 """Learning rate of the checks."""
 
-TRAINED_TO = {"attention_residuals": 128, "dense_former": 128, "dlcl": 128}
+TRAINED_TO = {"attention_residuals": 32, "dense_former": 128, "dlcl": 128}
 """Recipes that read all earlier layers or sublayers, so that time grows as L², and the greatest depth for them."""
 
 CHECKED_TO = {"attention_residuals": 128}

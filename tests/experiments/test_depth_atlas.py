@@ -90,8 +90,8 @@ def test_own_recipes_are_in_every_tier_and_quadratic_ones_not_too_deep():
     plan = depth_atlas.planned(depth_atlas.Options(recipes=(own, "attention_residuals"), plan="full"))
     parts = depth_atlas._affordable(plan.tiers[0])
     assert [(part.depths, part.recipes) for part in parts] == [
-        ((2, 8, 32, 128), (own, "attention_residuals")),
-        ((512, 1024), (own,)),
+        ((2, 8, 32), (own, "attention_residuals")),
+        ((128, 512, 1024), (own,)),
     ]
     tiers = depth_atlas.planned(depth_atlas.Options(recipes=(own,), plan="short")).tiers
     assert [tier.recipes for tier in tiers] == [(own,)] * 6
