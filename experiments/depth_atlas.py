@@ -35,11 +35,15 @@ TRAINED_TO = {"attention_residuals": 32, "dense_former": 128, "dlcl": 128}
 CHECKED_TO = {"attention_residuals": 128}
 """The same for the few steps of a check."""
 
-DEEP = (
-    *("pre_norm", "post_norm", "deepnorm", "keel", "layer_norm_scaling", "rezero", "skip_init", "layer_scale"),
-    *("highway", "scaled_init", "depth_mup", "complete_p", "t_fixup", "hyper_connections", "value_residual", "ngpt"),
-)
-"""Trained at the greatest depth where time is short: those said to go deepest, and their yardsticks."""
+TO_128 = {
+    *("hybrid_norm", "admin", "ds_init", "dyt", "shaped", "plain", "no_residual"),
+    *("sigma_reparam", "plain_scaled_init", "manifold_hyper_connections", "block_attention_residuals"),
+    "stochastic_depth",
+}
+"""Trained to 128 layers where time is short: those that do not learn there, the slowest, and variants of others."""
+
+TO_1024 = ("pre_norm", "post_norm", "deepnorm", "keel", "rezero", "layer_scale", "highway", "complete_p")
+"""Trained to the end where time is short: those said to go deepest, and their yardsticks."""
 
 SEEDED = ("pre_norm", "post_norm", "deepnorm", "rezero", "complete_p", "no_residual")
 """Trained with more than one seed where time is short."""
@@ -75,8 +79,8 @@ PLANS: dict[str, Plan] = {
             Grid(depths=(128,), recipes=ALL, learning_rates=RATES[:3]),
             Grid(depths=(32,), recipes=SEEDED, learning_rates=RATES, seeds=3),
             Grid(depths=(128,), recipes=SEEDED, learning_rates=RATES[:3], seeds=3),
-            Grid(depths=(512,), recipes=ALL, learning_rates=RATES[:2]),
-            Grid(depths=(1024,), recipes=DEEP, learning_rates=RATES[:2]),
+            Grid(depths=(512,), recipes=tuple(n for n in ALL if n not in TO_128), learning_rates=RATES[:2]),
+            Grid(depths=(1024,), recipes=TO_1024, learning_rates=RATES[:2]),
         ),
         check=1024,
         check_setting=FEW_STEPS,
