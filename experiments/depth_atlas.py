@@ -42,7 +42,7 @@ TO_128 = {
 }
 """Trained to 128 layers where time is short: those that do not learn there, the slowest, and variants of others."""
 
-TO_1024 = ("pre_norm", "post_norm", "deepnorm", "keel", "rezero", "layer_scale", "highway", "complete_p")
+TO_1024 = ("pre_norm", "deepnorm", "keel", "rezero", "layer_scale", "complete_p")
 """Trained to the end where time is short: those said to go deepest, and their yardsticks."""
 
 SEEDED = ("pre_norm", "post_norm", "deepnorm", "rezero", "complete_p", "no_residual")
