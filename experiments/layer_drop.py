@@ -277,7 +277,7 @@ def cost_figure(found: dict[str, Dropped]) -> alt.TopLevelMixin:
     y = alt.Y(
         "cost:Q",
         title="rise of the loss without the layer (nats)",
-        scale=alt.Scale(type="symlog", constant=USED),
+        scale=alt.Scale(type="symlog", constant=USED, nice=False),
         axis=alt.Axis(values=[0, 0.01, 0.03, 0.1, 0.3, 1, 3], format="~g"),
     )
     line = alt.Chart(alt.Data(values=rows)).mark_line(point=True, strokeWidth=2)
