@@ -73,29 +73,30 @@ class Row:
 class PlainForm(AroundForm):
     """A form whose `History` is hidden from the scan, which then treats it like anything else that it carries."""
 
-    def enter(self, params, x):
-        return hide(self.inner.enter(params, x))
+    def enter(self, x, **parameters):
+        return hide(self.inner.enter(x, **parameters))
 
-    def leave(self, params, stream):
-        return self.inner.leave(params, show(stream))
+    def leave(self, stream, **parameters):
+        return self.inner.leave(show(stream), **parameters)
 
     def view(self, stream):
         return self.inner.view(show(stream))
 
-    def apply(self, params, scale, stream, branch, key=None):
-        stream, out = self.inner.apply(params, scale, show(stream), branch, key)
-        return hide(stream), out
+    def apply(self, params, c, stream, branch, key=None):
+        stream, aux = self.inner.apply(params, c, show(stream), branch, key)
+        return hide(stream), aux
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plain(Around):
     """Any recipe through a plain scan: the control."""
 
-    def form(self, sub, slot, layer, geometry):
-        return PlainForm(inner=self.base.form(sub, slot, layer, geometry))
+    def form(self, sublayer, index, layer, geometry):
+        return PlainForm(inner=self.base.form(sublayer, index, layer, geometry))
 
     def outer(self, layer, geometry):
-        return PlainForm(inner=self.base.outer(layer, geometry))
+        outer = self.base.outer(layer, geometry)
+        return None if outer is None else PlainForm(inner=outer)
 
 
 def hide(stream: Any) -> Any:
@@ -124,7 +125,7 @@ RECIPES = {
 
 def gradient(rule: sj.recipe.Recipe, depth: int, options: Options, *, remat: Remat, loop: bool) -> tuple[Any, Any]:
     """A function of (params, x) that returns the gradient of a loss through a stack, and its arguments."""
-    layer = sj.Layer(subs=(sj.Attention(n_heads=4), sj.FeedForward()))
+    layer = sj.Layer(sublayers=(sj.Attention(n_heads=4), sj.FeedForward()))
     stack = sj.Stack.of(layer, depth=depth, d_model=options.d_model, recipe=rule)
 
     def loss(params: Any, x: jax.Array) -> jax.Array:

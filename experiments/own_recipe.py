@@ -16,35 +16,32 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 import stackjax as sj
-from stackjax.recipe import Geometry, Multiplier, Recipe
-from stackjax.recipe.residual import Form, add
+from stackjax.norm import Norm
+from stackjax.recipe import Coefficients, Geometry, Multiplier, Recipe, sublayer_index, with_coefficients
+from stackjax.recipe.form import Form, add
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixed(Form):
     """alpha x + beta norm(f(x)): how a branch joins the stream. The stack ends as it is, already of unit size."""
 
-    norm: sj.RMSNorm = sj.RMSNorm()
+    norm: Norm = sj.RMSNorm()
+    norms = ("norm",)
 
-    def spec(self, d_model, depth):
-        return {"norm": self.norm.spec(d_model)}
-
-    def apply(self, params, scale, stream, branch, key=None):
-        y, out = branch(stream)
-        return add(scale["alpha"], stream, scale["beta"], self.norm.apply(params["norm"], y)), out
+    def update(self, x, f, c, norm):
+        return add(c.alpha, x, c.beta, norm(f(x)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class EqualShares(Recipe):
-    """The form, its numbers by depth, and the learning rates that go with them."""
+    """The form, its coefficients by depth, and the learning rates that go with them."""
 
     residual: Form = Mixed()
 
-    def schedule(self, geometry: Geometry):
-        shape = (geometry.depth, geometry.n_sublayers)
-        s = jnp.arange(1, geometry.depth * geometry.n_sublayers + 1, dtype=jnp.float32).reshape(shape)
-        plain = super().schedule(geometry)
-        return {**plain, "sub": {**plain["sub"], "alpha": jnp.sqrt(s / (s + 1)), "beta": jnp.sqrt(1 / (s + 1))}}
+    def coefficients(self, geometry: Geometry) -> Coefficients:
+        s = sublayer_index(geometry)
+        plain = super().coefficients(geometry)
+        return with_coefficients(plain, alpha=jnp.sqrt(s / (s + 1)), beta=jnp.sqrt(1 / (s + 1)))
 
     def multiplier(self, role: str, geometry: Geometry) -> Multiplier:
         if role not in sj.parameter.MATRICES:

@@ -115,9 +115,10 @@ def induced(encoding: position.Position, where: dict[str, jax.Array], key: jax.A
     attention = sj.Attention(n_heads=N_HEADS, position=encoding, causal=False, bias=("query", "key"))
     params = drawn(attention.spec(D_MODEL), key)
     params |= {name: jnp.ones_like(params[name]) for name in ("query_bias", "key_bias")}
-    table = attention.prepare(drawn(attention.shared(D_MODEL), key), sj.Given(position=where), length, D_MODEL)
-    _, out = attention.apply(params, x, sj.Given(position=where, table=table))
-    return np.asarray(out.seen["logits"][0, 0])
+    shared = drawn(attention.shared(D_MODEL), key)
+    prepared = attention.prepare(shared, sj.SideInputs(position=where), length, D_MODEL)
+    _, aux = attention.apply(params, x, sj.SideInputs(position=where, prepared=prepared))
+    return np.asarray(aux.intermediates["logits"][0, 0])
 
 
 def said(encoding: position.Position) -> tuple[str, str]:

@@ -102,7 +102,7 @@ class Filled:
     model: sj.Model
 
     def logits(self, params: Any, batch: Any, **options: Any) -> tuple[jax.Array, sj.Result]:
-        given = sj.Given(position={"index": batch["index"], "path": batch["path"]})
+        given = sj.SideInputs(position={"index": batch["index"], "path": batch["path"]})
         return self.model.apply(params, batch["inputs"], given, **options)
 
     def loss(self, params: Any, batch: Any, **options: Any) -> tuple[jax.Array, sj.Result]:
@@ -232,7 +232,7 @@ def prepare(options: Options) -> tuple[Options, list[tuple[str, Kind, TreeCorpus
     for kind in options.tasks:
         model = task_of("linear", kind, 1, options).model
         params = jax.eval_shape(model.init, jax.random.key(0))
-        jax.eval_shape(model.apply, params, jnp.zeros((1, 1), jnp.int32), sj.Given(position=position_of_one))
+        jax.eval_shape(model.apply, params, jnp.zeros((1, 1), jnp.int32), sj.SideInputs(position=position_of_one))
     return options, [
         (language, kind, corpus_of(language, kind, options)) for language in options.languages for kind in options.tasks
     ]

@@ -22,20 +22,20 @@ A hundred layers, looked into:
 
 `layers["stream_rms"]` is then an array over the 100 layers, and `squares` is |dLoss/dx_l|² for all of them.
 
-Reading order: `parameter` (declared once), `norm`, `feed_forward`, `position`, `attend` (the pure functions),
+Reading order: `parameter` (declared once), `norm`, `feed_forward`, `position`, `dot_product` (the pure functions),
 `sublayer` (what travels beside x), `attention`, `recipe.residual` and `recipe.base` (the depth treatment), `layer`,
-`segment`, `history`, `scan`, `period`, `statistic`, `stack`, `ends`, `model`; then `latent_attention`, `moe`,
+`segment`, `history`, `scan`, `statistic`, `stack`, `embedding`, `model`; then `latent_attention`, `moe`,
 `parallel`, `seq2seq`; then `cache`, `sample`, `decode`, `beam`; then `probe`, `skip`, `optim`, `shard`; and
 `interop.hf` for checkpoints.
 """
 
 from stackjax import (
-    attend,
     beam,
     cache,
     convert,
     decode,
     display,
+    dot_product,
     feed_forward,
     history,
     loss,
@@ -53,7 +53,7 @@ from stackjax import (
     statistic,
 )
 from stackjax.attention import Attention
-from stackjax.ends import Embedding, Head
+from stackjax.embedding import Embedding, Head
 from stackjax.feed_forward import FeedForward
 from stackjax.history import History
 from stackjax.latent_attention import LatentAttention
@@ -67,17 +67,17 @@ from stackjax.recipe import residual
 from stackjax.segment import Segment
 from stackjax.seq2seq import EncoderDecoder, encoder_decoder
 from stackjax.stack import Result, Stack
-from stackjax.sublayer import Cache, Given, Out, Sublayer
+from stackjax.sublayer import Aux, Cache, SideInputs, Sublayer
 
 __all__ = [
     "Attention",
+    "Aux",
     "BatchNorm",
     "Cache",
     "DynamicTanh",
     "Embedding",
     "EncoderDecoder",
     "FeedForward",
-    "Given",
     "Head",
     "History",
     "LatentAttention",
@@ -86,22 +86,22 @@ __all__ = [
     "MixtureOfExperts",
     "Model",
     "NoNorm",
-    "Out",
     "Parallel",
     "RMSNorm",
     "Result",
     "Segment",
+    "SideInputs",
     "Spec",
     "Stack",
     "Sublayer",
     "Trace",
-    "attend",
     "beam",
     "cache",
     "convert",
     "decode",
     "decoder",
     "display",
+    "dot_product",
     "encoder",
     "encoder_decoder",
     "feed_forward",

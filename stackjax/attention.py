@@ -1,6 +1,7 @@
 """Attention: the one sublayer through which tokens see each other."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -8,12 +9,13 @@ import chex
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.core import Tracer
 
-from stackjax.attend import attend_fused, attention_weights, flat_positions, visible, weighted_sum, with_past
-from stackjax.norm import NoNorm, Norm, wide, without_statistics
+from stackjax.dot_product import attention_weights, flat_positions, fused_attention, visible, weighted_sum, with_cached
+from stackjax.norm import NoNorm, Norm, upcast, without_statistics
 from stackjax.parameter import Spec, linear, matrix, zeros
 from stackjax.position.base import ATTENTION_HOOKS, NoPosition, Position, total
-from stackjax.sublayer import Given, Out, Params, Past, Sublayer, dropout
+from stackjax.sublayer import Aux, CachedPositions, Params, SideInputs, Sublayer, dropout
 
 Backend = Literal["plain", "xla", "cudnn"]
 
@@ -29,11 +31,12 @@ class Attention(Sublayer):
         causal: whether a token sees only itself and earlier ones; cross-attention sees all of the memory.
         window: how many tokens back a token sees, itself included; None for all.
         chunk: a token sees only its own chunk of this many tokens (Llama 4); None for all.
-        cross: whether keys and values come from `given.memory`.
+        cross: whether keys and values come from `side_inputs.memory`.
         position: encoding that acts inside attention.
         scale: of the dot products; None means 1/sqrt(K).
         soft_cap: bound on the logits; None for none.
-        sinks: whether each head learns a logit that takes weight and gives nothing.
+        sinks: whether each head has a learned attention-sink logit, which enters the softmax's denominator and has no
+            value (gpt-oss).
         gate: "head" or "feature" multiplies each head's output, or each feature of it, by the sigmoid of a linear map
             of the query's input (Qiu et al. 2025, section 2.2, arXiv:2505.06708); None for no gate.
         qk_norm: over K, on queries and keys before rotation.
@@ -42,6 +45,8 @@ class Attention(Sublayer):
         bias: which projections have biases: of query, key, value, out, gate.
         backend: "plain" is written out, "xla" and "cudnn" go through jax.nn.dot_product_attention; None takes cuDNN
             on a GPU in 16 bits where it can express the case, else "plain".
+        transform_value: a module-level function (value (B, S, G, K), side_inputs) to value, applied before anything
+            else reads the values; a recipe's hook (value residual). None for none.
         dropout: rate on the output while training.
 
     Raises:
@@ -67,6 +72,7 @@ class Attention(Sublayer):
     inner_norm: Norm = NoNorm()
     bias: tuple[str, ...] = ()
     backend: Backend | None = None
+    transform_value: Callable[[jax.Array, SideInputs], jax.Array] | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -94,7 +100,8 @@ class Attention(Sublayer):
             )
         if self.backend in ("xla", "cudnn") and not self._fusable:
             raise ValueError(
-                f"backend={self.backend!r} cannot express soft_cap, sinks or value positions; use backend='plain'"
+                f"backend={self.backend!r} cannot express soft_cap, sinks, value positions or "
+                "weights of its own; use backend='plain'"
             )
 
     @property
@@ -104,7 +111,16 @@ class Attention(Sublayer):
 
     @property
     def _fusable(self) -> bool:
-        return self.soft_cap is None and not self.sinks and not self.position.acts_on(("value",))
+        plain_weights = type(self).mix_weights is Attention.mix_weights
+        return self.soft_cap is None and not self.sinks and plain_weights and not self.position.acts_on(("value",))
+
+    @property
+    def attends(self) -> bool:
+        return True
+
+    @property
+    def reads_memory(self) -> bool:
+        return self.cross
 
     def head_width(self, d_model: int) -> int:
         """K."""
@@ -147,13 +163,20 @@ class Attention(Sublayer):
     def shared(self, d_model: int) -> dict[str, Any]:
         return self.position.shared(self.n_heads, self.head_width(d_model))
 
-    def prepare(self, shared: Params, given: Given, n_tokens: int, d_model: int, past: Past | None = None) -> Any:
-        query = new_key = key = flat_positions(given.position, n_tokens)
+    def prepare(
+        self,
+        shared: Params,
+        side_inputs: SideInputs,
+        n_tokens: int,
+        d_model: int,
+        cached: CachedPositions | None = None,
+    ) -> Any:
+        query = new_key = key = flat_positions(side_inputs.position, n_tokens)
         if self.cross:
-            n_keys = n_tokens if given.memory is None else given.memory.shape[-2]
-            new_key = key = flat_positions(given.memory_position, n_keys)
-        elif past is not None:
-            key = with_past(past[self._slots(max(past))], new_key)
+            n_keys = n_tokens if side_inputs.memory is None else side_inputs.memory.shape[-2]
+            new_key = key = flat_positions(side_inputs.memory_position, n_keys)
+        elif cached is not None:
+            key = with_cached(cached[self._slots(max(cached))], new_key)
         reach = {"window": self.window, "chunk": self.chunk}
         sizes = {"n_heads": self.n_heads, "d_head": self.head_width(d_model)}
         return {
@@ -161,105 +184,117 @@ class Attention(Sublayer):
             "position": self.position.prepare(shared, query=query, key=key, new_key=new_key, **sizes),
         }
 
-    def cache(self, batch: int, slots: int, d_model: int, dtype: Any) -> Any:
+    def cache(self, batch: int, capacity: int, d_model: int, dtype: Any) -> Any:
         if self.cross:
             return None
-        shape = (batch, self.groups, self._slots(slots), self.head_width(d_model))
+        shape = (batch, self.groups, self._slots(capacity), self.head_width(d_model))
         return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
 
-    def _slots(self, slots: int) -> int:
-        """How many of the last `slots` tokens are worth keeping."""
-        return min(reach for reach in (slots, self.window, self.chunk) if reach is not None)
+    def _slots(self, capacity: int) -> int:
+        """How many of the last `capacity` tokens are worth keeping."""
+        return min(reach for reach in (capacity, self.window, self.chunk) if reach is not None)
 
     def remember(self, params: Params, memory: jax.Array) -> Any:
         if not self.cross:
             return None
         rows = memory.reshape(-1, memory.shape[-1])
-        key, value = self._keys_values(params, rows, rows, math.prod(memory.shape[:-2]))
+        key, value = self._keys_values(params, rows, math.prod(memory.shape[:-2]))
         return {"key": key.swapaxes(1, 2), "value": value.swapaxes(1, 2)}
 
-    def _keys_values(self, params: Params, key_rows: jax.Array, value_rows: jax.Array, batch: int):
+    def _keys_values(self, params: Params, rows: jax.Array, batch: int) -> tuple[jax.Array, jax.Array]:
         width = params["key"].shape[-1] // self.groups
-        key = linear(params, "key", key_rows).reshape(batch, -1, self.groups, width)
-        value = linear(params, "value", value_rows).reshape(batch, -1, self.groups, width)
+        key = linear(params, "key", rows).reshape(batch, -1, self.groups, width)
+        value = linear(params, "value", rows).reshape(batch, -1, self.groups, width)
         return self.qk_norm.apply(params["key_norm"], key), self.value_norm.apply(params["value_norm"], value)
 
-    def apply(self, params: Params, x: Any, given: Given) -> tuple[jax.Array, Out]:
+    def before_scores(self, params: Params, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """A subclass's change to rotated queries (B, T, H, K) and keys (B, S, G, K) before their dot products."""
+        return query, key
+
+    def mix_weights(self, params: Params, weights: jax.Array, mask: jax.Array) -> jax.Array:
+        """A subclass's change to the softmax's weights (B, H, T, S); the mask says which keys a query may look at."""
+        return weights
+
+    def apply(self, params: Params, x: jax.Array, side_inputs: SideInputs) -> tuple[jax.Array, Aux]:
         """Attend.
 
         Args:
             params: as declared by `spec`.
-            x: (..., T, D), or a tuple of three for queries, keys and values.
-            given: what travels beside x.
+            x: (..., T, D)
+            side_inputs: positions, memory, what `prepare` returned, this layer's cache and key.
 
         Returns:
-            (..., T, D). State while decoding: the new `cache` entries. Seen: `value` (B, S, G, K) before any mixing,
-            `weights` and `logits` (B, H, T, S), with all leading axes as one B.
+            (..., T, D). State while decoding: the new `cache` entries. Intermediates: `value` (B, S, G, K) before any
+            mixing, `weights` and `logits` (B, H, T, S), with all leading axes as one B.
+
+        Raises:
+            ValueError: cross-attention without a memory.
         """
-        inputs = x if isinstance(x, tuple) else (x, x, x)
-        lead, n_tokens, d_model = inputs[0].shape[:-2], inputs[0].shape[-2], inputs[0].shape[-1]
-        if self.cross and given.cache is None:
-            if given.memory is None:
-                raise ValueError("cross-attention needs given.memory, the encoder's output (..., S, D)")
-            inputs = (inputs[0], given.memory, given.memory)
-        if given.table is None:
-            given = replace(given, table=self.prepare({}, given, n_tokens, d_model))
-        chex.assert_shape(inputs[0], (..., n_tokens, params["query"].shape[0]))
-        query_rows, key_rows, value_rows = _rows(inputs)
-        batch, width = math.prod(lead), self.head_width(d_model)
+        lead, n_tokens, d_model = x.shape[:-2], x.shape[-2], x.shape[-1]
+        chex.assert_shape(x, (..., n_tokens, params["query"].shape[0]))
+        if side_inputs.prepared is None:
+            side_inputs = replace(side_inputs, prepared=self.prepare({}, side_inputs, n_tokens, d_model))
+        batch, width, cache = math.prod(lead), self.head_width(d_model), side_inputs.cache
+        rows = x.reshape(-1, d_model)
 
-        query = linear(params, "query", query_rows).reshape(batch, n_tokens, self.n_heads, width)
+        query = linear(params, "query", rows).reshape(batch, n_tokens, self.n_heads, width)
         query = self.qk_norm.apply(params["query_norm"], query)
-        if self.cross and given.cache is not None:
-            key, value = given.cache["key"].swapaxes(1, 2), given.cache["value"].swapaxes(1, 2)
+        if not self.cross:
+            key, value = self._keys_values(params, rows, batch)
+        elif cache is not None:
+            key, value = cache["key"].swapaxes(1, 2), cache["value"].swapaxes(1, 2)
+        elif side_inputs.memory is not None:
+            memory = side_inputs.memory
+            key, value = self._keys_values(params, memory.reshape(-1, memory.shape[-1]), batch)
         else:
-            key, value = self._keys_values(params, key_rows, value_rows, batch)
-        own_value = value
-        if given.value is not None:
-            own, other, first = given.value
-            value = (own * value + other * first.reshape(value.shape)).astype(value.dtype)
+            raise ValueError("cross-attention needs side_inputs.memory, the encoder's output (..., S, D)")
+        intermediates = {"value": value}
+        if self.transform_value is not None:
+            value = self.transform_value(value, side_inputs)
 
-        table = given.table["position"]
+        table = side_inputs.prepared["position"]
         query = self.position.rotate(table, "query", query)
         key = self.position.rotate(table, "key", key)
         state = {}
-        if given.cache is not None and not self.cross:
+        if cache is not None and not self.cross:
             new = {"key": key.swapaxes(1, 2), "value": value.swapaxes(1, 2)}
             state = {"cache": new}
-            both = {name: jnp.concatenate((given.cache[name].astype(x.dtype), x), -2) for name, x in new.items()}
+            both = {name: jnp.concatenate((cache[name].astype(x.dtype), entry), -2) for name, entry in new.items()}
             key, value = both["key"].swapaxes(1, 2), both["value"].swapaxes(1, 2)
 
-        y, weights, logits = self._attend(params, query, key, value, given)
+        y, looked = self._mix(params, *self.before_scores(params, query, key), value, side_inputs)
         if self.gate is not None:
-            gate = jax.nn.sigmoid(wide(linear(params, "gate", query_rows)))
+            gate = jax.nn.sigmoid(upcast(linear(params, "gate", rows)))
             y = (y * gate.reshape(batch, n_tokens, self.n_heads, -1)).astype(y.dtype)
         y = checkpoint_name(y.reshape(*lead, n_tokens, -1), "attention_heads")
         y = linear(params, "out", self.inner_norm.apply(params["inner_norm"], y))
-        seen = {"value": own_value, "weights": weights, "logits": logits}
-        return dropout(given.key, y, self.dropout), Out(state=state, seen=seen)
+        aux = Aux(state=state, intermediates={**intermediates, **looked})
+        return dropout(side_inputs.key, y, self.dropout), aux
 
-    def _attend(self, params: Params, query: jax.Array, key: jax.Array, value: jax.Array, given: Given):
-        table, mask = given.table["position"], given.table["mask"]
+    def _mix(
+        self, params: Params, query: jax.Array, key: jax.Array, value: jax.Array, side_inputs: SideInputs
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """softmax(query · key) value with all that shapes it; and the weights and logits for observers."""
+        table, mask = side_inputs.prepared["position"], side_inputs.prepared["mask"]
         scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
         score = self.position.score(params["position"], table, query, key)
         bias = self.position.bias(params["position"], table)
-        weights, logits = attention_weights(
-            query,
-            key,
-            scale=scale,
-            mask=mask,
-            score=score,
-            bias=bias,
-            soft_cap=self.soft_cap,
-            sinks=params.get("sinks"),
-        )
+
+        def weights_and_logits() -> tuple[jax.Array, jax.Array]:
+            shape = {"mask": mask, "score": score, "bias": bias, "soft_cap": self.soft_cap}
+            return attention_weights(query, key, scale=scale, sinks=params.get("sinks"), **shape)
+
         backend = self._backend(query.dtype)
         if backend == "plain":
-            y = weighted_sum(weights, value)
-            extra = self.position.value(params["position"], table, weights)
-            return (y if extra is None else y + extra.astype(y.dtype)), weights, logits
-        standard = given.position is None and given.cache is None and self.chunk is None and not self.cross
-        y = attend_fused(
+            weights, logits = weights_and_logits()
+            mixed = self.mix_weights(params, weights, mask)
+            y = weighted_sum(mixed, value)
+            extra = self.position.value(params["position"], table, mixed)
+            y = y if extra is None else y + extra.astype(y.dtype)
+            return y, {"weights": weights, "logits": logits}
+        everything = side_inputs.position is None and side_inputs.cache is None
+        standard = everything and self.chunk is None and not self.cross
+        y = fused_attention(
             query,
             key,
             value,
@@ -270,16 +305,14 @@ class Attention(Sublayer):
             mask=None if standard else mask,
             bias=total([None if score is None else scale * score, bias]),
         )
-        return y, weights, logits
+        if not isinstance(query, Tracer):
+            return y, {}
+        # A fused kernel makes no weights: this computes them again, and the compiler drops it unless they are observed.
+        weights, logits = weights_and_logits()
+        return y, {"weights": weights, "logits": logits}
 
     def _backend(self, dtype: Any) -> Backend:
         if self.backend is not None:
             return self.backend
         sixteen_bits = dtype in (jnp.bfloat16, jnp.float16)
         return "cudnn" if jax.default_backend() == "gpu" and sixteen_bits and self._fusable else "plain"
-
-
-def _rows(inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    """Each input as (tokens, D); one array given twice is reshaped once, so that the backward pass keeps one copy."""
-    rows = {id(x): x.reshape(-1, x.shape[-1]) for x in inputs}
-    return tuple(rows[id(x)] for x in inputs)

@@ -10,8 +10,9 @@ from flax import struct
 
 from stackjax.decode import follow, start
 from stackjax.model import Model
-from stackjax.recipe.base import Schedule
-from stackjax.sublayer import Cache, Params, Positions
+from stackjax.option import DecodeOptions
+from stackjax.recipe.base import Coefficients
+from stackjax.sublayer import Cache, Params, SideInputs
 
 
 @struct.dataclass
@@ -34,15 +35,13 @@ def search(
     model: Model,
     params: Params,
     tokens: jax.Array,
-    position: Positions | None = None,
+    side_inputs: SideInputs | None = None,
     *,
     n_tokens: int,
     n_beams: int,
     stop: Any = None,
     length_penalty: Any = 0.0,
-    memory: jax.Array | None = None,
-    memory_position: Positions | None = None,
-    schedule: Schedule | None = None,
+    coefficients: Coefficients | None = None,
     dtype: Any = jnp.float32,
 ) -> Beams:
     """Keep the K most probable continuations of each prompt, token by token.
@@ -54,20 +53,19 @@ def search(
         model: a decoder; of an encoder-decoder, its `decoder` together with the memory.
         params: of the model.
         tokens: (B, T) prompts, see `stackjax.decode.pad`.
-        position: {index: (B, T)}, -1 where padded; None means no padding.
+        side_inputs: `position` {index: (B, T)}, -1 where padded, None for no padding; with cross-attention `memory`
+            (B, S, D), the encoder's output, and `memory_position`.
         n_tokens: n, how many to add.
         n_beams: K.
         stop: token that ends a beam; None for none.
         length_penalty: a in ((5 + length) / 6)^a, by which the final scores are divided before they are ranked.
-        memory: (B, S, D), the encoder's output; None for a decoder alone.
-        memory_position: of the memory's tokens; None means no padding.
-        schedule: the recipe's numbers; None takes them from the depth.
+        coefficients: the recipe's numbers; None takes them from the depth.
         dtype: of the stream and of the cache.
 
     Source: Wu et al. 2016, section 7, arXiv:1609.08144, without its coverage penalty.
     """
-    own = {"schedule": schedule, "dtype": dtype}
-    begun = start(model, params, tokens, position, n_tokens, memory=memory, memory_position=memory_position, **own)
+    options: DecodeOptions = {"coefficients": coefficients, "dtype": dtype}
+    begun = start(model, params, tokens, side_inputs, n_tokens, **options)
     batch, vocab = begun.logits.shape
     each = jnp.arange(batch)[:, None]
     first_index = jnp.repeat(begun.index, n_beams)
@@ -98,7 +96,7 @@ def search(
         step, (cache, done, beams) = loop
         token = beams.tokens[:, :, step - 1].reshape(-1)
         index = jnp.where(done.reshape(-1), -1, first_index + step - 1)
-        logits, cache = follow(model, params, token, index, cache, **own)
+        logits, cache = follow(model, params, token, index, cache, **options)
         return step + 1, choose(step, logits, (cache, done, beams))
 
     only_one = jnp.where(jnp.arange(n_beams) == 0, 0, -jnp.inf).astype(begun.logits.dtype)

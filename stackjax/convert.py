@@ -31,10 +31,10 @@ def restack(stack: Stack, layers: Sequence[Params], params: Params) -> Params:
         raise ValueError(f"the stack has {stack.depth} layers; got {len(layers)}")
     segments: Params = {}
     for i, start, segment in stack.placed():
-        period = len(segment.layers)
+        pattern = len(segment.layers)
         segments[i] = {}
-        for j in range(period):
-            mine = list(layers[start + j : start + segment.depth : period])
+        for j in range(pattern):
+            mine = list(layers[start + j : start + segment.depth : pattern])
             if segment.looped:
                 segments[i][str(j)] = mine[0]
             elif mine:

@@ -8,8 +8,9 @@ Prompts are padded on either side to the length of a bucket, with index -1, and 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import chex
 import jax
@@ -18,17 +19,18 @@ import numpy as np
 from flax import struct
 
 from stackjax import sample
-from stackjax.attend import flat_positions
 from stackjax.cache import empty, write
+from stackjax.dot_product import flat_positions
 from stackjax.model import Model
-from stackjax.recipe.base import Schedule
-from stackjax.sublayer import Cache, Given, Params, Positions
+from stackjax.option import DecodeOptions
+from stackjax.recipe.base import Coefficients
+from stackjax.sublayer import Cache, Params, SideInputs
 
 
 def pad(
     prompts: Sequence[Sequence[int]], length: int | None = None, *, left: bool = False
-) -> tuple[jax.Array, Positions]:
-    """Ragged prompts as one array.
+) -> tuple[jax.Array, SideInputs]:
+    """Ragged prompts as one array: `generate(model, params, *pad(prompts), n_tokens=..)`.
 
     Args:
         prompts: B lists of tokens.
@@ -36,33 +38,31 @@ def pad(
         left: whether the padding goes before the prompt.
 
     Returns:
-        Tokens (B, T), 0 in padded slots, and their positions, -1 there.
+        Tokens (B, T), 0 where padded, and side inputs with their positions, -1 there.
 
     Raises:
         ValueError: an empty prompt, or one longer than `length`.
     """
     lengths = [len(prompt) for prompt in prompts]
-    length = max(lengths) if length is None else length
-    if not 0 < min(lengths) <= max(lengths) <= length:
-        raise ValueError(f"prompts must have 1 to length={length} tokens; got {min(lengths)} to {max(lengths)}")
+    length = max(lengths, default=0) if length is None else length
+    if not lengths or not 0 < min(lengths) <= max(lengths) <= length:
+        got = f"{min(lengths)} to {max(lengths)}" if lengths else "no prompts"
+        raise ValueError(f"prompts must have 1 to length={length} tokens; got {got}")
     tokens = np.zeros((len(prompts), length), np.int32)
     index = np.full((len(prompts), length), -1, np.int32)
     for row, prompt in enumerate(prompts):
-        here = slice(length - len(prompt), length) if left else slice(len(prompt))
-        tokens[row, here], index[row, here] = prompt, np.arange(len(prompt))
-    return jnp.asarray(tokens), {"index": jnp.asarray(index)}
+        columns = slice(length - len(prompt), length) if left else slice(len(prompt))
+        tokens[row, columns], index[row, columns] = prompt, np.arange(len(prompt))
+    return jnp.asarray(tokens), SideInputs(position={"index": jnp.asarray(index)})
 
 
 def extend(
     model: Model,
     params: Params,
     tokens: jax.Array,
-    position: Positions,
+    side_inputs: SideInputs,
     cache: Cache,
-    *,
-    schedule: Schedule | None = None,
-    dtype: Any = jnp.float32,
-    **options: Any,
+    **options: Unpack[DecodeOptions],
 ) -> tuple[jax.Array, Cache]:
     """Run new tokens behind those in the cache.
 
@@ -70,18 +70,23 @@ def extend(
         model: a decoder.
         params: of the model.
         tokens: (B, T) integers.
-        position: of the tokens, (B, T); index -1 is padding.
+        side_inputs: `position` of the tokens, (B, T); index -1 is padding. Of a memory the cache holds all that is
+            needed.
         cache: what went before.
-        schedule: the recipe's numbers; None takes them from the depth.
-        dtype: of the stream.
-        **options: of `Model.hidden`.
+        **options: see `DecodeOptions`.
 
     Returns:
         (B, T, D) for `model.logits`, and the cache with the new tokens in it.
+
+    Raises:
+        ValueError: no position.
     """
+    position = side_inputs.position
+    if position is None:
+        raise ValueError("say where the new tokens stand: give side_inputs.position")
     chex.assert_shape(position["index"], tokens.shape)
-    given = Given(position=position, memory_position=cache.memory_position)
-    x, result = model.hidden(params, tokens, given, cache=cache, schedule=schedule, dtype=dtype, **options)
+    reading = replace(side_inputs, memory_position=cache.memory_position)
+    x, result = model.hidden(params, tokens, reading, cache=cache, **options)
     return x, write(cache, result.state, position)
 
 
@@ -104,13 +109,9 @@ def start(
     model: Model,
     params: Params,
     tokens: jax.Array,
-    position: Positions | None,
+    side_inputs: SideInputs | None,
     n_tokens: int,
-    *,
-    memory: jax.Array | None = None,
-    memory_position: Positions | None = None,
-    schedule: Schedule | None = None,
-    dtype: Any = jnp.float32,
+    **options: Unpack[DecodeOptions],
 ) -> Start:
     """Read a prompt into a cache with room for n_tokens more; logits are taken of each row's last token alone.
 
@@ -118,12 +119,10 @@ def start(
         model: a decoder.
         params: of the model.
         tokens: (B, T) integers.
-        position: {index: (B, T)}; None means no padding.
+        side_inputs: `position` {index: (B, T)}, None for no padding; for a decoder with cross-attention `memory`
+            (B, S, D) and `memory_position`.
         n_tokens: that will follow.
-        memory: see `empty`.
-        memory_position: see `empty`.
-        schedule: see `extend`.
-        dtype: of the stream and of the cache.
+        **options: see `DecodeOptions`.
 
     Raises:
         ValueError: no token to add, more tokens than the model's position table has rows, or positions other than an
@@ -132,20 +131,23 @@ def start(
     chex.assert_rank(tokens, 2)
     if n_tokens < 1:
         raise ValueError(f"n_tokens must be positive; got {n_tokens}")
-    slots, limit = tokens.shape[1] + n_tokens, model.embedding.position.limit
-    if limit is not None and slots > limit:
+    side_inputs = SideInputs() if side_inputs is None else side_inputs
+    capacity, limit = tokens.shape[1] + n_tokens, model.embedding.position.limit
+    if limit is not None and capacity > limit:
         raise ValueError(f"{tokens.shape[1]} + {n_tokens} tokens, but the position table has {limit} rows")
-    if position is not None and set(position) != {"index"}:
-        raise ValueError(f"only indices go on by themselves; got positions {sorted(position)}; use `extend`")
-    index = jnp.broadcast_to(flat_positions(position, tokens.shape[1])["index"], tokens.shape)
-    position = {"index": index}
-    remembered = {"memory": memory, "memory_position": memory_position}
-    nothing, cache = (empty(model.stack, params["stack"], position, n, dtype=dtype, **remembered) for n in (0, slots))
-    given = Given(position=position, memory_position=nothing.memory_position)
-    x, result = model.hidden(params, tokens, given, cache=nothing, schedule=schedule, dtype=dtype)
-    cache = write(cache, result.state, position)
+    if side_inputs.position is not None and set(side_inputs.position) != {"index"}:
+        kinds = sorted(side_inputs.position)
+        raise ValueError(f"only indices go on by themselves; got positions {kinds}; use `extend`")
+    index = jnp.broadcast_to(flat_positions(side_inputs.position, tokens.shape[1])["index"], tokens.shape)
+    side_inputs = replace(side_inputs, position={"index": index})
+    dtype = options.get("dtype", jnp.float32)
+    none, cache = (empty(model.stack, params["stack"], side_inputs, n, dtype=dtype) for n in (0, capacity))
+    reading = replace(side_inputs, memory=None, memory_position=none.memory_position)
+    x, result = model.hidden(params, tokens, reading, cache=none, **options)
+    cache = write(cache, result.state, {"index": index})
     last = jnp.take_along_axis(x, jnp.argmax(index, -1)[:, None, None], 1)[:, 0]
-    return Start(logits=model.logits(params, last, schedule=schedule), index=jnp.max(index, -1) + 1, cache=cache)
+    logits = model.logits(params, last, coefficients=options.get("coefficients"))
+    return Start(logits=logits, index=jnp.max(index, -1) + 1, cache=cache)
 
 
 def follow(
@@ -154,9 +156,7 @@ def follow(
     token: jax.Array,
     index: jax.Array,
     cache: Cache,
-    *,
-    schedule: Schedule | None = None,
-    dtype: Any = jnp.float32,
+    **options: Unpack[DecodeOptions],
 ) -> tuple[jax.Array, Cache]:
     """One more token for each row.
 
@@ -166,14 +166,14 @@ def follow(
         token: (B,)
         index: (B,) where the tokens stand.
         cache: of what went before.
-        schedule: the recipe's numbers; None takes them from the depth.
-        dtype: of the stream.
+        **options: see `DecodeOptions`.
 
     Returns:
         Logits (B, V) of the tokens that follow, and the cache with these in it.
     """
-    x, cache = extend(model, params, token[:, None], {"index": index[:, None]}, cache, schedule=schedule, dtype=dtype)
-    return model.logits(params, x[:, 0], schedule=schedule), cache
+    where = SideInputs(position={"index": index[:, None]})
+    x, cache = extend(model, params, token[:, None], where, cache, **options)
+    return model.logits(params, x[:, 0], coefficients=options.get("coefficients")), cache
 
 
 @struct.dataclass
@@ -196,7 +196,7 @@ def generate(
     model: Model,
     params: Params,
     tokens: jax.Array,
-    position: Positions | None = None,
+    side_inputs: SideInputs | None = None,
     *,
     n_tokens: int,
     key: jax.Array | None = None,
@@ -204,9 +204,7 @@ def generate(
     top_k: Any = None,
     top_p: Any = None,
     stop: Any = None,
-    memory: jax.Array | None = None,
-    memory_position: Positions | None = None,
-    schedule: Schedule | None = None,
+    coefficients: Coefficients | None = None,
     dtype: Any = jnp.float32,
 ) -> Generated:
     """Continue prompts.
@@ -217,20 +215,19 @@ def generate(
         model: a decoder; of an encoder-decoder, its `decoder` together with the memory.
         params: of the model.
         tokens: (B, T) prompts, see `pad`.
-        position: {index: (B, T)}, -1 where padded; None means no padding.
+        side_inputs: `position` {index: (B, T)}, -1 where padded, None for no padding; with cross-attention `memory`
+            (B, S, D), the encoder's output, and `memory_position`.
         n_tokens: n, how many to add.
         key: PRNG key for drawing; None takes the most probable token.
         temperature: see `stackjax.sample`.
         top_k: see `stackjax.sample`.
         top_p: see `stackjax.sample`.
         stop: token that ends a row; None for none.
-        memory: (B, S, D), the encoder's output; None for a decoder alone.
-        memory_position: of the memory's tokens; None means no padding.
-        schedule: the recipe's numbers; None takes them from the depth.
+        coefficients: the recipe's numbers; None takes them from the depth.
         dtype: of the stream and of the cache.
     """
-    own = {"schedule": schedule, "dtype": dtype}
-    begun = start(model, params, tokens, position, n_tokens, memory=memory, memory_position=memory_position, **own)
+    options: DecodeOptions = {"coefficients": coefficients, "dtype": dtype}
+    begun = start(model, params, tokens, side_inputs, n_tokens, **options)
     adjust = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
 
     def choose(step: Any, logits: jax.Array, done: jax.Array, out: Generated) -> tuple[jax.Array, jax.Array, Generated]:
@@ -252,7 +249,7 @@ def generate(
     def go_on(state: Any) -> Any:
         step, token, done, cache, out = state
         index = jnp.where(done, -1, begun.index + step - 1)
-        logits, cache = follow(model, params, token, index, cache, **own)
+        logits, cache = follow(model, params, token, index, cache, **options)
         token, done, out = choose(step, logits, done, out)
         return step + 1, token, done, cache, out
 

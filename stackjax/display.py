@@ -10,12 +10,15 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
-from stackjax.parameter import Declared, count, is_spec
+from stackjax.parameter import Declared, is_spec
+
+if TYPE_CHECKING:
+    from stackjax.abstract_model import AbstractModel
 
 MANY = 8
 """Lines of one kind that are printed before the rest is counted instead."""
@@ -34,24 +37,9 @@ class Description:
         return f"{type(self).__name__}({', '.join(given)})"
 
 
-class Whole(Description):
-    """Base of a stack and of a model: many lines, and in a notebook the table of parameters."""
-
-    def declaration(self) -> dict[str, Any]:
-        """The tree of parameters, each leaf a `Declared`."""
-        raise NotImplementedError(f"{type(self).__name__} must override declaration")
-
-    @property
-    def n_params(self) -> int:
-        """Number of trained parameters."""
-        return count(self.declaration())
-
-    def __repr__(self) -> str:
-        parts = [repr(value).splitlines() for _, value, _ in _fields(self)]
-        return block(f"{type(self).__name__}: {self.n_params:,} parameters", itertools.chain(*parts))
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(repr(self))}</pre>{table(self)._repr_html_()}"
+def field_lines(description: Any) -> list[list[str]]:
+    """The lines of each field's value."""
+    return [repr(value).splitlines() for _, value, _ in _fields(description)]
 
 
 def _fields(description: Any) -> list[tuple[str, Any, bool]]:
@@ -68,7 +56,7 @@ def _value(value: Any) -> str:
 
 
 def segment_lines(segment: Any) -> list[str]:
-    """One line for each run of equal layers in a segment's period."""
+    """One line for each run of equal layers in a segment's pattern."""
     runs = [(layer, len(list(run))) for layer, run in itertools.groupby(segment.layers)]
     note = " sharing one copy of the parameters" if segment.looped else ""
     if len(runs) == 1:
@@ -77,7 +65,7 @@ def segment_lines(segment: Any) -> list[str]:
 
 
 def _sublayers(layer: Any) -> str:
-    return " -> ".join(map(repr, layer.subs))
+    return " -> ".join(map(repr, layer.sublayers))
 
 
 def stack_lines(stack: Any) -> list[str]:
@@ -123,34 +111,36 @@ class Table:
         return f"<table>{row(self.header, 'th')}{''.join(row(cells, 'td') for cells in self.rows)}</table>"
 
 
-def table(whole: Any, params: Any = None) -> Table:
+def table(model: "AbstractModel", params: Any = None) -> Table:
     """The parameters of a model or a stack, a row for each role.
 
     Args:
-        whole: the model or stack.
+        model: a stack, a model or an encoder-decoder.
         params: its parameters; if given, a column shows their standard deviation.
 
     Returns:
-        A `Table`: how many, the stored shapes, the law and the recipe's gain they are born with, the recipe's factors
-        on learning rate, weight decay and epsilon.
+        A `Table`: how many, the stored shapes, the initialiser with the recipe's gain on it, the recipe's factors on
+        learning rate, weight decay and epsilon.
     """
-    stack = getattr(whole, "stack", whole)
-    declared = jax.tree.leaves(whole.declaration(), is_leaf=is_spec)
-    factors = jax.tree.leaves(whole.multipliers(), is_leaf=lambda x: hasattr(x, "learning_rate"))
+    declared = jax.tree.leaves(model.declaration(), is_leaf=is_spec)
+    factors = jax.tree.leaves(model.multipliers(), is_leaf=lambda x: hasattr(x, "learning_rate"))
     values = [None] * len(declared) if params is None else jax.tree.leaves(params)
+    stacks = {stack.recipe: stack for stack in model.stacks().values()}
+    (stack, *_) = stacks.values()
     groups: dict[tuple[str, str], list[tuple[Declared, Any, Any]]] = {}
     for d, factor, value in zip(declared, factors, values, strict=True):
-        law = re.sub(r"\d+\.\d{5,}", lambda found: number(float(found[0])), _value(d.spec.init or stack.recipe.law))
-        groups.setdefault((d.spec.role, law), []).append((d, factor, value))
+        init = _value(d.spec.init or stack.recipe.default_init)
+        init = re.sub(r"\d+\.\d{5,}", lambda match: number(float(match[0])), init)
+        groups.setdefault((d.spec.role, init), []).append((d, factor, value))
     rows = []
-    for (role, law), group in groups.items():
+    for (role, init), group in groups.items():
         gain = number(stack.gain(role))
         shapes = dict.fromkeys("x".join(map(str, d.shape)) or "1" for d, _, _ in group)
         row = [
             role,
             f"{sum(math.prod(d.shape) for d, _, _ in group):,}",
             ", ".join(shortened(list(shapes))),
-            law if gain in ("1", "") else f"{gain} {law}",
+            init if gain in ("1", "") else f"{gain} {init}",
             *(number(getattr(group[0][1], name)) for name in ("learning_rate", "weight_decay", "eps")),
         ]
         if params is not None:

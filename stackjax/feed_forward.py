@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from stackjax.norm import NoNorm, Norm, without_statistics
 from stackjax.parameter import linear, matrix
-from stackjax.sublayer import Given, Out, Params, Sublayer, dropout
+from stackjax.sublayer import Aux, Params, SideInputs, Sublayer, dropout
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -173,7 +173,7 @@ class FeedForward(Sublayer):
             "inner_norm": self.inner_norm.spec(d_hidden),
         }
 
-    def apply(self, params: Params, x: jax.Array, given: Given) -> tuple[jax.Array, Out]:
+    def apply(self, params: Params, x: jax.Array, side_inputs: SideInputs) -> tuple[jax.Array, Aux]:
         run = gated if self.gated else two_layer
         y = run(params, x, activation=self.activation, norm=self.inner_norm)
-        return dropout(given.key, y, self.dropout), Out()
+        return dropout(side_inputs.key, y, self.dropout), Aux()

@@ -16,7 +16,7 @@ from flax import struct
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-from stackjax.norm import wide
+from stackjax.norm import upcast
 
 
 @struct.dataclass
@@ -56,7 +56,7 @@ class History:
             (..., T, D)
         """
         missing = self.slots.ndim - weights.ndim
-        return jnp.sum(weights.reshape(*weights.shape, *(1,) * missing) * wide(self.slots), 0)
+        return jnp.sum(weights.reshape(*weights.shape, *(1,) * missing) * upcast(self.slots), 0)
 
 
 def holds_history(carry: Any) -> bool:

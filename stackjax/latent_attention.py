@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from stackjax.attend import attention_weights, flat_positions, visible, weighted_sum, with_past
+from stackjax.dot_product import attention_weights, flat_positions, visible, weighted_sum, with_cached
 from stackjax.norm import NoNorm, Norm, RMSNorm
 from stackjax.parameter import linear, matrix
 from stackjax.position.base import Position
 from stackjax.position.rotary import Rotary
-from stackjax.sublayer import Given, Out, Params, Past, Sublayer, dropout
+from stackjax.sublayer import Aux, CachedPositions, Params, SideInputs, Sublayer, dropout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,10 @@ class LatentAttention(Sublayer):
             )
 
     @property
+    def attends(self) -> bool:
+        return True
+
+    @property
     def value_width(self) -> int:
         """Width of a head's values."""
         return self.d_head if self.d_value is None else self.d_value
@@ -98,35 +102,41 @@ class LatentAttention(Sublayer):
     def shared(self, d_model: int) -> dict[str, Any]:
         return self.position.shared(self.n_heads, self.d_rotary)
 
-    def prepare(self, shared: Params, given: Given, n_tokens: int, d_model: int, past: Past | None = None) -> Any:
-        new = flat_positions(given.position, n_tokens)
-        key = new if past is None else with_past(past[max(past)], new)
+    def prepare(
+        self,
+        shared: Params,
+        side_inputs: SideInputs,
+        n_tokens: int,
+        d_model: int,
+        cached: CachedPositions | None = None,
+    ) -> Any:
+        new = flat_positions(side_inputs.position, n_tokens)
+        key = new if cached is None else with_cached(cached[max(cached)], new)
         sizes = {"n_heads": self.n_heads, "d_head": self.d_rotary}
         return {
             "mask": visible(new, key, causal=self.causal),
             "position": self.position.prepare(shared, query=new, key=key, new_key=new, **sizes),
         }
 
-    def cache(self, batch: int, slots: int, d_model: int, dtype: Any) -> Any:
-        return {"latent": jnp.zeros((batch, slots, self.d_latent + self.d_rotary), dtype)}
+    def cache(self, batch: int, capacity: int, d_model: int, dtype: Any) -> Any:
+        return {"latent": jnp.zeros((batch, capacity, self.d_latent + self.d_rotary), dtype)}
 
-    def apply(self, params: Params, x: jax.Array, given: Given) -> tuple[jax.Array, Out]:
+    def apply(self, params: Params, x: jax.Array, side_inputs: SideInputs) -> tuple[jax.Array, Aux]:
         """Attend.
 
         Args:
             params: as declared by `spec`.
             x: (..., T, D)
-            given: what travels beside x.
+            side_inputs: what travels beside x.
 
         Returns:
-            (..., T, D). State while decoding: the new `cache` entries. Seen: `weights` and `logits` (B, H, T, S).
+            (..., T, D). State while decoding: the new `cache` entries. Intermediates: `weights` and `logits`
+            (B, H, T, S).
         """
-        if given.value is not None:
-            raise ValueError("latent attention keeps no values that a residual form could mix; use Attention")
         chex.assert_shape(x, (..., params["latent"].shape[0]))
         lead, n_tokens = x.shape[:-2], x.shape[-2]
         x = x.reshape(-1, *x.shape[-2:])
-        table = given.table["position"]
+        table = side_inputs.prepared["position"]
 
         query_input = x
         if self.d_query_latent is not None:
@@ -139,15 +149,17 @@ class LatentAttention(Sublayer):
         rotary = self.position.rotate(table, "key", linear(params, "rotary", x)[:, :, None])[:, :, 0]
         kept = jnp.concatenate((latent, rotary), -1)
         state = {}
-        if given.cache is not None:
+        if side_inputs.cache is not None:
             state = {"cache": {"latent": kept}}
-            kept = jnp.concatenate((given.cache["latent"].astype(kept.dtype), kept), 1)
+            kept = jnp.concatenate((side_inputs.cache["latent"].astype(kept.dtype), kept), 1)
 
         run = self._absorbed if self._absorbing(n_tokens, kept.shape[1]) else self._expanded
-        y, weights, logits = run(params, query_plain, query_rotary, kept, given)
+        y, weights, logits = run(params, query_plain, query_rotary, kept, side_inputs)
         y = checkpoint_name(y.reshape(*lead, n_tokens, -1), "attention_heads")
         y = linear(params, "out", self.inner_norm.apply(params["inner_norm"], y))
-        return dropout(given.key, y, self.dropout), Out(state=state, seen={"weights": weights, "logits": logits})
+        return dropout(side_inputs.key, y, self.dropout), Aux(
+            state=state, intermediates={"weights": weights, "logits": logits}
+        )
 
     def _absorbing(self, n_queries: int, n_keys: int) -> bool:
         """Whether the absorbed form takes fewer multiplications (per head) than the expanded one."""
@@ -156,30 +168,32 @@ class LatentAttention(Sublayer):
         expanded = n_keys * (project + n_queries * (self.d_head + self.d_rotary + self.value_width))
         return absorbed < expanded
 
-    def _weights(self, params: Params, query: jax.Array, key: jax.Array, given: Given) -> tuple[jax.Array, jax.Array]:
+    def _weights(
+        self, params: Params, query: jax.Array, key: jax.Array, side_inputs: SideInputs
+    ) -> tuple[jax.Array, jax.Array]:
         return attention_weights(
             query,
             key,
             scale=(self.d_head + self.d_rotary) ** -0.5 if self.scale is None else self.scale,
-            mask=given.table["mask"],
-            bias=self.position.bias(params["position"], given.table["position"]),
+            mask=side_inputs.prepared["mask"],
+            bias=self.position.bias(params["position"], side_inputs.prepared["position"]),
         )
 
-    def _expanded(self, params: Params, plain: jax.Array, rotary: jax.Array, kept: jax.Array, given: Given):
+    def _expanded(self, params: Params, plain: jax.Array, rotary: jax.Array, kept: jax.Array, side_inputs: SideInputs):
         batch, n_keys = kept.shape[:2]
         latent, key_rotary = kept[..., : self.d_latent], kept[..., self.d_latent :]
         key = linear(params, "key", latent).reshape(batch, n_keys, self.n_heads, -1)
         value = linear(params, "value", latent).reshape(batch, n_keys, self.n_heads, -1)
         for_all = jnp.broadcast_to(key_rotary[:, :, None], (*key.shape[:3], self.d_rotary))
         query, key = jnp.concatenate((plain, rotary), -1), jnp.concatenate((key, for_all), -1)
-        weights, logits = self._weights(params, query, key, given)
+        weights, logits = self._weights(params, query, key, side_inputs)
         return weighted_sum(weights, value), weights, logits
 
-    def _absorbed(self, params: Params, plain: jax.Array, rotary: jax.Array, kept: jax.Array, given: Given):
+    def _absorbed(self, params: Params, plain: jax.Array, rotary: jax.Array, kept: jax.Array, side_inputs: SideInputs):
         by_head = (self.d_latent, self.n_heads, -1)
         to_latent = params["key"].astype(plain.dtype).reshape(by_head)
         to_value = params["value"].astype(plain.dtype).reshape(by_head)
         query = jnp.concatenate((jnp.einsum("bthk,chk->bthc", plain, to_latent), rotary), -1)
-        weights, logits = self._weights(params, query, kept[:, :, None], given)
+        weights, logits = self._weights(params, query, kept[:, :, None], side_inputs)
         mixed = weighted_sum(weights, kept[:, :, None, : self.d_latent])
         return jnp.einsum("bthc,chk->bthk", mixed, to_value), weights, logits

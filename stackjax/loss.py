@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from stackjax.norm import wide
+from stackjax.norm import upcast
 
 
 def cross_entropy(
@@ -29,7 +29,7 @@ def cross_entropy(
     """
     chex.assert_equal_shape_prefix((logits, targets), targets.ndim)
     weights = jnp.where(targets >= 0, 1 if weights is None else weights, 0)
-    logits = jnp.where(weights[..., None] == 0, 0, wide(logits))
+    logits = jnp.where(weights[..., None] == 0, 0, upcast(logits))
     log_z = jax.nn.logsumexp(logits, -1)
     chosen = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], -1)[..., 0]
     loss = log_z - (1 - label_smoothing) * chosen

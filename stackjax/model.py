@@ -3,37 +3,39 @@
 A decoder language model and a bidirectional encoder are the same parts; they differ in whether attention is causal.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from stackjax.abstract_model import AbstractModel, Path
 from stackjax.attention import Attention
-from stackjax.display import Whole
-from stackjax.ends import Embedding, Head
+from stackjax.embedding import Embedding, Head
 from stackjax.feed_forward import FeedForward
 from stackjax.latent_attention import LatentAttention
 from stackjax.layer import Layer
+from stackjax.option import HiddenOptions, RunOptions
 from stackjax.parameter import declare, realise
-from stackjax.period import Measure
 from stackjax.position.base import ATTENTION_HOOKS, STREAM_HOOKS, NoPosition, Position
 from stackjax.position.rotary import Rotary
-from stackjax.recipe.base import Recipe, Schedule, multipliers
+from stackjax.recipe.base import Coefficients, Recipe, multipliers
 from stackjax.recipe.placement import PreNorm
+from stackjax.segment import Measure
 from stackjax.stack import Result, Stack
-from stackjax.sublayer import Given, Params, Sublayer
+from stackjax.sublayer import Params, SideInputs, Sublayer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model(Whole):
+class Model(AbstractModel):
     """embed, stack, unembed. Make one with `decoder` or `encoder`, or from parts.
 
     Args:
         embedding: tokens to vectors.
         stack: the layers.
-        head: vectors to logits, as changed by the recipe.
+        head: vectors to logits; `output` is the same with the recipe's changes.
     """
 
     embedding: Embedding
@@ -42,13 +44,25 @@ class Model(Whole):
 
     def __post_init__(self):
         recipe, geometry = self.stack.recipe, self.stack.geometry
-        object.__setattr__(self, "head", recipe.adapt_head(self.head, geometry))
-        ends = [(recipe.gain(role, geometry), recipe.multiplier(role, geometry)) for role in ("embed", "unembed")]
-        if self.head.tied and ends[0] != ends[1]:
+        embed, unembed = (
+            (recipe.gain(role, geometry), recipe.multiplier(role, geometry)) for role in ("embed", "unembed")
+        )
+        if self.output.tied and embed != unembed:
             raise ValueError(
                 f"{type(recipe).__name__} treats embedding and output differently, so they cannot be tied; use "
                 "Head(tied=False)"
             )
+
+    @property
+    def output(self) -> Head:
+        """The head with the recipe's changes to it."""
+        return self.stack.recipe.adapt_head(self.head, self.stack.geometry)
+
+    def stacks(self) -> dict[Path, Stack]:
+        return {("stack",): self.stack}
+
+    def with_stacks(self, stacks: Mapping[Path, Stack]) -> "Model":
+        return replace(self, stack=stacks[("stack",)])
 
     def declaration(self) -> Params:
         """The tree of parameters, each leaf a `Declared`: {embedding, stack, head}."""
@@ -56,106 +70,116 @@ class Model(Whole):
         return {
             "embedding": declare(self.embedding.spec(d_model), prefix="embedding/"),
             "stack": self.stack.declaration(),
-            "head": declare(self.head.spec(d_model, self.embedding.vocab), prefix="head/"),
+            "head": declare(self.output.spec(d_model, self.embedding.vocab), prefix="head/"),
         }
 
     def init(self, key: jax.Array, dtype: Any = jnp.float32) -> Params:
         """Draw the parameters."""
-        drawn = realise(key, self.declaration(), law=self.stack.recipe.law, gain=self.stack.gain, dtype=dtype)
-        return self.constrain(drawn)
+        init = self.stack.recipe.default_init
+        drawn = realise(key, self.declaration(), default_init=init, gain=self.stack.gain, dtype=dtype)
+        return self.project(drawn)
 
-    def constrain(self, params: Params) -> Params:
-        """The parameters where the recipe wants them after each step, see `Recipe.constrain`."""
-        return self.stack.recipe.constrain(params, self.declaration())
+    def project(self, params: Params) -> Params:
+        """The parameters where the recipe wants them after each step, see `Recipe.project`."""
+        return self.stack.recipe.project(params, self.declaration())
 
     def multipliers(self) -> Params:
         """The tree of parameters, each leaf the recipe's `Multiplier`."""
         return multipliers(self.declaration(), self.stack.recipe, self.stack.geometry)
 
-    def calibrate(self, params: Params, tokens: jax.Array, given: Given | None = None, **options: Any) -> Params:
+    def calibrate(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        side_inputs: SideInputs | None = None,
+        **options: Unpack[HiddenOptions],
+    ) -> Params:
         """Parameters before the first step, which some recipes set from one batch; arguments are those of `apply`."""
 
-        def observe(own: Params, measure: Measure) -> dict[str, jax.Array]:
-            return self.apply({**params, "stack": own}, tokens, given, measure=measure, **options)[1].measure
+        def observe(trial: Params, measure: Measure) -> dict[str, jax.Array]:
+            trial = {**params, "stack": trial}
+            return self.apply(trial, tokens, side_inputs, **{**options, "measure": measure})[1].measure
 
         stack = self.stack
         return {**params, "stack": stack.recipe.calibrate(params["stack"], stack.declaration(), observe)}
 
-    def absorb(self, params: Params, state: Params) -> Params:
+    def update_statistics(self, params: Params, state: Params) -> Params:
         """Parameters after a step, with the statistics that `apply` returned as `Result.state`."""
-        return {**params, "stack": self.stack.absorb(params["stack"], state)}
+        return {**params, "stack": self.stack.update_statistics(params["stack"], state)}
 
     def apply(
         self,
         params: Params,
         tokens: jax.Array,
-        given: Given | None = None,
+        side_inputs: SideInputs | None = None,
         *,
-        schedule: Schedule | None = None,
-        **options: Any,
+        coefficients: Coefficients | None = None,
+        key: jax.Array | None = None,
+        **options: Unpack[HiddenOptions],
     ) -> tuple[jax.Array, Result]:
         """Logits of every token.
 
         Args:
             params: as drawn by `init`.
             tokens: (..., T) integers.
-            given: positions and whatever else travels beside the stream.
-            schedule: the recipe's numbers; None takes them from the stack's depth.
+            side_inputs: positions and whatever else travels beside the stream.
+            coefficients: the recipe's numbers; None takes them from the stack's depth.
+            key: PRNG key for dropout and stochastic depth; None means evaluation.
             **options: of `hidden`.
 
         Returns:
             (..., T, V), at least float32, and the stack's `Result`.
         """
-        schedule = self.stack.schedule() if schedule is None else schedule
-        x, result = self.hidden(params, tokens, given, schedule=schedule, **options)
-        return self.logits(params, x, schedule=schedule), result
+        coefficients = self.stack.coefficients() if coefficients is None else coefficients
+        x, result = self.hidden(params, tokens, side_inputs, coefficients=coefficients, key=key, **options)
+        return self.logits(params, x, coefficients=coefficients), result
 
     def hidden(
         self,
         params: Params,
         tokens: jax.Array,
-        given: Given | None = None,
+        side_inputs: SideInputs | None = None,
         *,
         types: jax.Array | None = None,
-        schedule: Schedule | None = None,
+        coefficients: Coefficients | None = None,
         key: jax.Array | None = None,
         dtype: Any = jnp.float32,
-        **options: Any,
+        **options: Unpack[RunOptions],
     ) -> tuple[jax.Array, Result]:
         """What the stack makes of the tokens, before the head.
 
         Args:
             params: as drawn by `init`.
             tokens: (..., T) integers.
-            given: positions and whatever else travels beside the stream.
+            side_inputs: positions and whatever else travels beside the stream.
             types: (..., T) token types, for models that have them.
-            schedule: the recipe's numbers; None takes them from the stack's depth.
+            coefficients: the recipe's numbers; None takes them from the stack's depth.
             key: PRNG key for dropout and stochastic depth; None means evaluation.
             dtype: of the stream.
-            **options: of `Stack.apply`: cache, taps, probes, measure, remat, loop, unroll.
+            **options: of `Stack.apply`: cache, taps, perturbations, measure, remat, loop, unroll.
 
         Returns:
             (..., T, D), and the stack's `Result`.
         """
         chex.assert_type(tokens, int)
-        given = Given() if given is None else given
-        schedule = self.stack.schedule() if schedule is None else schedule
+        side_inputs = SideInputs() if side_inputs is None else side_inputs
+        coefficients = self.stack.coefficients() if coefficients is None else coefficients
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
         x = self.embedding.apply(
             params["embedding"],
             tokens,
-            given.position,
+            side_inputs.position,
             types=types,
-            multiplier=schedule["embed"],
+            multiplier=coefficients["embed"],
             key=embed_key,
             dtype=dtype,
         )
-        return self.stack.apply(params["stack"], x, given, schedule=schedule, key=stack_key, **options)
+        return self.stack.apply(params["stack"], x, side_inputs, coefficients=coefficients, key=stack_key, **options)
 
-    def logits(self, params: Params, x: jax.Array, *, schedule: Schedule | None = None) -> jax.Array:
+    def logits(self, params: Params, x: jax.Array, *, coefficients: Coefficients | None = None) -> jax.Array:
         """The head: (..., D) as `hidden` returns it to (..., V), at least float32."""
-        schedule = self.stack.schedule() if schedule is None else schedule
-        return self.head.apply(params["head"], params["embedding"]["token"], x, multiplier=schedule["unembed"])
+        coefficients = self.stack.coefficients() if coefficients is None else coefficients
+        return self.output.apply(params["head"], params["embedding"]["token"], x, multiplier=coefficients["unembed"])
 
 
 def split_position(position: Position) -> tuple[Position, Position]:
@@ -209,13 +233,13 @@ def decoder(
         inside = own.position
     if own.position not in (NoPosition(), inside):
         raise ValueError(f"position={position}, but attention has position={own.position}; give it once")
-    subs = (replace(own, position=inside, causal=side == "decoder"), feed_forward)
-    subs[0].spec(d_model)
+    sublayers = (replace(own, position=inside, causal=side == "decoder"), feed_forward)
+    sublayers[0].spec(d_model)
     if dropout is not None:
-        subs = tuple(replace(sub, dropout=dropout) for sub in subs)
+        sublayers = tuple(replace(sublayer, dropout=dropout) for sublayer in sublayers)
     return Model(
         embedding=Embedding(vocab=vocab, position=on_stream, dropout=dropout or 0.0),
-        stack=Stack.of(Layer(subs=subs), depth=depth, d_model=d_model, recipe=recipe, side=side),
+        stack=Stack.of(Layer(sublayers=sublayers), depth=depth, d_model=d_model, recipe=recipe, side=side),
         head=Head(tied=tied),
     )
 

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from stackjax.feed_forward import Activation, FeedForward, identity, silu
-from stackjax.norm import NoNorm, Norm, wide
+from stackjax.norm import NoNorm, Norm, upcast
 from stackjax.parameter import FanIn, Spec, is_spec, linear, zeros
-from stackjax.sublayer import Given, Out, Params, Sublayer, dropout
+from stackjax.sublayer import Aux, Params, SideInputs, Sublayer, dropout
 
 Score = Literal["softmax", "sigmoid"]
 Dispatch = Literal["ragged", "dense"]
@@ -287,30 +287,30 @@ class MixtureOfExperts(Sublayer):
             specs["shared"] = self.shared_expert.spec(d_model)
         return specs
 
-    def each(self, change: Callable[[Sublayer], Sublayer]) -> Sublayer:
-        inner = None if self.shared_expert is None else self.shared_expert.each(change)
+    def map(self, change: Callable[[Sublayer], Sublayer]) -> Sublayer:
+        inner = None if self.shared_expert is None else self.shared_expert.map(change)
         return change(replace(self, shared_expert=inner))
 
-    def apply(self, params: Params, x: jax.Array, given: Given) -> tuple[jax.Array, Out]:
+    def apply(self, params: Params, x: jax.Array, side_inputs: SideInputs) -> tuple[jax.Array, Aux]:
         """Route and compute.
 
         Args:
             params: as declared by `spec`.
             x: (..., T, D)
-            given: what travels beside x; padded tokens do not count in losses and load.
+            side_inputs: what travels beside x; padded tokens do not count in losses and load.
 
         Returns:
-            (..., T, D). Loss: `balance`, `router_z`. State: the new `bias` under `statistic`. Seen: `probabilities`
-            (N, E), `load` (E,) and `counted` (N,), with all tokens as one N.
+            (..., T, D). Loss: `balance`, `router_z`. State: the new `bias` under `statistic`. Intermediates:
+            `probabilities` (N, E), `load` (E,) and `counted` (N,), with all tokens as one N.
         """
         chex.assert_shape(x, (..., params["router"].shape[0]))
         rows = x.reshape(-1, x.shape[-1])
         counted = jnp.ones(x.shape[:-1], bool)
-        if given.position is not None:
-            counted = jnp.broadcast_to(given.position["index"] >= 0, x.shape[:-1])
+        if side_inputs.position is not None:
+            counted = jnp.broadcast_to(side_inputs.position["index"] >= 0, x.shape[:-1])
         counted = counted.reshape(-1)
 
-        logits = linear(params, "router", wide(rows))
+        logits = linear(params, "router", upcast(rows))
         weights, chosen, probabilities = route(
             logits,
             params.get("bias"),
@@ -325,9 +325,9 @@ class MixtureOfExperts(Sublayer):
         run = run_dense if dense else run_ragged
         own = {"activation": self.activation, "up_activation": self.up_activation, "norm": self.inner_norm}
         y = run(params, rows, weights, chosen, **own).reshape(x.shape)
-        y = dropout(given.key, y, self.dropout)
+        y = dropout(side_inputs.key, y, self.dropout)
         if self.shared_expert is not None:
-            y = y + self.shared_expert.apply(params["shared"], x, given)[0]
+            y = y + self.shared_expert.apply(params["shared"], x, side_inputs)[0]
 
         load = expert_load(chosen, counted, self.n_experts)
         loss, state = {}, {}
@@ -338,4 +338,6 @@ class MixtureOfExperts(Sublayer):
         if self.bias_rate is not None:
             step = self.bias_rate * jnp.sign(1 / self.n_experts - load)
             state["statistic"] = {"bias": params["bias"] + step.astype(params["bias"].dtype)}
-        return y, Out(loss=loss, state=state, seen={"probabilities": probabilities, "load": load, "counted": counted})
+        return y, Aux(
+            loss=loss, state=state, intermediates={"probabilities": probabilities, "load": load, "counted": counted}
+        )

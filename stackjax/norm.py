@@ -21,7 +21,7 @@ from stackjax.parameter import Constant, Spec, ones, zeros
 Params = dict[str, Any]
 
 
-def wide(x: jax.Array) -> jax.Array:
+def upcast(x: jax.Array) -> jax.Array:
     """At least float32: the dtype in which statistics and residual sums are taken."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -54,7 +54,7 @@ def layer_norm(params: Params, x: jax.Array, *, eps: float = 1e-5) -> jax.Array:
     Source: Ba et al. 2016, eq. (4), arXiv:1607.06450.
     """
     chex.assert_axis_dimension_gt(x, -1, 0)
-    h = wide(x)
+    h = upcast(x)
     h = unit_rms(h - jnp.mean(h, -1, keepdims=True), eps)
     return _affine(params, h).astype(x.dtype)
 
@@ -73,7 +73,7 @@ def rms_norm(params: Params, x: jax.Array, *, eps: float = 1e-6) -> jax.Array:
     Source: Zhang & Sennrich 2019, eq. (4), arXiv:1910.07467.
     """
     chex.assert_axis_dimension_gt(x, -1, 0)
-    return _affine(params, unit_rms(wide(x), eps)).astype(x.dtype)
+    return _affine(params, unit_rms(upcast(x), eps)).astype(x.dtype)
 
 
 def dynamic_tanh(params: Params, x: jax.Array) -> jax.Array:
@@ -88,7 +88,7 @@ def dynamic_tanh(params: Params, x: jax.Array) -> jax.Array:
 
     Source: Zhu et al. 2025, eq. (3), arXiv:2503.10622.
     """
-    return _affine(params, jnp.tanh(params["alpha"] * wide(x))).astype(x.dtype)
+    return _affine(params, jnp.tanh(params["alpha"] * upcast(x))).astype(x.dtype)
 
 
 def batch_norm(
@@ -113,7 +113,7 @@ def batch_norm(
 
     Source: Ioffe & Szegedy 2015, algorithm 1, arXiv:1502.03167. The running variance is the biased one.
     """
-    h = wide(x)
+    h = upcast(x)
     old = {"mean": params["mean"], "variance": params["variance"]}
     if not training:
         return _standardise(params, h, old, eps).astype(x.dtype), old
@@ -221,7 +221,7 @@ class RMSNorm(Norm):
 
     def apply(self, params: Params, x: jax.Array) -> jax.Array:
         if self.unit_offset:
-            params = {name: 1 + wide(value) for name, value in params.items()}
+            params = {name: 1 + upcast(value) for name, value in params.items()}
         return rms_norm(params, x, eps=self.eps)
 
 

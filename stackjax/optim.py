@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-from stackjax.norm import wide
+from stackjax.norm import upcast
 from stackjax.parameter import MATRICES, Declared, is_spec, path_name
 from stackjax.recipe.base import Multiplier
 from stackjax.sublayer import Params
@@ -34,7 +34,7 @@ class Described(Protocol):
         """The same tree, each leaf the recipe's `Multiplier`."""
         ...
 
-    def constrain(self, params: Params) -> Params:
+    def project(self, params: Params) -> Params:
         """The parameters where the recipe wants them after each step."""
         ...
 
@@ -93,12 +93,12 @@ def by_recipe(
     return optax.chain(optax.stateless(scale), optax.scale_by_learning_rate(learning_rate))
 
 
-def by_constraint(model: Described) -> optax.GradientTransformation:
-    """Bend the updates, after all else, so that they end where the recipe's `constrain` puts the parameters."""
+def by_projection(model: Described) -> optax.GradientTransformation:
+    """Bend the updates, after all else, so that they end where the recipe's `project` puts the parameters."""
 
     def bend(updates: Any, params: Any) -> Any:
         moved: Any = optax.apply_updates(params, updates)
-        held = model.constrain(moved)
+        held = model.project(moved)
         return updates if held is moved else jax.tree.map(jnp.subtract, held, params)
 
     return optax.stateless(bend)
@@ -129,7 +129,7 @@ def adamw(
         by_epsilon(model),
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
         by_recipe(model, learning_rate=learning_rate, weight_decay=weight_decay),
-        by_constraint(model),
+        by_projection(model),
     )
 
 
@@ -174,7 +174,7 @@ def muon(
         by_epsilon(model),
         optax.partition({"muon": orthogonal, "adam": optax.scale_by_adam(b1=b1, b2=b2, eps=eps)}, labels),
         by_recipe(model, learning_rate=learning_rate, weight_decay=weight_decay, others=adam_ratio),
-        by_constraint(model),
+        by_projection(model),
     )
 
 
@@ -197,7 +197,7 @@ def clip_by_layer_norm(model: Described, max_norm: Any) -> optax.GradientTransfo
         squares = jnp.zeros(n_layers + 1, jnp.result_type(jnp.float32, *leaves))
         for leaf, (start, d) in zip(leaves, declared, strict=True):
             where = start + jnp.asarray(d.layers) if d.layers else jnp.asarray([n_layers])
-            square = jnp.square(wide(leaf))
+            square = jnp.square(upcast(leaf))
             each = jnp.sum(square, tuple(range(1, leaf.ndim))) if d.stacked else jnp.sum(square)
             squares = squares.at[where].add(each)
         factors = jnp.minimum(1.0, max_norm / (jnp.sqrt(squares) + 1e-12))

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from stackjax.norm import NoNorm, Norm
-from stackjax.sublayer import Given, Out, Params, Past, Sublayer, add_losses, dropout
+from stackjax.sublayer import Aux, CachedPositions, Params, SideInputs, Sublayer, add_losses, dropout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class Parallel(Sublayer):
     (`PlainResidual(residual=Plain(final=LayerNorm()))`).
 
     Args:
-        subs: the sublayers, with distinct names.
+        sublayers: the sublayers, with distinct names.
         norm: of each one's input, with parameters of its own.
         dropout: rate on the sum while training.
 
@@ -27,62 +27,82 @@ class Parallel(Sublayer):
     """
 
     name: str = "parallel"
-    subs: tuple[Sublayer, ...]
+    sublayers: tuple[Sublayer, ...]
     norm: Norm = NoNorm()
 
     def __post_init__(self):
-        names = [sub.name for sub in self.subs]
+        names = [sublayer.name for sublayer in self.sublayers]
         if not names or len(set(names)) < len(names) or "norm" in names:
             raise ValueError(f"parallel sublayers need distinct names, other than 'norm'; got {names}")
 
     def spec(self, d_model: int) -> dict[str, Any]:
-        norms = {sub.name: self.norm.spec(d_model) for sub in self.subs}
-        return {**{sub.name: sub.spec(d_model) for sub in self.subs}, "norm": norms}
+        norms = {sublayer.name: self.norm.spec(d_model) for sublayer in self.sublayers}
+        return {**{sublayer.name: sublayer.spec(d_model) for sublayer in self.sublayers}, "norm": norms}
 
     def shared(self, d_model: int) -> dict[str, Any]:
-        return {name: specs for sub in self.subs for name, specs in sub.shared(d_model).items()}
+        return {name: specs for sublayer in self.sublayers for name, specs in sublayer.shared(d_model).items()}
 
-    def each(self, change: Callable[[Sublayer], Sublayer]) -> Sublayer:
-        return replace(self, subs=tuple(sub.each(change) for sub in self.subs))
+    @property
+    def attends(self) -> bool:
+        return any(sublayer.attends for sublayer in self.sublayers)
 
-    def prepare(self, shared: Params, given: Given, n_tokens: int, d_model: int, past: Past | None = None) -> Any:
-        return {sub.name: sub.prepare(shared, given, n_tokens, d_model, past) for sub in self.subs}
+    @property
+    def reads_memory(self) -> bool:
+        return any(sublayer.reads_memory for sublayer in self.sublayers)
 
-    def cache(self, batch: int, slots: int, d_model: int, dtype: Any) -> Any:
-        caches = {sub.name: sub.cache(batch, slots, d_model, dtype) for sub in self.subs}
+    def map(self, change: Callable[[Sublayer], Sublayer]) -> Sublayer:
+        return replace(self, sublayers=tuple(sublayer.map(change) for sublayer in self.sublayers))
+
+    def prepare(
+        self,
+        shared: Params,
+        side_inputs: SideInputs,
+        n_tokens: int,
+        d_model: int,
+        cached: CachedPositions | None = None,
+    ) -> Any:
+        return {
+            sublayer.name: sublayer.prepare(shared, side_inputs, n_tokens, d_model, cached)
+            for sublayer in self.sublayers
+        }
+
+    def cache(self, batch: int, capacity: int, d_model: int, dtype: Any) -> Any:
+        caches = {sublayer.name: sublayer.cache(batch, capacity, d_model, dtype) for sublayer in self.sublayers}
         return {name: cache for name, cache in caches.items() if cache is not None} or None
 
     def remember(self, params: Params, memory: jax.Array) -> Any:
-        kept = {sub.name: sub.remember(params[sub.name], memory) for sub in self.subs}
+        kept = {sublayer.name: sublayer.remember(params[sublayer.name], memory) for sublayer in self.sublayers}
         return {name: tree for name, tree in kept.items() if tree is not None} or None
 
-    def apply(self, params: Params, x: jax.Array, given: Given) -> tuple[jax.Array, Out]:
+    def apply(self, params: Params, x: jax.Array, side_inputs: SideInputs) -> tuple[jax.Array, Aux]:
         """Apply all of them.
 
         Args:
             params: as declared by `spec`.
             x: (..., T, D)
-            given: what travels beside x.
+            side_inputs: what travels beside x.
 
         Returns:
-            (..., T, D). Losses are summed, state is kept by sublayer; what has been seen is put together, and where
-            two have seen something of the same name, the first one's counts.
+            (..., T, D). Losses are summed, state is kept by sublayer; intermediates are put together, and of two of the
+            same name the first one's counts.
         """
         ys = []
         loss: dict[str, jax.Array] = {}
         state: dict[str, Any] = {}
-        seen: dict[str, Any] = {}
-        for i, sub in enumerate(self.subs):
-            own = replace(
-                given,
-                table=given.table[sub.name],
-                cache=None if given.cache is None else given.cache.get(sub.name),
-                key=None if given.key is None else jax.random.fold_in(given.key, i),
+        intermediates: dict[str, Any] = {}
+        for i, sublayer in enumerate(self.sublayers):
+            its_inputs = replace(
+                side_inputs,
+                prepared=side_inputs.prepared[sublayer.name],
+                cache=None if side_inputs.cache is None else side_inputs.cache.get(sublayer.name),
+                key=None if side_inputs.key is None else jax.random.fold_in(side_inputs.key, i),
             )
-            y, out = sub.apply(params[sub.name], self.norm.apply(params["norm"][sub.name], x), own)
+            normed = self.norm.apply(params["norm"][sublayer.name], x)
+            y, aux = sublayer.apply(params[sublayer.name], normed, its_inputs)
             ys.append(y)
-            loss = add_losses(loss, out.loss)
-            for kind, value in out.state.items():
-                state[kind] = {**state.get(kind, {}), sub.name: value}
-            seen = {**out.seen, **seen}
-        return dropout(given.key, sum(ys[1:], ys[0]), self.dropout), Out(loss=loss, state=state, seen=seen)
+            loss = add_losses(loss, aux.loss)
+            for kind, value in aux.state.items():
+                state[kind] = {**state.get(kind, {}), sublayer.name: value}
+            intermediates = {**aux.intermediates, **intermediates}
+        aux = Aux(loss=loss, state=state, intermediates=intermediates)
+        return dropout(side_inputs.key, sum(ys[1:], ys[0]), self.dropout), aux

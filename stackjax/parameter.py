@@ -36,10 +36,10 @@ class Spec:
         shape: of one layer's copy.
         role: what the parameter is for. Hidden matrices: query, key, value, out (attention; cross_query .. cross_out
             in cross-attention), up, gate, down (feed-forward). The ends of the model: embed, unembed, position,
-            end_norm, end_bias, end_scale (a factor on the whole stream). The rest of a layer: bias, norm, residual
+            final_norm, head_bias, embed_scale (a factor on the whole stream). The rest of a layer: bias, norm, residual
             (what a residual form learns), mix (matrices with which a residual form computes its weights from the
             stream), relative (vectors and matrices of positions inside attention), relative_bias (tables of logits),
-            router, and statistic (not trained by the gradient; see `Out.state`).
+            router, and statistic (not trained by the gradient; see `Aux.state`).
         init: the law it is born with; None takes the recipe's law for matrices.
     """
 
@@ -156,7 +156,7 @@ def realise(
     key: jax.Array,
     declaration: Any,
     *,
-    law: Init = xavier,
+    default_init: Init = xavier,
     gain: Callable[[str], Gain] = lambda role: 1.0,
     dtype: Any = jnp.float32,
 ) -> Any:
@@ -168,7 +168,7 @@ def realise(
     Args:
         key: PRNG key.
         declaration: tree of `Declared`.
-        law: init of every `Spec` that names none.
+        default_init: init of every `Spec` that names none.
         gain: factor on the init by role; () or (L,), where L is the depth of the whole stack.
         dtype: of the result.
 
@@ -178,7 +178,7 @@ def realise(
 
     def draw(declared: Declared) -> jax.Array:
         spec = declared.spec
-        init = spec.init or law
+        init = spec.init or default_init
         leaf_key = jax.random.fold_in(key, zlib.crc32(declared.name.encode()))
 
         def one(layer: Any) -> jax.Array:

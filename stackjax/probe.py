@@ -10,9 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from stackjax.abstract_model import AbstractModel, Path, at
 from stackjax.layer import Trace
-from stackjax.norm import wide
+from stackjax.norm import upcast
 from stackjax.parameter import Declared, is_spec
+from stackjax.stack import Stack
 from stackjax.sublayer import Params
 
 EPS = 1e-30
@@ -20,7 +22,7 @@ EPS = 1e-30
 
 def _scaled(x: jax.Array, axis: Any = None) -> tuple[jax.Array, jax.Array]:
     """x divided by its largest entry, and that entry: squares of the streams of exploding controls overflow."""
-    x = wide(x)
+    x = upcast(x)
     top = jnp.max(jnp.abs(x), axis, keepdims=True, initial=0)
     top = jnp.where(top == 0, 1, top)
     return x / top, top
@@ -56,7 +58,7 @@ def token_similarity(x: jax.Array) -> jax.Array:
     """
     n_tokens = x.shape[-2]
     if n_tokens < 2:
-        return jnp.ones((), wide(x).dtype)
+        return jnp.ones((), upcast(x).dtype)
     total = jnp.sum(jnp.square(jnp.sum(_unit(x), -2)), -1)
     return jnp.mean((total - n_tokens) / (n_tokens * (n_tokens - 1)))
 
@@ -91,7 +93,7 @@ def stream(trace: Trace) -> dict[str, jax.Array]:
 def branches(trace: Trace) -> dict[str, jax.Array]:
     """For each sublayer: branch_rms, and branch_ratio, its size against the stream that it joins."""
     found = {}
-    for name, seen in trace.seen.items():
+    for name, seen in trace.intermediates.items():
         size = rms(seen["y"])
         found[f"branch_rms/{name}"] = size
         found[f"branch_ratio/{name}"] = size / (rms(seen["stream"]) + EPS)
@@ -101,7 +103,7 @@ def branches(trace: Trace) -> dict[str, jax.Array]:
 def attention(trace: Trace) -> dict[str, jax.Array]:
     """For each attention sublayer: attention_entropy in nats, and max_logit, the largest in absolute value."""
     found = {}
-    for name, seen in trace.seen.items():
+    for name, seen in trace.intermediates.items():
         if "weights" in seen:
             found[f"attention_entropy/{name}"] = attention_entropy(seen["weights"])
             finite = jnp.where(jnp.isfinite(seen["logits"]), jnp.abs(seen["logits"]), 0)
@@ -115,7 +117,7 @@ def routing(trace: Trace) -> dict[str, jax.Array]:
     The router's entropy is that of one token's probabilities, averaged; the load's is that of all choices together.
     """
     found = {}
-    for name, seen in trace.seen.items():
+    for name, seen in trace.intermediates.items():
         if "load" in seen:
             each = jnp.sum(jax.scipy.special.entr(seen["probabilities"]), -1)
             counted = seen["counted"]
@@ -127,7 +129,7 @@ def routing(trace: Trace) -> dict[str, jax.Array]:
 
 def expert_load(trace: Trace) -> dict[str, jax.Array]:
     """For each mixture of experts: the share of all choices that falls on each expert, (E,)."""
-    return {f"expert_load/{name}": seen["load"] for name, seen in trace.seen.items() if "load" in seen}
+    return {f"expert_load/{name}": seen["load"] for name, seen in trace.intermediates.items() if "load" in seen}
 
 
 def standard(trace: Trace) -> dict[str, jax.Array]:
@@ -174,7 +176,7 @@ def layer_norms(tree: Params, declaration: Any, depth: int) -> jax.Array:
     squares = jnp.zeros(depth, jnp.result_type(jnp.float32, *jax.tree.leaves(tree)))
     for leaf, declared in _pairs(tree, declaration):
         if declared.layers:
-            square = jnp.square(wide(leaf))
+            square = jnp.square(upcast(leaf))
             each = jnp.sum(square, tuple(range(1, leaf.ndim))) if declared.stacked else jnp.sum(square)
             squares = squares.at[jnp.asarray(declared.layers)].add(each)
     return jnp.sqrt(squares)
@@ -211,61 +213,81 @@ def stream_gradients(loss: Callable[[jax.Array], jax.Array], depth: int) -> jax.
 
 
 def look(
-    whole: Any, params: Params, batch: jax.Array, loss: Callable[[jax.Array], jax.Array], key: jax.Array, **options: Any
-) -> dict[str, jax.Array]:
+    model: AbstractModel,
+    params: Params,
+    batch: Any,
+    loss: Callable[[jax.Array], jax.Array],
+    key: jax.Array,
+    **options: Any,
+) -> dict[str, Any]:
     """Everything about every layer, from one forward pass and two backward ones.
 
     Args:
-        whole: a `Stack` or a `Model`.
+        model: a stack, a model or an encoder-decoder.
         params: its parameters.
-        batch: what its `apply` reads: x (..., T, D), or tokens (..., T).
+        batch: what its `apply` reads: x (..., T, D), tokens (..., T), or a tuple (source, tokens).
         loss: of what `apply` returns.
         key: PRNG key of the directions of `jacobian_gain`.
         **options: of `apply`; `measure` is `standard` and `rank_residual` if it is not given.
 
     Returns:
         What `measure` reduces each layer to; stream_gradient, |dLoss/dx_l| for x_0 .. x_L, (L + 1,); jacobian_gain
-        (L,); grad_norm (L,), and by role as grad_norm/query, grad_norm/down and so on.
+        (L,); grad_norm (L,), and by role as grad_norm/query, grad_norm/down and so on. Of an encoder-decoder
+        {encoder: these, decoder: these}.
     """
-    depth, declaration = getattr(whole, "stack", whole).depth, whole.declaration()
     options = {"measure": everything, **options}
+    inputs = batch if isinstance(batch, tuple) else (batch,)
 
-    def objective(params: Params, taps: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        y, result = whole.apply(params, batch, taps=taps, **options)
+    def objective(params: Params, taps: Any) -> tuple[jax.Array, Any]:
+        y, result = model.apply(params, *inputs, taps=taps, **options)
         return loss(y), result.measure
 
     gradient = jax.grad(objective, (0, 1), has_aux=True)
-    (gradients, squares), measured = gradient(params, jnp.zeros(depth + 1))
-    roles = role_norms(gradients, declaration, depth)
-    return {
-        **measured,
-        "stream_gradient": jnp.sqrt(squares),
-        "jacobian_gain": jacobian_gain(whole, params, batch, key, **{**options, "measure": None}),
-        "grad_norm": layer_norms(gradients, declaration, depth),
-        **{f"grad_norm/{role}": norms for role, norms in roles.items()},
-    }
+    (gradients, squares), measured = gradient(params, zero_taps(model))
+    gain = jacobian_gain(model, params, batch, key, **{**options, "measure": None})
+    declaration = model.declaration()
+
+    def of(path: Path, stack: Stack) -> dict[str, jax.Array]:
+        in_stack = at(gradients, path), at(declaration, path), stack.depth
+        return {
+            **model.of_stack(measured, path),
+            "stream_gradient": jnp.sqrt(model.of_stack(squares, path)),
+            "jacobian_gain": model.of_stack(gain, path),
+            "grad_norm": layer_norms(*in_stack),
+            **{f"grad_norm/{role}": norms for role, norms in role_norms(*in_stack).items()},
+        }
+
+    return model.per_stack(of)
 
 
-def jacobian_gain(whole: Any, params: Params, batch: jax.Array, key: jax.Array, **options: Any) -> jax.Array:
+def zero_taps(model: AbstractModel) -> Any:
+    """Taps for `apply`: zeros (L + 1,) for each stack, whose gradient is |dLoss/dx_l|²."""
+    return model.per_stack(lambda _, stack: jnp.zeros(stack.depth + 1, jnp.float32))
+
+
+def jacobian_gain(model: AbstractModel, params: Params, batch: Any, key: jax.Array, **options: Any) -> Any:
     """|J_lᵀ u| / |u| in each layer, (L,), u a random direction at the output carried back through all later layers.
 
     J_l is the Jacobian of layer l's whole stream; the product of all is what a gradient grows by on its way down.
 
     Args:
-        whole: a `Stack` or a `Model`.
+        model: a stack, a model or an encoder-decoder.
         params: its parameters.
         batch: what its `apply` reads.
         key: PRNG key of the direction.
         **options: of `apply`.
-    """
-    depth = getattr(whole, "stack", whole).depth
 
-    def along(taps: jax.Array) -> jax.Array:
-        y, _ = whole.apply(params, batch, taps=taps, **options)
+    Returns:
+        (L,), or {encoder: .., decoder: ..}.
+    """
+    inputs = batch if isinstance(batch, tuple) else (batch,)
+
+    def along(taps: Any) -> jax.Array:
+        y, _ = model.apply(params, *inputs, taps=taps, **options)
         return jnp.sum(y * jax.random.normal(key, y.shape, y.dtype))
 
-    norms = stream_gradients(along, depth)
-    return norms[:-1] / (norms[1:] + EPS)
+    squares = jax.grad(along)(zero_taps(model))
+    return jax.tree.map(lambda square: jnp.sqrt(square[:-1]) / (jnp.sqrt(square[1:]) + EPS), squares)
 
 
 def _pairs(tree: Params, declaration: Any) -> list[tuple[jax.Array, Declared]]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from stackjax import history
-from stackjax.norm import wide
+from stackjax.norm import upcast
 
 Remat = Literal["none", "layer", "nested"] | Callable[..., Any]
 """What the backward pass recomputes: nothing, each layer, blocks of about sqrt(n) layers and in them each layer, or
@@ -108,7 +108,7 @@ def _tap_forward(stream: Any, t: jax.Array) -> tuple[Any, None]:
 
 
 def _tap_backward(_: None, cotangent: Any) -> tuple[Any, jax.Array]:
-    return cotangent, jnp.sum(jnp.stack([jnp.sum(jnp.square(wide(leaf))) for leaf in jax.tree.leaves(cotangent)]))
+    return cotangent, jnp.sum(jnp.stack([jnp.sum(jnp.square(upcast(leaf))) for leaf in jax.tree.leaves(cotangent)]))
 
 
 tap.defvjp(_tap_forward, _tap_backward)

@@ -1,13 +1,24 @@
-"""Segments: a list of layers, folded into as few scans as it allows."""
+"""Segments: a short pattern of layers, repeated by one scan; and a list of layers as few such segments.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+`fold` finds the patterns, `scan_body` is what one step of the scan does, and `stacked_by_layer` puts what was measured
+back in the order of the layers.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from stackjax import scan
 from stackjax.display import Description, segment_lines
-from stackjax.layer import Layer
+from stackjax.layer import Layer, Trace
+from stackjax.sublayer import Params, SideInputs, Sublayer, add_losses
+
+Measure = Callable[[Trace], dict[str, jax.Array]]
+"""Reduces what happened in one layer to a few arrays; the stack returns them with a leading axis L."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +26,7 @@ class Segment(Description):
     """A period of layers, repeated.
 
     Args:
-        layers: the period.
+        layers: the pattern.
         n: how many times it is repeated.
         looped: whether all repeats share one copy of the parameters.
     """
@@ -36,7 +47,7 @@ class Segment(Description):
 def fold(layers: Sequence[Layer]) -> tuple[Segment, ...]:
     """Fold a list of layers into segments, so that each scan is as long as it can be.
 
-    At every point the period that covers the most layers is taken, the shortest of those: five local layers and a
+    At every point the pattern that covers the most layers is taken, the shortest of those: five local layers and a
     global one, 26 layers in all, fold into 4 x 6 + 2 x 1.
     """
     numbers = {layer: i for i, layer in enumerate(dict.fromkeys(layers))}
@@ -44,39 +55,101 @@ def fold(layers: Sequence[Layer]) -> tuple[Segment, ...]:
     segments, start = [], 0
     while start < len(kinds):
         rest = kinds[start:]
-        repeats = {period: _repeats(rest, period) for period in range(1, len(rest) // 2 + 1)}
-        spans = [(n * period, -period) for period, n in repeats.items() if n > 1]
-        covered, period = max(spans, default=(1, -1))
-        segments.append(Segment(layers=tuple(layers[start : start - period]), n=covered // -period))
+        repeats = {length: _repeats(rest, length) for length in range(1, len(rest) // 2 + 1)}
+        spans = [(n * length, -length) for length, n in repeats.items() if n > 1]
+        covered, length = max(spans, default=(1, -1))
+        segments.append(Segment(layers=tuple(layers[start : start - length]), n=covered // -length))
         start += covered
     return tuple(segments)
 
 
-def _repeats(kinds: list[int], period: int) -> int:
-    """How often the first `period` entries stand one after another at the front."""
+def _repeats(kinds: list[int], length: int) -> int:
+    """How often the first `pattern` entries stand one after another at the front."""
     n = 1
-    while kinds[n * period : (n + 1) * period] == kinds[:period]:
+    while kinds[n * length : (n + 1) * length] == kinds[:length]:
         n += 1
     return n
 
 
-def by_layer(measures: list[tuple[int, dict[str, dict[str, jax.Array]]]]) -> dict[str, jax.Array]:
+def scan_body(
+    segment: Segment,
+    shared: Params | None,
+    side_inputs: SideInputs,
+    prepared: dict[Sublayer, Any],
+    measure: Measure | None,
+    remat: scan.Remat,
+    loop: bool,
+) -> scan.Body:
+    """One repeat of a segment's pattern, as the body of a scan: (stream, xs) to (stream, (loss, state, measure)).
+
+    Args:
+        segment: what is repeated.
+        shared: its parameters where all repeats share them; None where they are in `xs`.
+        side_inputs: the caller's.
+        prepared: what each sublayer prepared outside the scan.
+        measure: what to reduce each layer's `Trace` to.
+        remat: what the backward pass recomputes.
+        loop: whether the body is called by a Python loop.
+    """
+
+    def run(layer: Layer, stream: Any, x: Params) -> tuple[Any, tuple[Any, Any, Any]]:
+        entered = stream
+        if x["tap"] is not None:
+            stream = scan.tap(stream, x["tap"])
+        if x["perturbation"] is not None:
+            stream = jax.tree.map(jnp.add, stream, x["perturbation"])
+        cache = x["cache"] or {}
+        stream, aux, trace = layer.apply(
+            x["params"],
+            stream,
+            {
+                sublayer.name: replace(side_inputs, prepared=prepared[sublayer], cache=cache.get(sublayer.name))
+                for sublayer in layer.sublayers
+            },
+            coefficients=x["sublayer"],
+            outer_coefficients=x["outer"],
+            key=x["key"],
+        )
+        stream = jax.tree.map(lambda new, old: new.astype(old.dtype), stream, entered)
+        return stream, (aux.loss, aux.state, {} if measure is None else measure(trace))
+
+    def body(stream: Any, xs: Params) -> tuple[Any, tuple[Any, Any, Any]]:
+        loss: dict[str, jax.Array] = {}
+        states, measured = {}, {}
+        params, cache = xs["params"] if shared is None else shared, xs["cache"]
+        by_layer = {name: x for name, x in xs.items() if name not in ("params", "cache")}
+        for j, layer in enumerate(segment.layers):
+            name = str(j)
+            x = {
+                **jax.tree.map(lambda a, j=j: a[j], by_layer),
+                "params": params[name],
+                "cache": None if cache is None else cache.get(name),
+            }
+            one = scan.rematerialise(partial(run, layer), remat, loop=loop)
+            stream, (losses, states[name], measured[name]) = one(stream, x)
+            loss = add_losses(loss, losses)
+        return stream, (loss, states, measured)
+
+    return body
+
+
+def stacked_by_layer(measures: list[tuple[int, dict[str, dict[str, jax.Array]]]]) -> dict[str, jax.Array]:
     """Measures of all segments in the order of the layers, NaN where a layer lacks a name.
 
     Args:
-        measures: for each segment, its n and {layer of the period: {name: (n, ...)}}.
+        measures: for each segment, its n and {layer of the pattern: {name: (n, ...)}}.
 
     Returns:
         {name: (L, ...)}
     """
     shapes = {
-        name: value.shape[1:] for _, period in measures for layer in period.values() for name, value in layer.items()
+        name: value.shape[1:] for _, pattern in measures for layer in pattern.values() for name, value in layer.items()
     }
     columns = {}
     for name, shape in shapes.items():
         rows = [
-            jnp.stack([layer.get(name, jnp.full((n, *shape), jnp.nan)) for layer in period.values()], 1)
-            for n, period in measures
+            jnp.stack([layer.get(name, jnp.full((n, *shape), jnp.nan)) for layer in pattern.values()], 1)
+            for n, pattern in measures
         ]
         columns[name] = jnp.concatenate([row.reshape(-1, *shape) for row in rows])
     return columns

@@ -1,28 +1,31 @@
 """Encoder and decoder: one stack reads the source, the other writes the target and looks at what the first has read."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 
+from stackjax.abstract_model import AbstractModel, Path
 from stackjax.attention import Attention
-from stackjax.ends import Embedding, Head
+from stackjax.embedding import Embedding, Head
 from stackjax.feed_forward import FeedForward
 from stackjax.layer import Layer
 from stackjax.model import Model, split_position
-from stackjax.parameter import count, declare, realise
-from stackjax.period import Measure
+from stackjax.option import BothOptions, HiddenOptions
+from stackjax.parameter import declare, realise
 from stackjax.position.base import NoPosition, Position
 from stackjax.position.sinusoidal import Sinusoidal
-from stackjax.recipe.base import Recipe, Schedule
+from stackjax.recipe.base import Coefficients, Recipe, multipliers
 from stackjax.recipe.placement import PreNorm
-from stackjax.stack import Result, Stack, multipliers
-from stackjax.sublayer import Given, Params, Positions, Sublayer, add_losses
+from stackjax.segment import Measure
+from stackjax.stack import Result, Stack
+from stackjax.sublayer import Params, SideInputs, Sublayer, add_losses
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderDecoder:
+class EncoderDecoder(AbstractModel):
     """memory = encoder(source); logits = decoder(tokens, memory). Make one with `encoder_decoder`, or from parts.
 
     Args:
@@ -43,6 +46,19 @@ class EncoderDecoder:
         if widths[0] != widths[1]:
             raise ValueError(f"encoder and decoder must have the same d_model; got {widths[0]} and {widths[1]}")
 
+    def stacks(self) -> dict[Path, Stack]:
+        return {("encoder",): self.encoder, ("decoder", "stack"): self.decoder.stack}
+
+    def with_stacks(self, stacks: Mapping[Path, Stack]) -> "EncoderDecoder":
+        decoder = replace(self.decoder, stack=stacks["decoder", "stack"])
+        return replace(self, encoder=stacks[("encoder",)], decoder=decoder)
+
+    def per_stack(self, value: Callable[[Path, Stack], Any]) -> dict[str, Any]:
+        return {path[0]: value(path, stack) for path, stack in self.stacks().items()}
+
+    def of_stack(self, values: Any, path: Path) -> Any:
+        return values[path[0]]
+
     def declaration(self) -> Params:
         """The tree of parameters, each leaf a `Declared`: {source, encoder, decoder: {embedding, stack, head}}."""
         return {
@@ -57,17 +73,16 @@ class EncoderDecoder:
     def init(self, key: jax.Array, dtype: Any = jnp.float32) -> Params:
         """Draw the parameters; an embedding that both sides share is the encoder's in this."""
         source_key, encoder_key, decoder_key = jax.random.split(key, 3)
-        law, gain = self.encoder.recipe.law, self.encoder.gain
+        draw = {"default_init": self.encoder.recipe.default_init, "gain": self.encoder.gain, "dtype": dtype}
         decoder = self.decoder.init(decoder_key, dtype)
         if self.source is None:
-            declared = self.decoder.declaration()["embedding"]
-            decoder["embedding"] = realise(decoder_key, declared, law=law, gain=gain, dtype=dtype)
+            decoder["embedding"] = realise(decoder_key, self.decoder.declaration()["embedding"], **draw)
         drawn = {
-            "source": realise(source_key, self._declare_source(), law=law, gain=gain, dtype=dtype),
+            "source": realise(source_key, self._declare_source(), **draw),
             "encoder": self.encoder.init(encoder_key, dtype),
             "decoder": decoder,
         }
-        return self.constrain(drawn)
+        return self.project(drawn)
 
     def multipliers(self) -> Params:
         """The tree of parameters, each leaf the recipe's `Multiplier` for its side."""
@@ -77,22 +92,20 @@ class EncoderDecoder:
             "decoder": self.decoder.multipliers(),
         }
 
-    def constrain(self, params: Params) -> Params:
-        """The parameters where each side's recipe wants them after each step, see `Recipe.constrain`."""
+    def project(self, params: Params) -> Params:
+        """The parameters where each side's recipe wants them after each step, see `Recipe.project`."""
         read = {name: params[name] for name in ("source", "encoder")}
         declared = {"source": self._declare_source(), "encoder": self.encoder.declaration()}
-        read = self.encoder.recipe.constrain(read, declared)
-        return {**read, "decoder": self.decoder.constrain(params["decoder"])}
+        read = self.encoder.recipe.project(read, declared)
+        return {**read, "decoder": self.decoder.project(params["decoder"])}
 
     def calibrate(
         self,
         params: Params,
         source: jax.Array,
         tokens: jax.Array,
-        *,
-        source_position: Positions | None = None,
-        position: Positions | None = None,
-        **options: Any,
+        side_inputs: SideInputs | None = None,
+        **options: Unpack[BothOptions],
     ) -> Params:
         """Parameters before the first step, which some recipes set from one batch: the encoder's, then the decoder's,
         which reads what the encoder now makes of the source.
@@ -101,74 +114,68 @@ class EncoderDecoder:
             params: as drawn by `init`.
             source: (..., S) integers.
             tokens: (..., T) integers, the target shifted right.
-            source_position: of the source's tokens; None means 0 .. S-1 without padding.
-            position: of the target's tokens; None means 0 .. T-1 without padding.
-            **options: of both stacks: dtype, remat, loop, unroll.
+            side_inputs: as for `apply`.
+            **options: of both stacks, see `Model.hidden`.
         """
+        side_inputs = SideInputs() if side_inputs is None else side_inputs
+        reading = SideInputs(position=side_inputs.memory_position)
 
-        def observe(own: Params, measure: Measure) -> dict[str, jax.Array]:
-            here = {**params, "encoder": own}
-            return self.encode(here, source, source_position, measure=measure, **options)[1].measure
+        def observe(trial: Params, measure: Measure) -> dict[str, jax.Array]:
+            result = self.encode({**params, "encoder": trial}, source, reading, **{**options, "measure": measure})[1]
+            return result.measure
 
         encoder = self.encoder.recipe.calibrate(params["encoder"], self.encoder.declaration(), observe)
         params = {**params, "encoder": encoder}
-        memory, _ = self.encode(params, source, source_position, **options)
-        given = Given(position=position, memory=memory, memory_position=source_position)
-        return {**params, "decoder": self.decoder.calibrate(params["decoder"], tokens, given, **options)}
+        memory, _ = self.encode(params, source, reading, **options)
+        writing = replace(side_inputs, memory=memory)
+        return {**params, "decoder": self.decoder.calibrate(params["decoder"], tokens, writing, **options)}
 
-    def absorb(self, params: Params, state: Params) -> Params:
-        """Parameters after a step, with the statistics that `apply` returned as `Result.state`."""
-        encoder = self.encoder.absorb(params["encoder"], state["encoder"])
-        return {**params, "encoder": encoder, "decoder": self.decoder.absorb(params["decoder"], state["decoder"])}
-
-    @property
-    def n_params(self) -> int:
-        """Number of trained parameters."""
-        return count(self.declaration())
+    def update_statistics(self, params: Params, state: Params) -> Params:
+        """Parameters after a step, with the running statistics that `apply` returned as `Result.state`."""
+        encoder = self.encoder.update_statistics(params["encoder"], state["encoder"])
+        decoder = self.decoder.update_statistics(params["decoder"], state["decoder"])
+        return {**params, "encoder": encoder, "decoder": decoder}
 
     def encode(
         self,
         params: Params,
         source: jax.Array,
-        position: Positions | None = None,
+        side_inputs: SideInputs | None = None,
         *,
-        schedule: Schedule | None = None,
+        coefficients: Coefficients | None = None,
         key: jax.Array | None = None,
-        dtype: Any = jnp.float32,
-        **options: Any,
+        **options: Unpack[HiddenOptions],
     ) -> tuple[jax.Array, Result]:
         """Read the source.
 
         Args:
             params: as drawn by `init`.
             source: (..., S) integers.
-            position: of the source's tokens; None means 0 .. S-1 without padding.
-            schedule: the recipe's numbers for the encoder; None takes them from its depth.
+            side_inputs: with the positions of the source's tokens; None means 0 .. S-1 without padding.
+            coefficients: the recipe's numbers for the encoder; None takes them from its depth.
             key: PRNG key for dropout; None means evaluation.
-            dtype: of the stream.
-            **options: of `Stack.apply`.
+            **options: of `Model.hidden`.
 
         Returns:
             The memory (..., S, D), and the encoder's `Result`.
         """
         reader = Model(embedding=self.source or self.decoder.embedding, stack=self.encoder)
         embedding = params["decoder"]["embedding"] if self.source is None else params["source"]
-        own = {"embedding": embedding, "stack": params["encoder"]}
-        return reader.hidden(own, source, Given(position=position), schedule=schedule, key=key, dtype=dtype, **options)
+        reading = {"embedding": embedding, "stack": params["encoder"]}
+        return reader.hidden(reading, source, side_inputs, coefficients=coefficients, key=key, **options)
 
     def apply(
         self,
         params: Params,
         source: jax.Array,
         tokens: jax.Array,
+        side_inputs: SideInputs | None = None,
         *,
-        source_position: Positions | None = None,
-        position: Positions | None = None,
-        schedule: dict[str, Schedule] | None = None,
+        coefficients: dict[str, Coefficients] | None = None,
         key: jax.Array | None = None,
         taps: dict[str, jax.Array] | None = None,
-        probes: dict[str, Any] | None = None,
-        **options: Any,
+        perturbations: dict[str, Any] | None = None,
+        **options: Unpack[BothOptions],
     ) -> tuple[jax.Array, Result]:
         """Logits of the target, given the source.
 
@@ -176,27 +183,29 @@ class EncoderDecoder:
             params: as drawn by `init`.
             source: (..., S) integers.
             tokens: (..., T) integers, the target shifted right.
-            source_position: of the source's tokens; None means 0 .. S-1 without padding.
-            position: of the target's tokens; None means 0 .. T-1 without padding.
-            schedule: {encoder, decoder}: the recipe's numbers; None takes them from the depths.
+            side_inputs: `position` of the target's tokens and `memory_position` of the source's; None means neither is
+                padded. The memory is made here.
+            coefficients: {encoder, decoder}: the recipe's numbers; None takes them from the depths.
             key: PRNG key for dropout; None means evaluation.
             taps: {encoder, decoder}, see `Stack.apply`.
-            probes: {encoder, decoder}, see `Stack.apply`.
-            **options: of both stacks: dtype, measure, remat, loop, unroll.
+            perturbations: {encoder, decoder}, see `Stack.apply`.
+            **options: of both stacks, see `Model.hidden`.
 
         Returns:
             (..., T, V), at least float32, and a `Result` with the losses of both stacks summed, and state and measures
             as {encoder, decoder}.
         """
+        side_inputs = SideInputs() if side_inputs is None else side_inputs
         keys = (None, None) if key is None else jax.random.split(key)
 
-        def own(side: str) -> dict[str, Any]:
-            of_stacks = {"schedule": schedule, "taps": taps, "probes": probes}
-            return {name: None if both is None else both[side] for name, both in of_stacks.items()}
+        def of(side: str) -> Any:
+            both = {"coefficients": coefficients, "taps": taps, "perturbations": perturbations}
+            return {**options, **{name: value[side] for name, value in both.items() if value is not None}}
 
-        memory, read = self.encode(params, source, source_position, key=keys[0], **own("encoder"), **options)
-        given = Given(position=position, memory=memory, memory_position=source_position)
-        logits, written = self.decoder.apply(params["decoder"], tokens, given, key=keys[1], **own("decoder"), **options)
+        reading = SideInputs(position=side_inputs.memory_position)
+        memory, read = self.encode(params, source, reading, key=keys[0], **of("encoder"))
+        writing = replace(side_inputs, memory=memory)
+        logits, written = self.decoder.apply(params["decoder"], tokens, writing, key=keys[1], **of("decoder"))
         result = Result(
             loss=add_losses(read.loss, written.loss),
             state={"encoder": read.state, "decoder": written.state},
@@ -241,12 +250,12 @@ def encoder_decoder(
     on_stream, inside = split_position(position)
     attention = replace(attention or Attention(n_heads=n_heads), n_heads=n_heads, dropout=dropout)
     attention.spec(d_model)
-    own = replace(attention, position=inside)
+    itself = replace(attention, position=inside)
     forward = replace(feed_forward, dropout=dropout)
     across = replace(attention, name="cross_attention", cross=True, window=None, chunk=None, position=NoPosition())
     n_read = depth if encoder_depth is None else encoder_depth
-    reader = Layer(subs=(replace(own, causal=False), forward))
-    writer = Layer(subs=(replace(own, causal=True), across, forward))
+    reader = Layer(sublayers=(replace(itself, causal=False), forward))
+    writer = Layer(sublayers=(replace(itself, causal=True), across, forward))
     sizes = {"d_model": d_model, "recipe": recipe}
     decoder = Stack.of(writer, depth=depth, side="decoder", other_depth=n_read, **sizes)
     embedding = Embedding(vocab=vocab, position=on_stream, dropout=dropout)

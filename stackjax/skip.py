@@ -1,7 +1,7 @@
 """Leaving layers out: what a layer is worth, and what the stream already says below the last one.
 
     stack = skippable(model.stack)
-    schedule = keep(stack.schedule(), numbers)          numbers (L,): 1 keeps a layer, 0 passes the stream by
+    coefficients = keep(stack.coefficients(), numbers)          numbers (L,): 1 keeps a layer, 0 passes the stream by
 
 With 1 - e_l the loss tells what layer l is worth. With ones up to l and zeros above, the model's own end (its final
 norm and head) reads the stream after layer l: the logit lens. The numbers are data, so one compile serves all of them,
@@ -16,67 +16,89 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from stackjax.abstract_model import AbstractModel
+from stackjax.layer import Layer
 from stackjax.recipe.around import AroundForm
-from stackjax.recipe.base import Schedule
-from stackjax.recipe.residual import Form, Through
+from stackjax.recipe.base import Coefficients
+from stackjax.recipe.form import Branch, Form, FormCoefficients, Function
 from stackjax.stack import Stack
-from stackjax.sublayer import Params
+from stackjax.sublayer import Aux, Params
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsItIs(Form):
+    """f(x): a layer whose sublayers join the stream themselves."""
+
+    def update(self, x: Any, f: Function, c: FormCoefficients) -> Any:
+        return f(x)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Skippable(AroundForm):
-    """The form of a whole layer, or the stream as it was where the schedule's number `keep` is 0.
+    """The form of a whole layer, or the stream as it was where the coefficient `keep` is 0.
 
     Args:
         inner: the form underneath.
     """
 
-    inner: Form = Through()
+    inner: Form = AsItIs()
 
-    def apply(self, params, scale, stream, branch, key=None):
-        new, out = self.inner.apply(params, scale, stream, branch, key)
-        return jax.tree.map(lambda a, b: jnp.where(scale["keep"] > 0, a, b), new, stream), out
+    def apply(
+        self, params: Params, c: FormCoefficients, stream: Any, branch: Branch, key: jax.Array | None = None
+    ) -> tuple[Any, Aux]:
+        new, aux = self.inner.apply(params, c, stream, branch, key)
+        return jax.tree.map(lambda a, b: jnp.where(c.keep > 0, a, b), new, stream), aux
 
 
 def skippable(stack: Stack) -> Stack:
-    """The same stack, with the same parameters, whose layers can be left out; its schedule needs `keep`."""
-    segments = tuple(
-        replace(segment, layers=tuple(replace(layer, outer=Skippable(inner=layer.outer)) for layer in segment.layers))
-        for segment in stack.segments
-    )
+    """The same stack, with the same parameters, whose layers can be left out; its coefficients need `keep`."""
+
+    def change(layer: Layer) -> Layer:
+        return replace(layer, outer=Skippable() if layer.outer is None else Skippable(inner=layer.outer))
+
+    segments = tuple(replace(segment, layers=tuple(map(change, segment.layers))) for segment in stack.segments)
     return replace(stack, segments=segments)
 
 
-def keep(schedule: Schedule, numbers: jax.Array) -> Schedule:
-    """`schedule` with what `skippable` needs.
+def keep(coefficients: Coefficients, numbers: jax.Array) -> Coefficients:
+    """`coefficients` with what `skippable` needs.
 
     Args:
-        schedule: of the stack.
+        coefficients: of the stack.
         numbers: (L,) 1 keeps a layer, 0 leaves it out.
     """
-    return {**schedule, "outer": {**schedule["outer"], "keep": numbers}}
+    return {**coefficients, "outer": {**coefficients["outer"], "keep": numbers}}
 
 
 def losses(
-    whole: Any, params: Params, batch: jax.Array, loss: Callable[[jax.Array], jax.Array], **options: Any
-) -> tuple[jax.Array, jax.Array]:
-    """The loss with all layers, (), and with each of them left out, (L,), one after another in one program.
+    model: AbstractModel, params: Params, batch: Any, loss: Callable[[jax.Array], jax.Array], **options: Any
+) -> tuple[jax.Array, Any]:
+    """The loss with all layers, (), and with each of them left out, one after another in one program.
 
     Args:
-        whole: a `Stack` or a `Model`.
+        model: a stack, a model or an encoder-decoder.
         params: its parameters.
-        batch: what its `apply` reads.
+        batch: what its `apply` reads: an array, or a tuple (source, tokens).
         loss: of what `apply` returns.
         **options: of `apply`.
-    """
-    stack: Stack = getattr(whole, "stack", whole)
-    skipping = skippable(stack) if whole is stack else replace(whole, stack=skippable(stack))
 
-    def one(numbers: jax.Array) -> jax.Array:
-        y, _ = skipping.apply(params, batch, schedule=keep(stack.schedule(), numbers), **options)
+    Returns:
+        (), and (L,) for each stack: {encoder: .., decoder: ..} in an encoder-decoder.
+    """
+    inputs = batch if isinstance(batch, tuple) else (batch,)
+    skipping = model.with_stacks({path: skippable(stack) for path, stack in model.stacks().items()})
+
+    depths, tree = jax.tree.flatten(model.per_stack(lambda _, stack: stack.depth))
+    coefficients = tree.flatten_up_to(model.per_stack(lambda _, stack: stack.coefficients()))
+
+    def one(numbers: list[jax.Array]) -> jax.Array:
+        kept = jax.tree.unflatten(tree, list(map(keep, coefficients, numbers)))
+        y, _ = skipping.apply(params, *inputs, coefficients=kept, **options)
         return loss(y)
 
-    masks = jnp.concatenate((jnp.ones((1, stack.depth)), 1 - jnp.eye(stack.depth)))
-    found = jax.lax.map(one, masks)
-    return found[0], found[1:]
+    ends = np.cumsum(depths)
+    masks = jnp.concatenate((jnp.ones((1, ends[-1])), 1 - jnp.eye(ends[-1])))
+    values = jax.lax.map(one, jnp.split(masks, ends[:-1], 1))
+    return values[0], jax.tree.unflatten(tree, jnp.split(values[1:], ends[:-1]))

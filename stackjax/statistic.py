@@ -1,7 +1,7 @@
 """Statistics: parameters that no gradient trains.
 
 Running means, singular vectors and routing biases have the role `statistic`. Whoever computes new values of them in
-the forward pass returns them as state; `absorb` writes them back after the optimiser's step.
+the forward pass returns them as state; `update_statistics` writes them back after the optimiser's step.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from stackjax.sublayer import Params
 
 
-def absorb(params: Params, state: Params) -> Params:
+def update_statistics(params: Params, state: Params) -> Params:
     """A stack's parameters with the new statistics of a forward pass.
 
     A looped layer returns new values at each repeat and keeps their mean.
@@ -23,16 +23,16 @@ def absorb(params: Params, state: Params) -> Params:
     """
     ends = {side: _merged(params[side], state[side]) for side in ("enter", "leave") if side in state}
     segments = {
-        i: {j: _layer(layer, state.get(i, {}).get(j, {})) for j, layer in period.items()}
-        for i, period in params["segments"].items()
+        i: {j: _layer(layer, state.get(i, {}).get(j, {})) for j, layer in pattern.items()}
+        for i, pattern in params["segments"].items()
     }
     return {**params, **ends, "segments": segments}
 
 
 def _layer(params: Params, state: Params) -> Params:
     """One layer's parameters; state is {sublayer: {statistic: of its own, residual: of its form}}."""
-    own = {name: found["statistic"] for name, found in state.items() if "statistic" in found}
-    forms = {name: found["residual"] for name, found in state.items() if "residual" in found}
+    own = {name: new["statistic"] for name, new in state.items() if "statistic" in new}
+    forms = {name: new["residual"] for name, new in state.items() if "residual" in new}
     return _merged(params, {**own, "residual": forms})
 
 

@@ -1,7 +1,7 @@
 """The sublayer protocol: what a sublayer declares, what it may read, what it returns.
 
 A sublayer maps the (..., T, D) input of its branch to an output of the same shape. Everything it reads that is not a
-parameter comes through `Given`; everything it returns beside the output goes through `Out`.
+parameter comes through `SideInputs`; everything it returns beside the output goes through `Aux`.
 """
 
 from collections.abc import Callable
@@ -18,17 +18,17 @@ Params = dict[str, Any]
 Positions = dict[str, jax.Array]
 """Where tokens stand, as data: index (..., T) integers; optionally segment (..., T), path (..., T, P).
 
-An index of -1 marks an empty or padded slot; masks follow from the index alone. Tokens attend only within their
-segment (packed documents). A path is the way from the root of a tree to the token's node, one child index (0, 1, ..)
-a step, padded with -1 behind its end."""
+An index of -1 marks an empty cache entry or a padded token; masks follow from the index alone. Tokens attend only
+within their segment (packed documents). A path is the way from the root of a tree to the token's node, one child
+index (0, 1, ..) a step, padded with -1 behind its end."""
 
-Past = dict[int, Positions]
-"""Positions held by the decoding cache, -1 where a slot is empty: {number of slots: positions (B, slots)}."""
+CachedPositions = dict[int, Positions]
+"""Positions of the tokens in the decoding cache, -1 where an entry is empty: {capacity: positions (B, capacity)}."""
 
 
 @struct.dataclass
-class Given:
-    """What travels beside x.
+class SideInputs:
+    """What a sublayer reads beside x and its parameters.
 
     Set by the caller, the same for all layers:
         position: of the tokens; None means 0 .. T-1 without padding.
@@ -36,52 +36,52 @@ class Given:
         memory_position: of the memory's tokens; None means no padding.
 
     Filled in by the stack for each sublayer:
-        table: what this sublayer's `prepare` returned.
+        prepared: what this sublayer's `prepare` returned.
         cache: this sublayer's slice of the decoding cache, read-only; None outside decoding.
         key: PRNG key of this sublayer; None means evaluation (no dropout).
 
     Filled in by a residual form:
-        value: (a, b, v) asks attention to use a * own values + b * v.
+        hints: what the form tells its sublayer, by names that the two agree on.
     """
 
     position: Positions | None = None
     memory: jax.Array | None = None
     memory_position: Positions | None = None
-    table: Any = None
+    prepared: Any = None
     cache: Any = None
     key: jax.Array | None = None
-    value: tuple[jax.Array, jax.Array, jax.Array] | None = None
+    hints: dict[str, Any] = struct.field(default_factory=dict)
 
 
 @struct.dataclass
-class Out:
-    """What a sublayer returns beside its output.
+class Aux:
+    """What a sublayer returns beside its output, as `has_aux` has it in JAX.
 
     Args:
         loss: {name: scalar}, summed over the layers (a router's balance loss).
         state: what the next call needs. `cache`: new cache entries; `statistic`: new values of parameters of that role.
-        seen: what a form or an observer may look at; dead code otherwise.
+        intermediates: what a form or an observer may look at; dead code otherwise.
     """
 
     loss: dict[str, jax.Array] = struct.field(default_factory=dict)
     state: dict[str, Any] = struct.field(default_factory=dict)
-    seen: dict[str, Any] = struct.field(default_factory=dict)
+    intermediates: dict[str, Any] = struct.field(default_factory=dict)
 
 
 @struct.dataclass
 class Cache:
     """What decoding keeps of the tokens that went before, see `stackjax.decode`.
 
-    Sublayers with equally many slots hold the same tokens, so their positions are kept once.
+    Sublayers of equal capacity hold the same tokens, so their positions are kept once.
 
     Args:
-        position: of the tokens in the slots.
-        segments: {segment: {layer of the period: {sublayer: tree}}}; leaves (n, B, ..., slots, width), or what the
+        position: of the tokens that are held.
+        segments: {segment: {layer of the pattern: {sublayer: tree}}}; leaves (n, B, ..., capacity, width), or what the
             sublayer remembers of the memory.
         memory_position: of the memory's tokens; None without a memory.
     """
 
-    position: Past
+    position: CachedPositions
     segments: Params
     memory_position: Positions | None = None
 
@@ -108,7 +108,17 @@ class Sublayer(Description):
         """Parameters of one layer's copy."""
         raise NotImplementedError(f"{type(self).__name__} must override spec")
 
-    def each(self, change: Callable[["Sublayer"], "Sublayer"]) -> "Sublayer":
+    @property
+    def attends(self) -> bool:
+        """Whether tokens see each other here; recipes may treat attention apart from other sublayers."""
+        return False
+
+    @property
+    def reads_memory(self) -> bool:
+        """Whether this is cross-attention, over `side_inputs.memory`."""
+        return False
+
+    def map(self, change: Callable[["Sublayer"], "Sublayer"]) -> "Sublayer":
         """This sublayer with `change` applied to it and, before that, to every sublayer inside it.
 
         A mere container of others is left as it is.
@@ -119,28 +129,35 @@ class Sublayer(Description):
         """{name: specs} of parameters that exist once for the whole stack; the same name means the same parameters."""
         return {}
 
-    def prepare(self, shared: Params, given: Given, n_tokens: int, d_model: int, past: Past | None = None) -> Any:
+    def prepare(
+        self,
+        shared: Params,
+        side_inputs: SideInputs,
+        n_tokens: int,
+        d_model: int,
+        cached: CachedPositions | None = None,
+    ) -> Any:
         """All that does not depend on the layer (masks, rotary tables, biases), computed once, outside the scan.
 
         Args:
             shared: the stack's shared parameters.
-            given: the caller's.
+            side_inputs: the caller's.
             n_tokens: T of this call.
             d_model: D.
-            past: in decoding, the positions held by the cache.
+            cached: in decoding, the positions held by the cache.
         """
         return None
 
-    def apply(self, params: Params, x: Any, given: Given) -> tuple[jax.Array, Out]:
+    def apply(self, params: Params, x: Any, side_inputs: SideInputs) -> tuple[jax.Array, Aux]:
         """(..., T, D) to (..., T, D)."""
         raise NotImplementedError(f"{type(self).__name__} must override apply")
 
-    def cache(self, batch: int, slots: int, d_model: int, dtype: Any) -> Any:
+    def cache(self, batch: int, capacity: int, d_model: int, dtype: Any) -> Any:
         """One layer's empty decoding cache, leaves (B, ..., S, width); None if the sublayer needs none.
 
         Args:
             batch: B.
-            slots: tokens to be held; a sublayer that sees fewer keeps fewer (S <= slots).
+            capacity: tokens to be held; a sublayer that sees fewer keeps fewer (S <= slots).
             d_model: D.
             dtype: of the entries.
         """

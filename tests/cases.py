@@ -18,7 +18,7 @@ RECIPES = {
     "sub_norm": recipe.SubNorm(),
     "norm_former": recipe.NormFormer(),
     "mix_norm": recipe.MixNorm(),
-    "residual_dual": recipe.ResiDual(),
+    "resi_dual": recipe.ResiDual(),
     "hybrid_norm": recipe.HybridNorm(),
     "hybrid_norm_star": recipe.HybridNorm(first=recipe.residual.Pre()),
     "keel": recipe.Keel(),
@@ -77,13 +77,13 @@ PATHS = ((), (0,), (0, 1), (1,), (1, 0, 2))
 """Of five tokens, for the encodings that read them."""
 
 
-def given(name: str, n_batch: int = 2) -> sj.Given:
+def side_inputs(name: str, n_batch: int = 2) -> sj.SideInputs:
     """What the encoding of this name has to be given."""
     if not name.startswith("tree"):
-        return sj.Given()
+        return sj.SideInputs()
     path = np.array([path + (-1,) * (4 - len(path)) for path in PATHS], np.int32)
     both = {"index": np.arange(5, dtype=np.int32), "path": path}
-    return sj.Given(position={k: jnp.broadcast_to(v, (n_batch, *v.shape)) for k, v in both.items()})
+    return sj.SideInputs(position={k: jnp.broadcast_to(v, (n_batch, *v.shape)) for k, v in both.items()})
 
 
 FORWARD = sj.FeedForward(d_hidden=24)
@@ -99,15 +99,15 @@ def _encoder(rule, where, depth):
 
 def _local_global(rule, where, depth):
     model = _decoder(recipe.PreNorm(), where, 1)
-    attention, forward = model.stack.segments[0].layers[0].subs
-    local = sj.Layer(subs=(sj.Attention(n_heads=2, window=2, position=attention.position), forward))
-    layers = (local, local, sj.Layer(subs=(attention, forward)))
+    attention, forward = model.stack.segments[0].layers[0].sublayers
+    local = sj.Layer(sublayers=(sj.Attention(n_heads=2, window=2, position=attention.position), forward))
+    layers = (local, local, sj.Layer(sublayers=(attention, forward)))
     return _with_stack(model, layers, rule, depth)
 
 
 def _gated_grouped(rule, where, depth):
     model = _decoder(recipe.PreNorm(), where, 1)
-    inside = model.stack.segments[0].layers[0].subs[0].position
+    inside = model.stack.segments[0].layers[0].sublayers[0].position
     attention = sj.Attention(
         n_heads=4,
         n_kv_heads=2,
@@ -117,48 +117,48 @@ def _gated_grouped(rule, where, depth):
         sinks=True,
         bias=("query", "out"),
     )
-    layer = sj.Layer(subs=(attention, sj.FeedForward(d_hidden=24, gated=True, bias=True)))
+    layer = sj.Layer(sublayers=(attention, sj.FeedForward(d_hidden=24, gated=True, bias=True)))
     return _with_stack(model, (layer,), rule, depth)
 
 
 def _looped(rule, where, depth):
     model = _decoder(recipe.PreNorm(), where, 1)
-    layer = sj.Layer(subs=model.stack.segments[0].layers[0].subs)
+    layer = sj.Layer(sublayers=model.stack.segments[0].layers[0].sublayers)
     return _with_stack(model, (layer,), rule, depth, looped=True)
 
 
 def _biased_experts(rule, where, depth):
     model = _decoder(recipe.PreNorm(), where, 1)
-    attention, _ = model.stack.segments[0].layers[0].subs
+    attention, _ = model.stack.segments[0].layers[0].sublayers
     gate = {"activation": sj.feed_forward.ClampedSwish(limit=1.0), "up_activation": sj.feed_forward.ShiftedClip()}
     experts = sj.MixtureOfExperts(n_experts=3, d_hidden=12, bias=True, **gate)
-    return _with_stack(model, (sj.Layer(subs=(attention, experts)),), rule, depth)
+    return _with_stack(model, (sj.Layer(sublayers=(attention, experts)),), rule, depth)
 
 
 def _experts(rule, where, depth):
     model = _decoder(recipe.PreNorm(), where, 1)
-    attention, forward = model.stack.segments[0].layers[0].subs
+    attention, forward = model.stack.segments[0].layers[0].sublayers
     experts = sj.MixtureOfExperts(
         n_experts=4, d_hidden=12, score="sigmoid", n_groups=2, top_groups=1, bias_rate=0.01, shared_expert=forward
     )
-    return _with_stack(model, (sj.Layer(subs=(attention, experts)),), rule, depth)
+    return _with_stack(model, (sj.Layer(sublayers=(attention, experts)),), rule, depth)
 
 
 def _latent(rule, where, depth):
     model = _decoder(recipe.PreNorm(), where, 1)
-    inside = model.stack.segments[0].layers[0].subs[0].position
+    inside = model.stack.segments[0].layers[0].sublayers[0].position
     attention = sj.LatentAttention(
         n_heads=2, d_head=6, d_rotary=4, d_latent=5, d_query_latent=7, d_value=3, position=inside
     )
-    return _with_stack(model, (sj.Layer(subs=(attention, FORWARD)),), rule, depth)
+    return _with_stack(model, (sj.Layer(sublayers=(attention, FORWARD)),), rule, depth)
 
 
 def _parallel(rule, where, depth):
     model = _decoder(recipe.PreNorm(), where, 1)
-    attention, forward = model.stack.segments[0].layers[0].subs
+    attention, forward = model.stack.segments[0].layers[0].sublayers
     near = dataclasses.replace(attention, name="near", window=2)
-    side_by_side = sj.Parallel(subs=(near, attention, forward), norm=sj.LayerNorm())
-    return _with_stack(model, (sj.Layer(subs=(side_by_side,)),), rule, depth)
+    side_by_side = sj.Parallel(sublayers=(near, attention, forward), norm=sj.LayerNorm())
+    return _with_stack(model, (sj.Layer(sublayers=(side_by_side,)),), rule, depth)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,11 +170,11 @@ class Translator:
     def __getattr__(self, name):
         return getattr(self.model, name)
 
-    def apply(self, params, tokens, seen=None, *, taps=None, **options):
+    def apply(self, params, tokens, side_inputs=None, *, taps=None, **options):
         both = None if taps is None else {"encoder": taps, "decoder": None}
-        where = None if seen is None else seen.position
-        places = {"source_position": where, "position": where}
-        return self.model.apply(params, tokens[:, ::-1], tokens, taps=both, **places, **options)
+        where = None if side_inputs is None else side_inputs.position
+        places = sj.SideInputs(position=where, memory_position=where)
+        return self.model.apply(params, tokens[:, ::-1], tokens, places, taps=both, **options)
 
 
 def _encoder_decoder(rule, where, depth):
@@ -231,7 +231,7 @@ REFUSED = {
 """Recipes and positions that cannot be had in a kind of stack, and say so."""
 
 UNUSUAL = {
-    *("pre_norm", "residual_dual", "hybrid_norm_star", "shaped", "sigma_reparam", "ngpt", "value_residual"),
+    *("pre_norm", "resi_dual", "hybrid_norm_star", "shaped", "sigma_reparam", "ngpt", "value_residual"),
     *("hyper_connections", "manifold_hyper_connections", "dense_former", "attention_residuals"),
     "block_attention_residuals",
 }

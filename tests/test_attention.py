@@ -9,22 +9,22 @@ import pytest
 
 import stackjax as sj
 from tests.helpers import normal, perturbed
-from tests.test_attend import numpy_attend
+from tests.test_dot_product import numpy_attend
 
 D, T = 12, 5
 
 
-def drawn(sub, dtype=None, size=0.3):
-    specs = sj.parameter.declare(sub.spec(D))
+def drawn(sublayer, dtype=None, size=0.3):
+    specs = sj.parameter.declare(sublayer.spec(D))
     return perturbed(sj.parameter.realise(jax.random.key(0), specs, dtype=dtype or jnp.result_type(float)), size=size)
 
 
-def prepared(sub, given, n_tokens=T):
-    return given.replace(table=sub.prepare({}, given, n_tokens, D))
+def prepared(sublayer, side_inputs, n_tokens=T):
+    return side_inputs.replace(prepared=sublayer.prepare({}, side_inputs, n_tokens, D))
 
 
-def run(sub, params, x, given=sj.Given()):
-    return sub.apply(params, x, given)
+def run(sublayer, params, x, side_inputs=sj.SideInputs()):
+    return sublayer.apply(params, x, side_inputs)
 
 
 def rms(x, scale):
@@ -33,7 +33,7 @@ def rms(x, scale):
 
 @pytest.mark.parametrize("groups", [None, 2, 1])
 def test_parity_with_everything(x64, groups):
-    sub = sj.Attention(
+    sublayer = sj.Attention(
         n_heads=4,
         n_kv_heads=groups,
         d_head=6,
@@ -45,84 +45,88 @@ def test_parity_with_everything(x64, groups):
         inner_norm=sj.RMSNorm(),
         bias=("query", "key", "value", "out"),
     )
-    params, x = drawn(sub), normal(2, T, D)
+    params, x = drawn(sublayer), normal(2, T, D)
     p, h = jax.tree.map(np.asarray, params), np.asarray(x)
     query, key, value = ((h @ p[name] + p[f"{name}_bias"]).reshape(2, T, -1, 6) for name in ("query", "key", "value"))
     query, key = rms(query, p["query_norm"]["scale"]), rms(key, p["key_norm"]["scale"])
     near = np.tri(T, dtype=bool) & ~np.tri(T, k=-3, dtype=bool)
     y = numpy_attend(query, key, value, scale=0.3, mask=near[None, None], soft_cap=2.0, sinks=p["sinks"])
     y = rms(y.reshape(2, T, 24), p["inner_norm"]["scale"]) @ p["out"] + p["out_bias"]
-    np.testing.assert_allclose(run(sub, params, x)[0], y, rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(run(sublayer, params, x)[0], y, rtol=1e-11, atol=1e-12)
 
 
 def test_default_scale_and_head_width(x64):
-    sub = sj.Attention(n_heads=3, causal=False)
-    params, x = drawn(sub), normal(1, T, D)
+    sublayer = sj.Attention(n_heads=3, causal=False)
+    params, x = drawn(sublayer), normal(1, T, D)
     p, h = jax.tree.map(np.asarray, params), np.asarray(x)
     query, key, value = ((h @ p[name]).reshape(1, T, 3, 4) for name in ("query", "key", "value"))
     y = numpy_attend(query, key, value, scale=0.5).reshape(1, T, D) @ p["out"]
-    np.testing.assert_allclose(run(sub, params, x)[0], y, rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(run(sublayer, params, x)[0], y, rtol=1e-11, atol=1e-12)
 
 
-def test_separate_inputs_and_mixed_values(x64):
-    sub = sj.Attention(n_heads=3)
-    params = drawn(sub)
-    q, k, v = (normal(2, T, D, key=i) for i in range(3))
-    own, out = run(sub, params, (q, k, v))
-    assert np.array_equal(run(sub, params, (q, q, q))[0], run(sub, params, q)[0])
-    first = normal(*out.seen["value"].shape, key=9)
-    mixed, seen = run(sub, params, (q, k, v), sj.Given(value=(jnp.float64(0.25), jnp.float64(0.75), first)))
-    np.testing.assert_array_equal(seen.seen["value"], out.seen["value"])
-    other = run(sub, params, (q, k, v), sj.Given(value=(jnp.float64(0.0), jnp.float64(1.0), first)))[0]
-    np.testing.assert_allclose(mixed, 0.25 * own + 0.75 * other, rtol=1e-10)
+def test_a_transform_of_the_values(x64):
+    """What the hook returns is what attention mixes; observers see the values before it."""
+    plain = sj.Attention(n_heads=3)
+    halved = sj.Attention(n_heads=3, transform_value=halve)
+    params, x = drawn(plain), normal(2, T, D)
+    (y, aux), (half, seen) = run(plain, params, x), run(halved, params, x)
+    np.testing.assert_allclose(half, 0.5 * y, rtol=1e-12)
+    np.testing.assert_array_equal(seen.intermediates["value"], aux.intermediates["value"])
+
+
+def halve(value, side_inputs):
+    return 0.5 * value
 
 
 def test_cross_attention_reads_the_memory_alone(x64):
-    sub = sj.Attention(n_heads=3, cross=True, causal=False)
-    params, x, memory = drawn(sub), normal(2, T, D), normal(2, 7, D, key=1)
+    sublayer = sj.Attention(n_heads=3, cross=True, causal=False)
+    params, x, memory = drawn(sublayer), normal(2, T, D), normal(2, 7, D, key=1)
     p = jax.tree.map(np.asarray, params)
     query = (np.asarray(x) @ p["query"]).reshape(2, T, 3, 4)
     key, value = ((np.asarray(memory) @ p[name]).reshape(2, 7, 3, 4) for name in ("key", "value"))
     mask = np.arange(7) < 4
     y = numpy_attend(query, key, value, scale=0.5, mask=mask[None, None, None]).reshape(2, T, D) @ p["out"]
     index = jnp.where(jnp.arange(7) < 4, jnp.arange(7), -1)[None]
-    given = sj.Given(memory=memory, memory_position={"index": index})
-    np.testing.assert_allclose(run(sub, params, x, given)[0], y, rtol=1e-11, atol=1e-12)
+    side_inputs = sj.SideInputs(memory=memory, memory_position={"index": index})
+    np.testing.assert_allclose(run(sublayer, params, x, side_inputs)[0], y, rtol=1e-11, atol=1e-12)
     with pytest.raises(ValueError, match="memory"):
-        run(sub, params, x)
+        run(sublayer, params, x)
 
 
 def positions(**changes):
     left = jnp.array([[-1, -1, 0, 1, 2], [0, 1, 2, 3, 4]])
-    return sj.Given(position={"index": left} | changes)
+    return sj.SideInputs(position={"index": left} | changes)
 
 
 BACKENDS = {
-    "causal": (sj.Attention(n_heads=4), sj.Given()),
-    "bidirectional": (sj.Attention(n_heads=4, causal=False), sj.Given()),
-    "grouped and rotary": (sj.Attention(n_heads=4, n_kv_heads=2, d_head=4, position=sj.position.Rotary()), sj.Given()),
-    "one key head": (sj.Attention(n_heads=4, n_kv_heads=1), sj.Given()),
-    "causal window": (sj.Attention(n_heads=4, window=2), sj.Given()),
-    "window": (sj.Attention(n_heads=4, window=2, causal=False), sj.Given()),
+    "causal": (sj.Attention(n_heads=4), sj.SideInputs()),
+    "bidirectional": (sj.Attention(n_heads=4, causal=False), sj.SideInputs()),
+    "grouped and rotary": (
+        sj.Attention(n_heads=4, n_kv_heads=2, d_head=4, position=sj.position.Rotary()),
+        sj.SideInputs(),
+    ),
+    "one key head": (sj.Attention(n_heads=4, n_kv_heads=1), sj.SideInputs()),
+    "causal window": (sj.Attention(n_heads=4, window=2), sj.SideInputs()),
+    "window": (sj.Attention(n_heads=4, window=2, causal=False), sj.SideInputs()),
     "left padding": (sj.Attention(n_heads=4), positions()),
     "bidirectional padding": (sj.Attention(n_heads=4, causal=False, window=3), positions()),
     "segments": (sj.Attention(n_heads=4), positions(segment=jnp.array([[0, 0, 0, 1, 1], [0, 0, 1, 1, 2]]))),
-    "norms": (sj.Attention(n_heads=4, qk_norm=sj.RMSNorm(), scale=0.2), sj.Given()),
+    "norms": (sj.Attention(n_heads=4, qk_norm=sj.RMSNorm(), scale=0.2), sj.SideInputs()),
 }
 
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_xla_equals_plain(name):
-    plain, given = BACKENDS[name]
+    plain, side_inputs = BACKENDS[name]
     plain = dataclasses.replace(plain, backend="plain")
     fused = dataclasses.replace(plain, backend="xla")
     params, x, weights = drawn(plain), normal(2, T, D), normal(2, T, D, key=5)
 
-    def loss(sub, params, x):
-        return jnp.sum(weights * run(sub, params, x, prepared(sub, given))[0])
+    def loss(sublayer, params, x):
+        return jnp.sum(weights * run(sublayer, params, x, prepared(sublayer, side_inputs))[0])
 
     def both(params, x):
-        return [jax.value_and_grad(loss, (1, 2))(sub, params, x) for sub in (plain, fused)]
+        return [jax.value_and_grad(loss, (1, 2))(sublayer, params, x) for sublayer in (plain, fused)]
 
     expected, found = jax.jit(both)(params, x)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -130,21 +134,21 @@ def test_xla_equals_plain(name):
 
 
 def test_leading_axes(x64):
-    sub = sj.Attention(n_heads=3, position=sj.position.Rotary())
-    params, x = drawn(sub), normal(2, 3, T, D)
-    y = run(sub, params, x)[0]
+    sublayer = sj.Attention(n_heads=3, position=sj.position.Rotary())
+    params, x = drawn(sublayer), normal(2, 3, T, D)
+    y = run(sublayer, params, x)[0]
     assert y.shape == x.shape
-    np.testing.assert_allclose(y.reshape(6, T, D), run(sub, params, x.reshape(6, T, D))[0], rtol=1e-12)
-    np.testing.assert_allclose(y[1, 2], run(sub, params, x[1, 2])[0], rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(y.reshape(6, T, D), run(sublayer, params, x.reshape(6, T, D))[0], rtol=1e-12)
+    np.testing.assert_allclose(y[1, 2], run(sublayer, params, x[1, 2])[0], rtol=1e-10, atol=1e-12)
     index = jnp.arange(6).reshape(2, 3, 1) + jnp.arange(T)
-    moved = run(sub, params, x, sj.Given(position={"index": index}))[0]
+    moved = run(sublayer, params, x, sj.SideInputs(position={"index": index}))[0]
     np.testing.assert_allclose(moved, y, rtol=1e-9, atol=1e-11)
 
 
 def test_without_a_table_it_prepares_its_own(x64):
-    sub = sj.Attention(n_heads=3, window=2)
-    params, x = drawn(sub), normal(2, T, D)
-    assert np.array_equal(run(sub, params, x)[0], run(sub, params, x, prepared(sub, sj.Given()))[0])
+    sublayer = sj.Attention(n_heads=3, window=2)
+    params, x = drawn(sublayer), normal(2, T, D)
+    assert np.array_equal(run(sublayer, params, x)[0], run(sublayer, params, x, prepared(sublayer, sj.SideInputs()))[0])
 
 
 BASE = sj.Attention(n_heads=4, position=sj.position.Rotary(d_rotary=2))
@@ -169,13 +173,13 @@ FLIPS = {
 
 
 def test_every_option_changes_the_output_or_raises():
-    untested = {"name", "backend", "cross"}  # a name, an equal way to compute, and another input
+    untested = {"name", "backend", "cross", "transform_value"}  # a name, an equal way, another input, tested above
     assert set(FLIPS) | untested == {field.name for field in dataclasses.fields(sj.Attention)}
-    x, given = normal(2, T, D), sj.Given(key=jax.random.key(0))
-    before = run(BASE, drawn(BASE), x, given)[0]
+    x, side_inputs = normal(2, T, D), sj.SideInputs(key=jax.random.key(0))
+    before = run(BASE, drawn(BASE), x, side_inputs)[0]
     for name, value in FLIPS.items():
-        sub = dataclasses.replace(BASE, **{name: value})
-        assert not np.allclose(run(sub, drawn(sub), x, given)[0], before, atol=1e-4), name
+        sublayer = dataclasses.replace(BASE, **{name: value})
+        assert not np.allclose(run(sublayer, drawn(sublayer), x, side_inputs)[0], before, atol=1e-4), name
 
 
 @pytest.mark.parametrize(

@@ -11,20 +11,20 @@ from tests.helpers import largest_difference, normal, perturbed
 D, T = 16, 7
 
 
-def parameters(sub):
-    return perturbed(sj.parameter.realise(jax.random.key(0), sj.parameter.declare(sub.spec(D)), dtype=jnp.float64))
+def parameters(sublayer):
+    return perturbed(sj.parameter.realise(jax.random.key(0), sj.parameter.declare(sublayer.spec(D)), dtype=jnp.float64))
 
 
-def run(sub, params, x, **given):
-    given = sj.Given(**given)
-    return sub.apply(params, x, given.replace(table=sub.prepare({}, given, x.shape[-2], D)))
+def run(sublayer, params, x, **side_inputs):
+    side_inputs = sj.SideInputs(**side_inputs)
+    return sublayer.apply(params, x, side_inputs.replace(prepared=sublayer.prepare({}, side_inputs, x.shape[-2], D)))
 
 
 @pytest.mark.parametrize("gate", ["head", "feature"])
 @pytest.mark.parametrize("backend", ["plain", "xla"])
 def test_gate_multiplies_the_heads(x64, gate, backend):
-    sub = sj.Attention(n_heads=2, gate=gate, bias=("gate",), backend=backend)
-    params, x = parameters(sub), normal(2, T, D, key=1)
+    sublayer = sj.Attention(n_heads=2, gate=gate, bias=("gate",), backend=backend)
+    params, x = parameters(sublayer), normal(2, T, D, key=1)
     assert params["gate"].shape == (D, {"head": 2, "feature": D}[gate])
     plain = sj.Attention(n_heads=2)
     heads = run(plain, {**params, "out": jnp.eye(D)}, x)[0]
@@ -32,7 +32,7 @@ def test_gate_multiplies_the_heads(x64, gate, backend):
     if gate == "head":
         opened = np.repeat(opened, D // 2, -1)
     tolerance = 1e-12 if backend == "plain" else 1e-6
-    assert largest_difference(run(sub, params, x)[0], (heads * opened) @ params["out"]) < tolerance
+    assert largest_difference(run(sublayer, params, x)[0], (heads * opened) @ params["out"]) < tolerance
 
 
 def test_gate_is_declared_with_the_queries():
@@ -45,19 +45,19 @@ def test_gate_is_declared_with_the_queries():
 @pytest.mark.parametrize("backend", ["plain", "xla"])
 def test_chunks_do_not_see_each_other(x64, backend):
     """Each chunk is a document of its own: the same as running the chunks as a batch."""
-    sub = sj.Attention(n_heads=2, chunk=3, backend=backend)
-    params, x = parameters(sub), normal(2, 6, D, key=1)
+    sublayer = sj.Attention(n_heads=2, chunk=3, backend=backend)
+    params, x = parameters(sublayer), normal(2, 6, D, key=1)
     apart = run(sj.Attention(n_heads=2), params, x.reshape(4, 3, D))[0].reshape(x.shape)
-    assert largest_difference(run(sub, params, x)[0], apart) < (1e-12 if backend == "plain" else 1e-6)
+    assert largest_difference(run(sublayer, params, x)[0], apart) < (1e-12 if backend == "plain" else 1e-6)
     with pytest.raises(ValueError, match="chunk must be at least 1"):
         sj.Attention(n_heads=2, chunk=0)
 
 
 def test_cross_attention_sees_the_whole_memory(x64):
-    sub = sj.Attention(n_heads=2, cross=True)
-    params, x, memory = parameters(sub), normal(2, T, D, key=1), normal(2, 9, D, key=2)
-    _, out = run(sub, params, x, memory=memory)
-    assert out.seen["weights"].shape == (2, 2, T, 9) and out.seen["weights"].min() > 0
+    sublayer = sj.Attention(n_heads=2, cross=True)
+    params, x, memory = parameters(sublayer), normal(2, T, D, key=1), normal(2, 9, D, key=2)
+    _, out = run(sublayer, params, x, memory=memory)
+    assert out.intermediates["weights"].shape == (2, 2, T, 9) and out.intermediates["weights"].min() > 0
 
 
 @pytest.mark.parity
@@ -96,7 +96,7 @@ def test_gate_against_transformers(x64):
         "inner_norm": {},
         "position": {},
     }
-    sub = sj.Attention(
+    sublayer = sj.Attention(
         n_heads=4,
         n_kv_heads=2,
         d_head=8,
@@ -104,4 +104,4 @@ def test_gate_against_transformers(x64):
         qk_norm=sj.RMSNorm(),
         position=sj.position.Rotary(d_rotary=4),
     )
-    assert largest_difference(run(sub, params, x)[0], wanted.numpy()) < 1e-6
+    assert largest_difference(run(sublayer, params, x)[0], wanted.numpy()) < 1e-6

@@ -86,7 +86,9 @@ def test_with_a_memory():
 
     def search(memory):
         first = jnp.ones((len(memory), 1), jnp.int32)
-        return sj.beam.search(model.decoder, params["decoder"], first, n_tokens=N, n_beams=2, memory=memory)
+        return sj.beam.search(
+            model.decoder, params["decoder"], first, n_tokens=N, n_beams=2, side_inputs=sj.SideInputs(memory=memory)
+        )
 
     both, alone = search(memory), search(memory[1:])
     np.testing.assert_array_equal(both.tokens[1], alone.tokens[0])

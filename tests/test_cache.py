@@ -9,11 +9,15 @@ import stackjax as sj
 D, WIDTH = 8, 4
 
 
-def built(slots, **options):
-    layer = sj.Layer(subs=(sj.Attention(n_heads=2, window=3), sj.Attention(name="far", n_heads=2)))
+def built(capacity, **options):
+    layer = sj.Layer(sublayers=(sj.Attention(n_heads=2, window=3), sj.Attention(name="far", n_heads=2)))
     stack = sj.Stack.of(layer, depth=2, d_model=D, recipe=sj.recipe.PreNorm(), **options)
     params = stack.init(jax.random.key(0))
-    return stack, params, sj.cache.empty(stack, params, {"index": jnp.zeros((2, 1), jnp.int32)}, slots)
+    return (
+        stack,
+        params,
+        sj.cache.empty(stack, params, sj.SideInputs(position={"index": jnp.zeros((2, 1), jnp.int32)}), capacity),
+    )
 
 
 def written(cache, index):
@@ -25,9 +29,9 @@ def written(cache, index):
     return sj.cache.write(cache, state, {"index": index})
 
 
-def held(cache, name, slots):
+def held(cache, name, capacity):
     """Indices in the slots, after checking that every leaf and position agrees with them."""
-    index = np.asarray(cache.position[slots]["index"])
+    index = np.asarray(cache.position[capacity]["index"])
     said = index + 100 * np.arange(len(index))[:, None] + 0.5
     leaves = cache.segments["0"]["0"][name]
     for sign, leaf in ((1, leaves["key"]), (-1, leaves["value"])):
@@ -56,7 +60,7 @@ def test_padding_changes_nothing():
 def test_every_kind_of_position_is_kept():
     stack, params, _ = built(4)
     position = {"index": jnp.array([[0, 1]]), "path": jnp.arange(6).reshape(1, 2, 3)}
-    cache = sj.cache.empty(stack, params, position, 4)
+    cache = sj.cache.empty(stack, params, sj.SideInputs(position=position), 4)
     assert cache.position[4]["path"].shape == (1, 4, 3)
     entry = jnp.zeros((2, 1, 2, 2, WIDTH))
     state = {"0": {"0": {"far": {"cache": {"key": entry, "value": entry}}}}}
@@ -65,11 +69,11 @@ def test_every_kind_of_position_is_kept():
 
 
 def test_a_looped_stack_keeps_a_cache_for_each_turn_and_one_memory():
-    layer = sj.Layer(subs=(sj.Attention(n_heads=2), sj.Attention(name="cross", n_heads=2, cross=True)))
+    layer = sj.Layer(sublayers=(sj.Attention(n_heads=2), sj.Attention(name="cross", n_heads=2, cross=True)))
     stack = sj.Stack.of(layer, depth=3, d_model=D, recipe=sj.recipe.PreNorm(), looped=True)
     position = {"index": jnp.zeros((2, 1), jnp.int32)}
     params, memory = stack.init(jax.random.key(0)), jnp.ones((2, 5, D))
-    cache = sj.cache.empty(stack, params, position, 4, memory=memory)
+    cache = sj.cache.empty(stack, params, sj.SideInputs(position=position, memory=memory), 4)
     own = cache.segments["0"]["0"]
     assert own["attention"]["key"].shape == (3, 2, 2, 4, WIDTH) and own["cross"]["key"].shape == (3, 2, 2, 5, WIDTH)
     assert cache.memory_position["index"].tolist() == [[0, 1, 2, 3, 4]] * 2

@@ -14,7 +14,7 @@ import pytest
 
 import stackjax as sj
 from stackjax import position, recipe
-from tests.cases import KINDS, PATHS, POSITIONS, RECIPES, REFUSED, UNUSUAL_FIRST, Translator, given
+from tests.cases import KINDS, PATHS, POSITIONS, RECIPES, REFUSED, UNUSUAL_FIRST, Translator, side_inputs
 from tests.helpers import largest_difference, normal, perturbed
 
 
@@ -69,7 +69,7 @@ def test_recipe(name):
 
 @pytest.mark.parametrize("name", POSITIONS)
 def test_position(name):
-    check(recipe.PreNorm(), POSITIONS[name], "decoder", 2, given(name))
+    check(recipe.PreNorm(), POSITIONS[name], "decoder", 2, side_inputs(name))
 
 
 @pytest.mark.parametrize("depth", [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow), 2])
@@ -90,9 +90,9 @@ def check_decoding(rule, where, kind, *, left=True, dtype=jnp.float64, tolerance
         whole = perturbed(built.init(jax.random.key(0), dtype))
         tokens = jax.random.randint(jax.random.key(1), (2, 7), 0, 11, jnp.int32)
         lengths = np.array([4, 2])
-        prompt = located(sj.decode.pad([[0] * n for n in lengths], left=left)[1]["index"])
+        prompt = located(sj.decode.pad([[0] * n for n in lengths], left=left)[1].position["index"])
         steps = located(jnp.asarray(lengths + np.arange(3)[:, None], jnp.int32)[..., None])
-        seen = {} if path is None else {"given": sj.Given(position=located(jnp.arange(7, dtype=jnp.int32)))}
+        seen = {} if path is None else {"side_inputs": sj.SideInputs(position=located(jnp.arange(7, dtype=jnp.int32)))}
 
         @jax.jit
         def run(whole):
@@ -101,11 +101,12 @@ def check_decoding(rule, where, kind, *, left=True, dtype=jnp.float64, tolerance
             if isinstance(built, Translator):
                 memory, _ = built.encode(whole, tokens[:, ::-1], dtype=dtype)
                 model, params = built.decoder, whole["decoder"]
-            cache = sj.cache.empty(model.stack, params["stack"], prompt, 7, dtype=dtype, memory=memory)
+            begin = sj.SideInputs(position=prompt, memory=memory)
+            cache = sj.cache.empty(model.stack, params["stack"], begin, 7, dtype=dtype)
 
             def extend(cache, where):
                 now = jnp.take_along_axis(tokens, where["index"], 1, mode="clip")
-                x, cache = sj.decode.extend(model, params, now, where, cache, dtype=dtype)
+                x, cache = sj.decode.extend(model, params, now, sj.SideInputs(position=where), cache, dtype=dtype)
                 wanted = jnp.take_along_axis(reference, where["index"][..., None], 1, mode="clip")
                 real = (where["index"] >= 0)[..., None]
                 return cache, jnp.where(real, (model.logits(params, x) - wanted) / jnp.max(jnp.abs(reference)), 0)
@@ -160,7 +161,7 @@ def test_every_pair_is_made_or_refused(name, kind):
 @pytest.mark.parametrize("case", random.Random(0).sample(PRODUCT, min(len(PRODUCT), 200)), ids="-".join)
 def test_product(case):
     rule, where, kind = case
-    check(RECIPES[rule], POSITIONS[where], kind, 6, given(where))
+    check(RECIPES[rule], POSITIONS[where], kind, 6, side_inputs(where))
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -6,8 +6,8 @@ import pytest
 
 import stackjax as sj
 
-FULL = sj.Layer(subs=(sj.Attention(n_heads=2), sj.FeedForward(d_hidden=8)))
-LOCAL = sj.Layer(subs=(sj.Attention(n_heads=2, window=2), sj.FeedForward(d_hidden=8)))
+FULL = sj.Layer(sublayers=(sj.Attention(n_heads=2), sj.FeedForward(d_hidden=8)))
+LOCAL = sj.Layer(sublayers=(sj.Attention(n_heads=2, window=2), sj.FeedForward(d_hidden=8)))
 
 STACKS = {
     "one layer repeated": ((FULL,), {"depth": 5}),
@@ -29,7 +29,7 @@ def test_there_and_back(name):
     assert all(map(np.array_equal, jax.tree.leaves(again), jax.tree.leaves(params)))
     for index, own in enumerate(split):
         layer = layers[index % len(layers)]
-        shapes = jax.tree.map(lambda spec: spec.shape, layer.subs[0].spec(8), is_leaf=sj.parameter.is_spec)
+        shapes = jax.tree.map(lambda spec: spec.shape, layer.sublayers[0].spec(8), is_leaf=sj.parameter.is_spec)
         assert jax.tree.map(lambda x: x.shape, own["attention"]) == shapes
 
 

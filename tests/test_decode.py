@@ -21,10 +21,10 @@ PARAMS = perturbed(MODEL.init(jax.random.key(0)), size=0.3)
 PROMPTS = [[1, 2, 3, 4, 5], [6, 7], [8, 9, 10]]
 
 
-def again(model, params, prompt, n, **given):
+def again(model, params, prompt, n, **side_inputs):
     """Greedy, with a full forward pass for each token; tokens and their log-probabilities."""
     tokens, seen = list(prompt), []
-    forward = jax.jit(lambda params, tokens: model.apply(params, tokens, **given)[0])
+    forward = jax.jit(lambda params, tokens: model.apply(params, tokens, **side_inputs)[0])
     for _ in range(n):
         padded = jnp.array([tokens + [0] * (len(prompt) + n - len(tokens))])
         log_prob = jax.nn.log_softmax(forward(params, padded)[0, len(tokens) - 1])
@@ -50,12 +50,16 @@ def test_encoder_decoder_generates():
     source, known = sj.decode.pad([[1, 2, 3], [4, 5, 6, 7]], left=True)
     memory, _ = model.encode(params, source, known)
     out = sj.decode.generate(
-        model.decoder, params["decoder"], jnp.array([[1], [1]]), n_tokens=4, memory=memory, memory_position=known
+        model.decoder,
+        params["decoder"],
+        jnp.array([[1], [1]]),
+        sj.SideInputs(memory=memory, memory_position=known.position),
+        n_tokens=4,
     )
     for row in range(2):
-        one = memory[row, known["index"][row] >= 0]
-        given = sj.Given(memory=one[None])
-        assert out.tokens[row].tolist() == again(model.decoder, params["decoder"], [1], 4, given=given)[0]
+        one = memory[row, known.position["index"][row] >= 0]
+        side_inputs = sj.SideInputs(memory=one[None])
+        assert out.tokens[row].tolist() == again(model.decoder, params["decoder"], [1], 4, side_inputs=side_inputs)[0]
 
 
 def test_keys_and_values_of_the_memory_are_computed_once():
@@ -63,7 +67,7 @@ def test_keys_and_values_of_the_memory_are_computed_once():
     model = sj.encoder_decoder(**SIZES, depth=2)
     params = perturbed(model.init(jax.random.key(0)), size=0.3)
     memory, _ = model.encode(params, jnp.array([[1, 2, 3]]))
-    begun = sj.decode.start(model.decoder, params["decoder"], jnp.array([[1, 2]]), None, 2, memory=memory)
+    begun = sj.decode.start(model.decoder, params["decoder"], jnp.array([[1, 2]]), sj.SideInputs(memory=memory), 2)
     held = begun.cache.segments["0"]["0"]["cross_attention"]
     assert held["key"].shape == held["value"].shape == (2, 1, 2, 3, 8)
 
@@ -98,7 +102,7 @@ def local_global():
     position = sj.position.Rotary()
     forward = sj.FeedForward(d_hidden=24)
     kinds = [sj.Attention(n_heads=2, position=position, **reach) for reach in ({"window": 3}, {"chunk": 4}, {})]
-    layers = [sj.Layer(subs=(attention, forward)) for attention in kinds]
+    layers = [sj.Layer(sublayers=(attention, forward)) for attention in kinds]
     stack = sj.Stack.of(*layers, depth=3, d_model=D, recipe=sj.recipe.PreNorm())
     return dataclasses.replace(MODEL, stack=stack)
 
@@ -108,9 +112,9 @@ def test_windows_keep_a_window():
     model = local_global()
     params = perturbed(model.init(jax.random.key(0)), size=0.3)
     position = {"index": jnp.zeros((2, 1), jnp.int32)}
-    cache = sj.cache.empty(model.stack, params["stack"], position, 40)
+    cache = sj.cache.empty(model.stack, params["stack"], sj.SideInputs(position=position), 40)
     shapes = [cache.segments[str(i)]["0"]["attention"]["key"].shape for i in range(3)]
-    assert shapes == [(1, 2, 2, slots, 8) for slots in (3, 4, 40)]
+    assert shapes == [(1, 2, 2, capacity, 8) for capacity in (3, 4, 40)]
     assert {n: held["index"].shape for n, held in cache.position.items()} == {n: (2, n) for n in (3, 4, 40)}
     prompts = [list(range(9)), [1, 2]]
     tokens, where = sj.decode.pad(prompts)
@@ -129,10 +133,11 @@ def test_prompt_in_pieces(x64):
     @jax.jit
     def in_pieces(params, tokens):
         position = {"index": jnp.broadcast_to(jnp.arange(12), (2, 12))}
-        cache = sj.cache.empty(model.stack, params["stack"], position, 12, dtype=jnp.float64)
+        where = sj.SideInputs(position=position)
+        cache = sj.cache.empty(model.stack, params["stack"], where, 12, dtype=jnp.float64)
         pieces = []
         for here in (slice(0, 5), slice(5, 7), slice(7, 12)):
-            where = {"index": position["index"][:, here]}
+            where = sj.SideInputs(position={"index": position["index"][:, here]})
             x, cache = sj.decode.extend(model, params, tokens[:, here], where, cache, dtype=jnp.float64)
             pieces.append(model.logits(params, x))
         return jnp.concatenate(pieces, 1)
@@ -199,9 +204,9 @@ def test_a_step_does_not_copy_the_cache():
 
 def test_pad():
     tokens, where = sj.decode.pad([[5], [6, 7]], 3, left=True)
-    assert tokens.tolist() == [[0, 0, 5], [0, 6, 7]] and where["index"].tolist() == [[-1, -1, 0], [-1, 0, 1]]
+    assert tokens.tolist() == [[0, 0, 5], [0, 6, 7]] and where.position["index"].tolist() == [[-1, -1, 0], [-1, 0, 1]]
     tokens, where = sj.decode.pad([[5], [6, 7]])
-    assert tokens.tolist() == [[5, 0], [6, 7]] and where["index"].tolist() == [[0, -1], [0, 1]]
+    assert tokens.tolist() == [[5, 0], [6, 7]] and where.position["index"].tolist() == [[0, -1], [0, 1]]
     with pytest.raises(ValueError, match="1 to length=1"):
         sj.decode.pad([[5], [6, 7]], 1)
     with pytest.raises(ValueError, match="got 0 to 1"):
@@ -219,4 +224,4 @@ def test_says_what_is_wrong():
         sj.decode.generate(short, params, tokens, n_tokens=0)
     where = {"index": jnp.arange(4)[None], "path": jnp.zeros((1, 4, 2), jnp.int32)}
     with pytest.raises(ValueError, match="only indices go on"):
-        sj.decode.generate(short, params, tokens, where, n_tokens=1)
+        sj.decode.generate(short, params, tokens, sj.SideInputs(position=where), n_tokens=1)

@@ -10,8 +10,8 @@ import pytest
 import stackjax as sj
 from stackjax import display
 
-FULL = sj.Layer(subs=(sj.Attention(n_heads=2), sj.FeedForward()))
-LOCAL = sj.Layer(subs=(sj.Attention(n_heads=2, window=8), sj.FeedForward(activation=sj.feed_forward.silu)))
+FULL = sj.Layer(sublayers=(sj.Attention(n_heads=2), sj.FeedForward()))
+LOCAL = sj.Layer(sublayers=(sj.Attention(n_heads=2, window=8), sj.FeedForward(activation=sj.feed_forward.silu)))
 
 
 def stack(*layers, depth, **options):
@@ -29,7 +29,7 @@ def stack(*layers, depth, **options):
             sj.Attention(n_heads=4, position=sj.position.Rotary(base=500.0), qk_norm=sj.RMSNorm()),
             "Attention(n_heads=4, position=Rotary(base=500.0), qk_norm=RMSNorm())",
         ),
-        (sj.recipe.PreNorm(law=sj.parameter.Normal(0.02)), "PreNorm(law=Normal(std=0.02))"),
+        (sj.recipe.PreNorm(default_init=sj.parameter.Normal(0.02)), "PreNorm(default_init=Normal(std=0.02))"),
         (sj.recipe.PostNorm(residual=sj.residual.Post(norm=sj.RMSNorm())), "PostNorm(residual=Post(norm=RMSNorm()))"),
         (sj.Embedding(vocab=7), "Embedding(vocab=7)"),
     ],
@@ -74,7 +74,7 @@ def test_a_model_prints_its_parts():
 
 
 def test_thousands_of_layers_do_not_print_thousands_of_lines():
-    different = [sj.Layer(subs=(sj.FeedForward(d_hidden=width),)) for width in range(1, 1001)]
+    different = [sj.Layer(sublayers=(sj.FeedForward(d_hidden=width),)) for width in range(1, 1001)]
     for deep in (stack(*different, depth=1000), stack(*different, depth=2000), stack(FULL, depth=5000)):
         assert len(repr(deep).splitlines()) < 15
         assert len(deep._repr_html_()) < 20_000

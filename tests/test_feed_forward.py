@@ -24,22 +24,22 @@ ACTIVATIONS = {
 }
 
 
-def drawn(sub):
-    specs = sj.parameter.declare(sub.spec(D))
+def drawn(sublayer):
+    specs = sj.parameter.declare(sublayer.spec(D))
     return perturbed(sj.parameter.realise(jax.random.key(0), specs, dtype=jnp.result_type(float)))
 
 
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda f: f.__name__)
 def test_parity(x64, activation, gated):
-    sub = sj.FeedForward(d_hidden=F, activation=activation, gated=gated, bias=True, inner_norm=sj.RMSNorm())
-    params, x = drawn(sub), normal(2, 3, D)
+    sublayer = sj.FeedForward(d_hidden=F, activation=activation, gated=gated, bias=True, inner_norm=sj.RMSNorm())
+    params, x = drawn(sublayer), normal(2, 3, D)
     p, h = jax.tree.map(np.asarray, params), np.asarray(x)
     up = h @ p["up"] + p["up_bias"]
     hidden = ACTIVATIONS[activation](h @ p["gate"] + p["gate_bias"]) * up if gated else ACTIVATIONS[activation](up)
     hidden = hidden / np.sqrt((hidden**2).mean(-1, keepdims=True) + 1e-6) * p["inner_norm"]["scale"]
     expected = hidden @ p["down"] + p["down_bias"]
-    np.testing.assert_allclose(sub.apply(params, x, sj.Given())[0], expected, rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(sublayer.apply(params, x, sj.SideInputs())[0], expected, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -51,26 +51,26 @@ def test_default_width(d_model, gated, width):
 
 @pytest.mark.parametrize("shape", [(D,), (4, D), (2, 3, 4, D)])
 def test_leading_axes(shape):
-    sub = sj.FeedForward(d_hidden=F, gated=True)
-    params, x = drawn(sub), normal(*shape)
-    rows = jnp.stack([sub.apply(params, row, sj.Given())[0] for row in x.reshape(-1, D)])
-    np.testing.assert_allclose(sub.apply(params, x, sj.Given())[0].reshape(-1, D), rows, rtol=1e-5, atol=1e-6)
+    sublayer = sj.FeedForward(d_hidden=F, gated=True)
+    params, x = drawn(sublayer), normal(*shape)
+    rows = jnp.stack([sublayer.apply(params, row, sj.SideInputs())[0] for row in x.reshape(-1, D)])
+    np.testing.assert_allclose(sublayer.apply(params, x, sj.SideInputs())[0].reshape(-1, D), rows, rtol=1e-5, atol=1e-6)
 
 
 def test_one_token_at_a_time():
-    sub = sj.FeedForward(d_hidden=F)
-    params, x = drawn(sub), normal(3, D)
-    jacobian = jax.jacobian(lambda x: sub.apply(params, x, sj.Given())[0])(x)
+    sublayer = sj.FeedForward(d_hidden=F)
+    params, x = drawn(sublayer), normal(3, D)
+    jacobian = jax.jacobian(lambda x: sublayer.apply(params, x, sj.SideInputs())[0])(x)
     for t, s in ((0, 1), (1, 0), (2, 1)):
         assert not np.any(jacobian[t, :, s])
     assert np.any(jacobian[1, :, 1])
 
 
 def test_dropout_needs_a_key_and_keeps_the_mean():
-    sub = sj.FeedForward(d_hidden=F, dropout=0.25)
-    params, x = drawn(sub), normal(2000, D)
-    clean, _ = sub.apply(params, x, sj.Given())
-    noisy, _ = sub.apply(params, x, sj.Given(key=jax.random.key(0)))
+    sublayer = sj.FeedForward(d_hidden=F, dropout=0.25)
+    params, x = drawn(sublayer), normal(2000, D)
+    clean, _ = sublayer.apply(params, x, sj.SideInputs())
+    noisy, _ = sublayer.apply(params, x, sj.SideInputs(key=jax.random.key(0)))
     dropped = np.asarray(noisy == 0)
     np.testing.assert_allclose(dropped.mean(), 0.25, atol=0.02)
     np.testing.assert_allclose(np.asarray(noisy)[~dropped], np.asarray(clean)[~dropped] / 0.75, rtol=1e-6)

@@ -40,13 +40,15 @@ def arguments():
     return normal(WIDTH, WIDTH), normal(LAYERS, WIDTH, key=1), normal(4, WIDTH, key=2)
 
 
-def loss(*given, loop):
-    return run(*given, loop=loop)[0]
+def loss(*side_inputs, loop):
+    return run(*side_inputs, loop=loop)[0]
 
 
 def pairs(make):
     """A transformation of the loop and of the scan."""
-    return make(lambda *given: loss(*given, loop=True)), make(lambda *given: loss(*given, loop=False))
+    return make(lambda *side_inputs: loss(*side_inputs, loop=True)), make(
+        lambda *side_inputs: loss(*side_inputs, loop=False)
+    )
 
 
 @pytest.mark.parametrize("name", ["jit", "jit inside", "vmap", "vmap of jit", "second"])
@@ -75,12 +77,12 @@ def test_what_is_only_observed_is_not_differentiated(x64):
 
 
 def test_forward_mode_is_refused_and_the_loop_has_it(x64):
-    given = arguments()
+    side_inputs = arguments()
     with pytest.raises(TypeError, match="forward-mode"):
-        jax.jvp(lambda x: loss(*given[:2], x, loop=False), (given[2],), (given[2],))
-    _, tangent = jax.jvp(lambda x: loss(*given[:2], x, loop=True), (given[2],), (given[2],))
-    reverse = jax.grad(lambda x: loss(*given[:2], x, loop=False))(given[2])
-    np.testing.assert_allclose(tangent, jnp.sum(reverse * given[2]), rtol=1e-10)
+        jax.jvp(lambda x: loss(*side_inputs[:2], x, loop=False), (side_inputs[2],), (side_inputs[2],))
+    _, tangent = jax.jvp(lambda x: loss(*side_inputs[:2], x, loop=True), (side_inputs[2],), (side_inputs[2],))
+    reverse = jax.grad(lambda x: loss(*side_inputs[:2], x, loop=False))(side_inputs[2])
+    np.testing.assert_allclose(tangent, jnp.sum(reverse * side_inputs[2]), rtol=1e-10)
 
 
 def test_write():

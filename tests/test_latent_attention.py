@@ -12,18 +12,18 @@ SUB = sj.LatentAttention(n_heads=3, d_head=4, d_rotary=6, d_latent=5, d_query_la
 D, T = 16, 6
 
 
-def parameters(sub, dtype=jnp.float64):
-    declaration = sj.parameter.declare(sub.spec(D))
+def parameters(sublayer, dtype=jnp.float64):
+    declaration = sj.parameter.declare(sublayer.spec(D))
     return perturbed(sj.parameter.realise(jax.random.key(0), declaration, dtype=dtype))
 
 
-def run(sub, params, x, **given):
-    given = sj.Given(**given)
-    table = sub.prepare({}, given, x.shape[-2], D)
-    return sub.apply(params, x, given.replace(table=table))
+def run(sublayer, params, x, **side_inputs):
+    side_inputs = sj.SideInputs(**side_inputs)
+    table = sublayer.prepare({}, side_inputs, x.shape[-2], D)
+    return sublayer.apply(params, x, side_inputs.replace(prepared=table))
 
 
-def by_hand(p, x, sub):
+def by_hand(p, x, sublayer):
     """DeepSeek-V2's eq. (9) to (19), one head and one query at a time."""
 
     def rms(x, scale):
@@ -35,7 +35,7 @@ def by_hand(p, x, sub):
         z = (x[:, 0::2] + 1j * x[:, 1::2]) * np.exp(1j * angle)
         return np.stack((z.real, z.imag), -1).reshape(x.shape)
 
-    k, r, v, h = sub.d_head, sub.d_rotary, sub.value_width, sub.n_heads
+    k, r, v, h = sublayer.d_head, sublayer.d_rotary, sublayer.value_width, sublayer.n_heads
     latent = rms(x @ p["latent"], p["latent_norm"]["scale"])
     query = rms(x @ p["query_latent"], p["query_norm"]["scale"]) @ p["query"]
     key_rotary = turned(x @ p["rotary"])
@@ -68,11 +68,11 @@ def test_absorbed_is_expanded(x64):
     sizes = {name: getattr(SUB, name) for name in SUB.__dataclass_fields__}
     assert not SUB._absorbing(T, T)
 
-    def loss(params, sub):
-        y, out = run(sub, params, x)
-        return jnp.sum(jnp.sin(y)), (y, out.seen["weights"])
+    def loss(params, sublayer):
+        y, out = run(sublayer, params, x)
+        return jnp.sum(jnp.sin(y)), (y, out.intermediates["weights"])
 
-    both = [jax.value_and_grad(loss, has_aux=True)(params, sub) for sub in (SUB, Absorbed(**sizes))]
+    both = [jax.value_and_grad(loss, has_aux=True)(params, sublayer) for sublayer in (SUB, Absorbed(**sizes))]
     assert largest_difference(*both) < 1e-10
 
 
@@ -87,12 +87,12 @@ def test_caches_the_latent_alone():
 
 
 def test_direct_queries_and_leading_axes(x64):
-    sub = sj.LatentAttention(n_heads=2, d_head=4, d_rotary=2, d_latent=5)
-    params, x = parameters(sub), normal(3, 2, T, D, key=1)
+    sublayer = sj.LatentAttention(n_heads=2, d_head=4, d_rotary=2, d_latent=5)
+    params, x = parameters(sublayer), normal(3, 2, T, D, key=1)
     leaves = {"query", "latent", "latent_norm", "rotary", "key", "value", "inner_norm", "out"}
     assert set(params) == leaves | {"position"} and params["position"] == {}
-    whole = run(sub, params, x)[0]
-    assert largest_difference(whole[1], run(sub, params, x[1])[0]) < 1e-13
+    whole = run(sublayer, params, x)[0]
+    assert largest_difference(whole[1], run(sublayer, params, x[1])[0]) < 1e-13
 
 
 def test_says_what_is_wrong():
@@ -105,9 +105,8 @@ def test_says_what_is_wrong():
 
     with pytest.raises(ValueError, match="does not keep"):
         sj.LatentAttention(n_heads=2, d_head=4, d_rotary=2, d_latent=5, position=Scores())
-    one = jnp.ones(())
-    with pytest.raises(ValueError, match="latent attention keeps no values"):
-        run(SUB, parameters(SUB, jnp.float32), jnp.ones((1, T, D)), value=(one, one, one))
+    with pytest.raises(ValueError, match="value residual needs"):
+        sj.decoder(d_model=16, depth=2, attention=SUB, recipe=sj.recipe.ValueResidual())
 
 
 @pytest.mark.parity
@@ -156,7 +155,7 @@ def test_against_transformers(x64, query_latent):
     }
     if query_latent is not None:
         params |= {"query_latent": w["q_a_proj.weight"].T, "query_norm": {"scale": w["q_a_layernorm.weight"]}}
-    sub = sj.LatentAttention(n_heads=3, d_head=4, d_rotary=6, d_latent=5, d_query_latent=query_latent, d_value=2)
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, parameters(sub))
+    sublayer = sj.LatentAttention(n_heads=3, d_head=4, d_rotary=6, d_latent=5, d_query_latent=query_latent, d_value=2)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, parameters(sublayer))
     # Their norms and angles are in float32.
-    assert largest_difference(run(sub, params, x)[0], wanted.numpy()) < 1e-6
+    assert largest_difference(run(sublayer, params, x)[0], wanted.numpy()) < 1e-6

@@ -115,9 +115,9 @@ def test_every_option_of_the_builder_changes_the_output():
 def test_options_of_the_sublayers_are_kept():
     attention = sj.Attention(n_heads=4, n_kv_heads=2, window=3, position=position.Rotary(base=100.0), dropout=0.2)
     model = sj.decoder(d_model=16, depth=1, attention=attention, feed_forward=sj.FeedForward(dropout=0.1))
-    assert model.stack.segments[0].layers[0].subs == (attention, sj.FeedForward(dropout=0.1))
+    assert model.stack.segments[0].layers[0].sublayers == (attention, sj.FeedForward(dropout=0.1))
     model = sj.decoder(d_model=16, depth=1, attention=attention, position=position.Learned(), dropout=0.5)
-    own, forward = model.stack.segments[0].layers[0].subs
+    own, forward = model.stack.segments[0].layers[0].sublayers
     assert own == dataclasses.replace(attention, dropout=0.5) and forward.dropout == 0.5
     assert model.embedding.position == position.Learned() and model.embedding.dropout == 0.5
 
@@ -131,7 +131,7 @@ def test_positions_go_where_they_act():
         (both, both, both),
     ):
         model = sj.decoder(**SMALL, position=where)
-        assert model.stack.segments[0].layers[0].subs[0].position == inside
+        assert model.stack.segments[0].layers[0].sublayers[0].position == inside
         assert model.embedding.position == on_stream
 
 

@@ -16,8 +16,8 @@ SUB = sj.MixtureOfExperts(n_experts=E, top_k=2, d_hidden=5)
 DEEPSEEK = replace(SUB, score="sigmoid", n_groups=3, top_groups=2, scale=2.5, bias_rate=0.1)
 
 
-def parameters(sub, dtype=jnp.float64):
-    declaration = sj.parameter.declare(sub.spec(D))
+def parameters(sublayer, dtype=jnp.float64):
+    declaration = sj.parameter.declare(sublayer.spec(D))
     return perturbed(sj.parameter.realise(jax.random.key(0), declaration, dtype=dtype))
 
 
@@ -25,46 +25,46 @@ def silu(x):
     return x / (1 + np.exp(-x))
 
 
-def by_hand(p, x, sub):
+def by_hand(p, x, sublayer):
     """One token at a time, one expert at a time."""
     p, y = jax.tree.map(np.asarray, p), np.zeros_like(x)
     for n, token in enumerate(np.asarray(x)):
         logits = token @ p["router"]
-        scores = 1 / (1 + np.exp(-logits)) if sub.score == "sigmoid" else np.exp(logits) / np.exp(logits).sum()
+        scores = 1 / (1 + np.exp(-logits)) if sublayer.score == "sigmoid" else np.exp(logits) / np.exp(logits).sum()
         wanted = scores + p.get("bias", 0)
-        groups = wanted.reshape(sub.n_groups, -1)
-        best = np.argsort(np.sort(groups, -1)[:, -2:].sum(-1))[-sub.top_groups :]
-        allowed = [e for e in range(E) if e // sub.group_size in best]
-        chosen = sorted(allowed, key=lambda e: -wanted[e])[: sub.top_k]
-        total = sum(scores[e] for e in chosen) if sub.normalised else 1
+        groups = wanted.reshape(sublayer.n_groups, -1)
+        best = np.argsort(np.sort(groups, -1)[:, -2:].sum(-1))[-sublayer.top_groups :]
+        allowed = [e for e in range(E) if e // sublayer.group_size in best]
+        chosen = sorted(allowed, key=lambda e: -wanted[e])[: sublayer.top_k]
+        total = sum(scores[e] for e in chosen) if sublayer.normalised else 1
         for e in chosen:
             hidden = silu(token @ p["gate"][e]) * (token @ p["up"][e])
             if p["inner_norm"]:
                 hidden = hidden / np.sqrt((hidden**2).mean() + 1e-6) * p["inner_norm"]["scale"][e]
-            y[n] += sub.scale * scores[e] / total * (hidden @ p["down"][e])
+            y[n] += sublayer.scale * scores[e] / total * (hidden @ p["down"][e])
     return y
 
 
 @pytest.mark.parametrize("dispatch", ["ragged", "dense"])
 @pytest.mark.parametrize(
-    "sub",
+    "sublayer",
     [SUB, replace(DEEPSEEK, inner_norm=sj.RMSNorm()), replace(SUB, top_k=1, normalised=False)],
     ids=["soft", "groups", "one"],
 )
-def test_against_numpy(x64, sub, dispatch):
-    params, x = parameters(sub), normal(2, 5, D, key=1)
-    y, _ = replace(sub, dispatch=dispatch).apply(params, x, sj.Given())
-    assert largest_difference(y, by_hand(params, np.asarray(x.reshape(-1, D)), sub).reshape(y.shape)) < 1e-12
+def test_against_numpy(x64, sublayer, dispatch):
+    params, x = parameters(sublayer), normal(2, 5, D, key=1)
+    y, _ = replace(sublayer, dispatch=dispatch).apply(params, x, sj.SideInputs())
+    assert largest_difference(y, by_hand(params, np.asarray(x.reshape(-1, D)), sublayer).reshape(y.shape)) < 1e-12
 
 
 def test_ragged_is_dense_in_values_and_gradients(x64):
-    sub = replace(DEEPSEEK, inner_norm=sj.DynamicTanh())
-    params, x = parameters(sub), normal(N, D, key=1)
+    sublayer = replace(DEEPSEEK, inner_norm=sj.DynamicTanh())
+    params, x = parameters(sublayer), normal(N, D, key=1)
 
     @jax.jit
     def both(params, x):
         def loss(params, x, dispatch):
-            y, out = replace(sub, dispatch=dispatch).apply(params, x, sj.Given())
+            y, out = replace(sublayer, dispatch=dispatch).apply(params, x, sj.SideInputs())
             return jnp.sum(jnp.sin(y)) + sum(out.loss.values()), y
 
         return [jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x, way) for way in ("ragged", "dense")]
@@ -78,10 +78,10 @@ def test_ragged_is_dense_in_values_and_gradients(x64):
 def test_ragged_under_vmap_and_in_low_precision(x64):
     trees = [perturbed(parameters(SUB), key=k) for k in (1, 2)]
     params, x = jax.tree.map(lambda *a: jnp.stack(a), *trees), normal(2, N, D, key=1)
-    sub = replace(SUB, dispatch="ragged")
-    lanes = jax.vmap(lambda p, x: sub.apply(p, x, sj.Given())[0])(params, x)
-    assert largest_difference(lanes[1], sub.apply(trees[1], x[1], sj.Given())[0]) < 1e-12
-    y, _ = sub.apply(trees[0], x[0].astype(jnp.bfloat16), sj.Given())
+    sublayer = replace(SUB, dispatch="ragged")
+    lanes = jax.vmap(lambda p, x: sublayer.apply(p, x, sj.SideInputs())[0])(params, x)
+    assert largest_difference(lanes[1], sublayer.apply(trees[1], x[1], sj.SideInputs())[0]) < 1e-12
+    y, _ = sublayer.apply(trees[0], x[0].astype(jnp.bfloat16), sj.SideInputs())
     assert y.dtype == jnp.bfloat16 and np.isfinite(np.asarray(y, np.float32)).all()
 
 
@@ -95,11 +95,11 @@ def test_bias_chooses_but_does_not_weigh(x64):
 
 def test_shared_expert_is_added(x64):
     shared = sj.FeedForward(d_hidden=3, gated=True)
-    sub = replace(SUB, shared_expert=shared)
-    params, x = parameters(sub), normal(N, D, key=1)
+    sublayer = replace(SUB, shared_expert=shared)
+    params, x = parameters(sublayer), normal(N, D, key=1)
     routed = {name: value for name, value in params.items() if name != "shared"}
-    y = SUB.apply(routed, x, sj.Given())[0] + shared.apply(params["shared"], x, sj.Given())[0]
-    assert largest_difference(sub.apply(params, x, sj.Given())[0], y) < 1e-15
+    y = SUB.apply(routed, x, sj.SideInputs())[0] + shared.apply(params["shared"], x, sj.SideInputs())[0]
+    assert largest_difference(sublayer.apply(params, x, sj.SideInputs())[0], y) < 1e-15
 
 
 def test_losses(x64):
@@ -118,22 +118,24 @@ def test_losses(x64):
 
     params, x = parameters(SUB), normal(2, N, D, key=1)
     where = {"index": jnp.where(jnp.arange(N) < 4, -1, jnp.arange(N) - 4)[None]}
-    padded = SUB.apply(params, x, sj.Given(position=where))[1]
-    cut = SUB.apply(params, x[:, 4:], sj.Given())[1]
+    padded = SUB.apply(params, x, sj.SideInputs(position=where))[1]
+    cut = SUB.apply(params, x[:, 4:], sj.SideInputs())[1]
     assert set(padded.loss) == {"balance", "router_z"}
-    assert largest_difference((padded.loss, padded.seen["load"]), (cut.loss, cut.seen["load"])) < 1e-14
-    assert not replace(SUB, balance_loss=0.0, z_loss=0.0).apply(params, x, sj.Given())[1].loss
+    assert (
+        largest_difference((padded.loss, padded.intermediates["load"]), (cut.loss, cut.intermediates["load"])) < 1e-14
+    )
+    assert not replace(SUB, balance_loss=0.0, z_loss=0.0).apply(params, x, sj.SideInputs())[1].loss
 
 
 def test_bias_balances_without_a_loss():
     """Skewed logits; after a few hundred steps of the bias alone every expert has its share."""
-    sub = replace(DEEPSEEK, n_groups=1, top_groups=1, bias_rate=0.01, balance_loss=0.0, z_loss=0.0)
-    params = parameters(sub, jnp.float32)
+    sublayer = replace(DEEPSEEK, n_groups=1, top_groups=1, bias_rate=0.01, balance_loss=0.0, z_loss=0.0)
+    params = parameters(sublayer, jnp.float32)
     x = normal(256, D, key=1, dtype=jnp.float32) + 1.0
 
     def step(bias, _):
-        out = sub.apply({**params, "bias": bias}, x, sj.Given())[1]
-        return out.state["statistic"]["bias"], out.seen["load"]
+        out = sublayer.apply({**params, "bias": bias}, x, sj.SideInputs())[1]
+        return out.state["statistic"]["bias"], out.intermediates["load"]
 
     _, load = jax.jit(lambda bias: jax.lax.scan(step, bias, None, 300))(jnp.zeros(E))
     assert load[0].max() > 1.5 / E
@@ -142,8 +144,8 @@ def test_bias_balances_without_a_loss():
 
 def test_dense_layers_first_and_the_probes():
     attention = sj.Attention(n_heads=2)
-    dense = sj.Layer(subs=(attention, sj.FeedForward(d_hidden=12)))
-    routed = sj.Layer(subs=(attention, SUB))
+    dense = sj.Layer(sublayers=(attention, sj.FeedForward(d_hidden=12)))
+    routed = sj.Layer(sublayers=(attention, SUB))
     stack = sj.Stack.of(dense, routed, routed, depth=3, d_model=D, recipe=sj.recipe.PreNorm())
     assert [segment.n for segment in stack.segments] == [1, 2]
     params = stack.init(jax.random.key(0))
@@ -223,9 +225,9 @@ def test_against_deepseek(x64):
         "down": w["experts.down_proj"].swapaxes(-1, -2),
         "shared": {name: w[f"shared_experts.{name}_proj.weight"].T for name in ("gate", "up", "down")},
     }
-    sub = replace(DEEPSEEK, shared_expert=sj.FeedForward(d_hidden=10, gated=True, activation=sj.feed_forward.silu))
+    sublayer = replace(DEEPSEEK, shared_expert=sj.FeedForward(d_hidden=10, gated=True, activation=sj.feed_forward.silu))
     # Their router runs in float32.
-    assert largest_difference(sub.apply(params, x, sj.Given())[0], wanted.numpy()) < 1e-6
+    assert largest_difference(sublayer.apply(params, x, sj.SideInputs())[0], wanted.numpy()) < 1e-6
 
 
 @pytest.mark.parity
@@ -255,7 +257,7 @@ def test_against_mixtral(x64):
     gate, up = jnp.split(w["experts.gate_up_proj"].swapaxes(-1, -2), 2, -1)
     down = w["experts.down_proj"].swapaxes(-1, -2)
     params = {"router": w["gate.weight"].T, "gate": gate, "up": up, "down": down, "inner_norm": {}}
-    y, out = SUB.apply(params, x, sj.Given())
+    y, out = SUB.apply(params, x, sj.SideInputs())
     assert largest_difference(y, wanted.numpy()) < 1e-6
     # Theirs counts each of the two choices as one.
     np.testing.assert_allclose(2 * out.loss["balance"] / SUB.balance_loss, loss, rtol=1e-6)

@@ -10,7 +10,7 @@ import stackjax as sj
 from stackjax.recipe import Multiplier
 from tests.helpers import largest_difference, perturbed
 
-LAYER = sj.Layer(subs=(sj.Attention(n_heads=2), sj.FeedForward(d_hidden=12, bias=True)))
+LAYER = sj.Layer(sublayers=(sj.Attention(n_heads=2), sj.FeedForward(d_hidden=12, bias=True)))
 
 
 def stack(depth=3, recipe=sj.recipe.PreNorm(), **options):
@@ -18,7 +18,7 @@ def stack(depth=3, recipe=sj.recipe.PreNorm(), **options):
 
 
 def model(recipe=sj.recipe.PreNorm(), depth=3):
-    return sj.decoder(vocab=7, d_model=8, depth=depth, n_heads=2, recipe=recipe, feed_forward=LAYER.subs[1])
+    return sj.decoder(vocab=7, d_model=8, depth=depth, n_heads=2, recipe=recipe, feed_forward=LAYER.sublayers[1])
 
 
 def start(described, dtype=jnp.float64):
@@ -62,7 +62,7 @@ def test_weight_decay_acts_on_matrices_alone():
     after = run(sj.optim.adamw(described, learning_rate=0.1, weight_decay=0.5), params, nothing)
 
     def check(declared, old, new):
-        matrix = declared.spec.role not in ("norm", "bias", "end_norm")
+        matrix = declared.spec.role not in ("norm", "bias", "final_norm")
         np.testing.assert_allclose(new, 0.95 * old if matrix else old, rtol=1e-5)
 
     by_role(described, check, params, after)

@@ -9,7 +9,7 @@ import stackjax as sj
 from stackjax import parameter
 from tests.helpers import normal
 
-LAYER = sj.Layer(subs=(sj.Attention(n_heads=2), sj.FeedForward(d_hidden=24, gated=True, bias=True)))
+LAYER = sj.Layer(sublayers=(sj.Attention(n_heads=2), sj.FeedForward(d_hidden=24, gated=True, bias=True)))
 
 
 def stack(depth, recipe=sj.recipe.PreNorm(), **options):
@@ -24,7 +24,7 @@ def test_a_shallow_stack_is_a_prefix_of_a_deep_one_bit_for_bit():
 
 
 def test_the_draw_does_not_depend_on_how_layers_are_scanned():
-    other = sj.Layer(subs=(sj.Attention(n_heads=2, window=3), *LAYER.subs[1:]))
+    other = sj.Layer(sublayers=(sj.Attention(n_heads=2, window=3), *LAYER.sublayers[1:]))
     plain = sj.Stack.of(LAYER, depth=4, d_model=16, recipe=sj.recipe.PreNorm())
     mixed = sj.Stack.of(LAYER, other, depth=4, d_model=16, recipe=sj.recipe.PreNorm())
     key = jax.random.key(0)

@@ -105,11 +105,13 @@ def test_rotary_widths(width, d_head):
 @given(st.integers(0, 4096))
 def test_rotary_scores_ignore_a_shift(shift):
     with jax.enable_x64(True):
-        sub = sj.Attention(n_heads=2, position=position.Rotary())
-        specs = sj.parameter.declare(sub.spec(8))
+        sublayer = sj.Attention(n_heads=2, position=position.Rotary())
+        specs = sj.parameter.declare(sublayer.spec(8))
         params = sj.parameter.realise(jax.random.key(0), specs, dtype=jnp.float64)
         x, index = normal(1, 4, 8), jnp.arange(4)[None]
-        plain, moved = (sub.apply(params, x, sj.Given(position={"index": i}))[0] for i in (index, index + shift))
+        plain, moved = (
+            sublayer.apply(params, x, sj.SideInputs(position={"index": i}))[0] for i in (index, index + shift)
+        )
         np.testing.assert_allclose(moved, plain, rtol=1e-9, atol=1e-11)
 
 

@@ -12,7 +12,7 @@ from tests.helpers import normal, perturbed
 
 D, T, DEPTH = 12, 5, 4
 ATTENTION = sj.Attention(n_heads=2, n_kv_heads=1)
-LAYER = sj.Layer(subs=(ATTENTION, sj.FeedForward(d_hidden=16)))
+LAYER = sj.Layer(sublayers=(ATTENTION, sj.FeedForward(d_hidden=16)))
 STACK = sj.Stack.of(LAYER, depth=DEPTH, d_model=D, recipe=sj.recipe.PreNorm())
 
 
@@ -77,12 +77,12 @@ def test_standard_measures_of_a_stack(x64):
             "after": trace.after,
             **{
                 f"{name}/{k}": v
-                for name, seen in trace.seen.items()
+                for name, seen in trace.intermediates.items()
                 for k, v in seen.items()
                 if k in ("stream", "x", "y")
             },
-            "weights": trace.seen["attention"]["weights"],
-            "logits": trace.seen["attention"]["logits"],
+            "weights": trace.intermediates["attention"]["weights"],
+            "logits": trace.intermediates["attention"]["logits"],
         }
 
     @jax.jit
@@ -120,8 +120,8 @@ def test_standard_measures_of_a_stack(x64):
 def test_taps_are_the_norms_of_the_full_gradients(x64, remat):
     params, x, weights = perturbed(STACK.init(jax.random.key(0), jnp.float64)), normal(2, T, D), normal(2, T, D, key=1)
 
-    def loss(probes, taps):
-        return jnp.sum(weights * STACK.apply(params, x, probes=probes, taps=taps, remat=remat)[0])
+    def loss(perturbations, taps):
+        return jnp.sum(weights * STACK.apply(params, x, perturbations=perturbations, taps=taps, remat=remat)[0])
 
     full, squares = jax.jit(jax.grad(loss, (0, 1)))(jnp.zeros((DEPTH, 2, T, D)), jnp.zeros(DEPTH + 1))
     np.testing.assert_allclose(squares[:-1], np.sum(np.square(full), (1, 2, 3)), rtol=1e-13)
@@ -133,7 +133,7 @@ def test_taps_are_the_norms_of_the_full_gradients(x64, remat):
 
 @pytest.mark.parametrize("looped", [False, True])
 def test_norms_of_the_layers_and_the_ends_add_up_to_the_global_norm(x64, looped):
-    local = sj.Layer(subs=(sj.Attention(n_heads=2, window=2), sj.FeedForward(d_hidden=8)))
+    local = sj.Layer(sublayers=(sj.Attention(n_heads=2, window=2), sj.FeedForward(d_hidden=8)))
     stack = sj.Stack.of(local, LAYER, depth=4 if looped else 5, d_model=D, recipe=sj.recipe.PreNorm(), looped=looped)
     declaration, tree = stack.declaration(), perturbed(stack.init(jax.random.key(0), jnp.float64))
     layers = probe.layer_norms(tree, declaration, stack.depth)

@@ -33,7 +33,7 @@ def check_causal(model, where=None):
 
     def run(x):
         x = model.embedding.position.embed(params["embedding"]["position"], where, x)
-        return model.stack.apply(params["stack"], x, sj.Given(position=where))[0]
+        return model.stack.apply(params["stack"], x, sj.SideInputs(position=where))[0]
 
     @jax.jit
     def rows(x):
@@ -57,7 +57,7 @@ def test_every_norm_by_token_is_causal(name):
 
 @pytest.mark.parametrize("name", POSITIONS)
 def test_every_position_is_causal(name):
-    check_causal(build(position=POSITIONS[name]), cases.given(name).position)
+    check_causal(build(position=POSITIONS[name]), cases.side_inputs(name).position)
 
 
 def test_batch_norm_is_neither():
@@ -79,7 +79,7 @@ def compiled(kind):
 
     @jax.jit
     def run(tokens, index):
-        return model.apply(params, tokens, sj.Given(position={"index": index}))[0]
+        return model.apply(params, tokens, sj.SideInputs(position={"index": index}))[0]
 
     return run
 
@@ -107,10 +107,10 @@ def test_rotary_models_ignore_a_shift_of_all_positions(tokens, shift):
 @pytest.mark.parametrize("kind", ["decoder", "encoder", "learned"])
 def test_padding_never_matters(kind, tokens, other, n):
     """What stands in empty slots changes nothing, and neither does the side on which they are."""
-    run, slots = compiled(kind), jnp.arange(8)
-    right, left = jnp.where(slots < n, slots, -1), jnp.where(slots >= 8 - n, slots - (8 - n), -1)
+    run, capacity = compiled(kind), jnp.arange(8)
+    right, left = jnp.where(capacity < n, capacity, -1), jnp.where(capacity >= 8 - n, capacity - (8 - n), -1)
     tokens, other = jnp.array(tokens), jnp.array(other)
-    rows = [jnp.where(slots < n, tokens, pad) for pad in (0, other)]
+    rows = [jnp.where(capacity < n, tokens, pad) for pad in (0, other)]
     moved = [jnp.roll(row, 8 - n) for row in rows]
     found = run(jnp.stack([*rows, *moved]), jnp.stack([right, right, left, left]))
     np.testing.assert_array_equal(found[0, :n], found[1, :n])
@@ -130,7 +130,7 @@ def test_padding_is_as_good_as_a_shorter_sequence():
 def test_packed_documents_do_not_see_each_other():
     model = build()
     params = perturbed(model.init(jax.random.key(0)))
-    run = jax.jit(lambda tokens, where: model.apply(params, tokens, sj.Given(position=where))[0])
+    run = jax.jit(lambda tokens, where: model.apply(params, tokens, sj.SideInputs(position=where))[0])
     first, second = jnp.array([3, 1, 4]), jnp.array([1, 5, 9, 2, 6])
     where = {"index": jnp.array([[0, 1, 2, 0, 1, 2, 3, 4]]), "segment": jnp.array([[0, 0, 0, 1, 1, 1, 1, 1]])}
     packed = run(jnp.concatenate((first, second))[None], where)

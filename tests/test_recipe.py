@@ -8,20 +8,23 @@ import pytest
 import stackjax as sj
 from stackjax import recipe
 from stackjax.recipe import Geometry
+from stackjax.recipe.form import FormCoefficients
 from tests.helpers import normal, perturbed
 
 D = 16
-LAYER = sj.Layer(subs=(sj.Attention(n_heads=2), sj.FeedForward(d_hidden=24)))
+LAYER = sj.Layer(sublayers=(sj.Attention(n_heads=2), sj.FeedForward(d_hidden=24)))
 
 
 def stack(rule, depth=3, d_model=D):
     return sj.Stack.of(LAYER, depth=depth, d_model=d_model, recipe=rule)
 
 
-def residual(form, scale, x, f, params=None):
+def residual(form, coefficients, x, f, params=None):
     specs = sj.parameter.declare(form.spec(D, 3))
     own = params or sj.parameter.realise(jax.random.key(0), specs, dtype=x.dtype)
-    return form.apply(own, scale, x, lambda h, **_: (f(h), sj.Out()))[0], jax.tree.map(np.asarray, own)
+    return form.apply(own, FormCoefficients(coefficients), x, lambda h, **_: (f(h), sj.Aux()))[0], jax.tree.map(
+        np.asarray, own
+    )
 
 
 def numpy_norm(p, x):
@@ -72,13 +75,13 @@ def test_deepnorm_constants_of_one_stack(side):
 def test_deepnorm_scales_the_branches_and_nothing_else():
     plain, deep = (stack(rule).init(jax.random.key(0)) for rule in (recipe.PostNorm(), recipe.DeepNorm()))
     beta = np.float32(24**-0.25)
-    for sub, names in (("attention", ("value", "out")), ("feed_forward", ("up", "down"))):
+    for sublayer, names in (("attention", ("value", "out")), ("feed_forward", ("up", "down"))):
         for name in names:
-            a, b = (params["segments"]["0"]["0"][sub][name] for params in (plain, deep))
+            a, b = (params["segments"]["0"]["0"][sublayer][name] for params in (plain, deep))
             np.testing.assert_allclose(b, beta * a, rtol=1e-6)
     for name in ("query", "key"):
         np.testing.assert_array_equal(*(p["segments"]["0"]["0"]["attention"][name] for p in (plain, deep)))
-    np.testing.assert_allclose(stack(recipe.DeepNorm()).schedule()["sub"]["alpha"], 6**0.25, rtol=1e-6)
+    np.testing.assert_allclose(stack(recipe.DeepNorm()).coefficients()["sublayer"]["alpha"], 6**0.25, rtol=1e-6)
 
 
 def test_rezero_is_the_identity_at_init():
@@ -114,11 +117,11 @@ def test_complete_p_is_pre_norm_to_the_bit_at_its_base():
 @pytest.mark.parametrize("alpha", [1.0, 0.5])
 def test_complete_p_table(alpha):
     """Dey et al. 2025, table 1, at 4 times the depth and 2 times the width."""
-    rule = recipe.CompleteP(alpha=alpha, base_depth=3, base_width=8, law=sj.parameter.Normal(0.02))
+    rule = recipe.CompleteP(alpha=alpha, base_depth=3, base_width=8, default_init=sj.parameter.Normal(0.02))
     geometry = Geometry(depth=12, d_model=16)
-    schedule = rule.schedule(geometry)
-    np.testing.assert_allclose(schedule["sub"]["beta"], 4**-alpha)
-    np.testing.assert_allclose(schedule["unembed"], 1 / 2)
+    coefficients = rule.coefficients(geometry)
+    np.testing.assert_allclose(coefficients["sublayer"]["beta"], 4**-alpha)
+    np.testing.assert_allclose(coefficients["unembed"], 1 / 2)
     np.testing.assert_allclose(rule.gain("up", geometry) ** 2, 1 / 2)
     eps = 4**-alpha / 2
     expected = {
@@ -128,7 +131,7 @@ def test_complete_p_table(alpha):
         "bias": (4 ** (alpha - 1), 1, eps),
         "embed": (1, 1, 1 / 2),
         "unembed": (1, 1, 1 / 2),
-        "end_norm": (1, 1, 1 / 2),
+        "final_norm": (1, 1, 1 / 2),
     }
     for role, numbers in expected.items():
         m = rule.multiplier(role, geometry)
@@ -140,7 +143,9 @@ def test_complete_p_keeps_the_embedding_as_the_stream_sees_it():
     for width in (8, 64):
         model = sj.decoder(vocab=50, d_model=width, depth=0, n_heads=2, recipe=recipe.CompleteP(base_width=8))
         params = model.init(jax.random.key(0))
-        x = model.embedding.apply(params["embedding"], jnp.arange(50)[None], multiplier=model.stack.schedule()["embed"])
+        x = model.embedding.apply(
+            params["embedding"], jnp.arange(50)[None], multiplier=model.stack.coefficients()["embed"]
+        )
         np.testing.assert_allclose(np.sqrt(np.mean(np.square(x))), 1, rtol=0.1)
 
 
@@ -157,7 +162,7 @@ def test_controls_do_what_they_are_controls_for():
     """Without norms, a skip explodes by about sqrt(3) a layer (two branches of unit gain; less at this small width)."""
     x = normal(2, 6, D)
     measures = {}
-    for rule in (recipe.PlainResidual(law=sj.parameter.FanIn()), recipe.PreNorm(), recipe.PostNorm()):
+    for rule in (recipe.PlainResidual(default_init=sj.parameter.FanIn()), recipe.PreNorm(), recipe.PostNorm()):
         deep = stack(rule, depth=32)
         run = jax.jit(lambda p, x, deep=deep: deep.apply(p, x, measure=sj.probe.stream)[1].measure["stream_rms"])
         measures[type(rule).__name__] = run(deep.init(jax.random.key(0)), x)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 import stackjax as sj
 from stackjax.segment import Segment, fold
 
-KINDS = [sj.Layer(subs=(sj.FeedForward(d_hidden=width),)) for width in range(1, 10)]
+KINDS = [sj.Layer(sublayers=(sj.FeedForward(d_hidden=width),)) for width in range(1, 10)]
 
 
 def folded(text):
@@ -27,9 +27,9 @@ def test_segments_expand_back_to_the_list(layers):
 
 @settings(max_examples=50)
 @given(st.lists(st.sampled_from(KINDS[:3]), min_size=1, max_size=4), st.integers(2, 50))
-def test_a_repeated_period_is_one_segment(period, n):
-    (segment,) = fold(period * n)
-    assert len(segment.layers) <= len(period) and segment.depth == n * len(period)
+def test_a_repeated_period_is_one_segment(pattern, n):
+    (segment,) = fold(pattern * n)
+    assert len(segment.layers) <= len(pattern) and segment.depth == n * len(pattern)
 
 
 @pytest.mark.parametrize(
@@ -50,9 +50,11 @@ def test_patterns(layers, expected):
 
 
 def test_equal_layers_need_not_be_the_same_object():
-    assert fold([sj.Layer(subs=(sj.FeedForward(d_hidden=3),)) for _ in range(7)]) == (Segment(layers=(KINDS[2],), n=7),)
+    assert fold([sj.Layer(sublayers=(sj.FeedForward(d_hidden=3),)) for _ in range(7)]) == (
+        Segment(layers=(KINDS[2],), n=7),
+    )
 
 
 def test_a_thousand_different_layers_fold_in_a_moment():
-    layers = [sj.Layer(subs=(sj.FeedForward(d_hidden=width + 1),)) for width in range(1000)]
+    layers = [sj.Layer(sublayers=(sj.FeedForward(d_hidden=width + 1),)) for width in range(1000)]
     assert len(fold(layers)) == 1000

@@ -26,7 +26,7 @@ def test_padding_of_the_source_does_not_matter():
     where = {"index": jnp.arange(-2, 5)[None].clip(-1)}
     run = jax.jit(model.apply)
     plain, _ = run(params, SOURCE, TARGET)
-    assert largest_difference(run(params, padded, TARGET, source_position=where)[0], plain) < 1e-5
+    assert largest_difference(run(params, padded, TARGET, sj.SideInputs(memory_position=where))[0], plain) < 1e-5
     assert largest_difference(run(params, SOURCE[:, ::-1], TARGET)[0], plain) > 1e-2
 
 
@@ -58,7 +58,7 @@ def test_shared_and_separate_embeddings():
 def test_running_statistics_of_both_sides_are_absorbed():
     norm = sj.BatchNorm(momentum=1.0)
     model, params = built(recipe=sj.recipe.PreNorm(residual=sj.residual.Pre(norm=norm)))
-    new = model.absorb(params, model.apply(params, SOURCE, TARGET)[1].state)
+    new = model.update_statistics(params, model.apply(params, SOURCE, TARGET)[1].state)
     changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), new, params)
     assert changed == jax.tree.map(lambda d: d.spec.role == "statistic", model.declaration(), is_leaf=is_spec)
 
@@ -67,7 +67,7 @@ def test_deepnorm_takes_the_constants_of_both_sides():
     """Wang et al. 2022, figure 2: with N = 3 encoder and M = 2 decoder layers."""
     model = sj.encoder_decoder(**SIZES, depth=2, encoder_depth=3, recipe=sj.recipe.DeepNorm())
     n, m = 3, 2
-    alphas = [stack.schedule()["sub"]["alpha"] for stack in (model.encoder, model.decoder.stack)]
+    alphas = [stack.coefficients()["sublayer"]["alpha"] for stack in (model.encoder, model.decoder.stack)]
     assert [a.shape for a in alphas] == [(3, 2), (2, 3)]
     np.testing.assert_allclose(alphas[0], 0.81 * (n**4 * m) ** (1 / 16), rtol=1e-6)
     np.testing.assert_allclose(alphas[1], (3 * m) ** 0.25, rtol=1e-6)
@@ -143,9 +143,9 @@ def test_says_what_is_wrong():
         sj.EncoderDecoder(encoder=narrow.encoder, decoder=built()[0].decoder)
     with pytest.raises(ValueError, match="sees all of the memory"):
         sj.Attention(n_heads=2, cross=True, window=3)
-    layer = sj.Layer(subs=(sj.Attention(n_heads=2, cross=True),))
+    layer = sj.Layer(sublayers=(sj.Attention(n_heads=2, cross=True),))
     alone = sj.Stack.of(layer, depth=1, d_model=16, recipe=sj.recipe.PreNorm())
-    with pytest.raises(ValueError, match=r"needs given\.memory"):
+    with pytest.raises(ValueError, match=r"needs side_inputs\.memory"):
         alone.apply(alone.init(jax.random.key(0)), jnp.ones((2, 16)))
 
 
@@ -174,8 +174,8 @@ def test_against_torch(x64):
     def norm(name):
         return {"norm": {"scale": w[f"{name}.weight"], "bias": w[f"{name}.bias"]}}
 
-    def layer(name, subs):
-        tree = {sub: attention(f"{name}.{theirs}") for sub, theirs in subs.items()}
+    def layer(name, sublayers):
+        tree = {sublayer: attention(f"{name}.{theirs}") for sublayer, theirs in sublayers.items()}
         tree["feed_forward"] = {
             "up": w[f"{name}.linear1.weight"].T,
             "up_bias": w[f"{name}.linear1.bias"],
@@ -183,7 +183,7 @@ def test_against_torch(x64):
             "down_bias": w[f"{name}.linear2.bias"],
             "inner_norm": {},
         }
-        norms = {sub: norm(f"{name}.norm{i + 1}") for i, sub in enumerate((*subs, "feed_forward"))}
+        norms = {sublayer: norm(f"{name}.norm{i + 1}") for i, sublayer in enumerate((*sublayers, "feed_forward"))}
         return {**tree, "residual": {**norms, "outer": {}}}
 
     model = sj.encoder_decoder(
@@ -196,15 +196,15 @@ def test_against_torch(x64):
         feed_forward=sj.FeedForward(d_hidden=24, activation=sj.feed_forward.relu, bias=True),
     )
     sides = {}
-    for side, stack, subs in (
+    for side, stack, sublayers in (
         ("encoder", model.encoder, {"attention": "self_attn"}),
         ("decoder", model.decoder.stack, {"attention": "self_attn", "cross_attention": "multihead_attn"}),
     ):
         fresh = stack.init(jax.random.key(0), jnp.float64)
-        layers = [layer(f"{side}.layers.{i}", subs) for i in range(2)]
+        layers = [layer(f"{side}.layers.{i}", sublayers) for i in range(2)]
         ends = {"leave": {**fresh["leave"], "inner": norm(f"{side}.norm")}}
         sides[side] = {**sj.convert.restack(stack, layers, fresh), **ends}
         assert jax.tree.map(jnp.shape, sides[side]) == jax.tree.map(jnp.shape, fresh)
     memory, _ = model.encoder.apply(sides["encoder"], source)
-    y, _ = model.decoder.stack.apply(sides["decoder"], target, sj.Given(memory=memory))
+    y, _ = model.decoder.stack.apply(sides["decoder"], target, sj.SideInputs(memory=memory))
     assert largest_difference(y, wanted.numpy()) < 1e-12

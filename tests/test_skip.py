@@ -36,7 +36,7 @@ def test_left_out_is_not_there(rule):
 
     @jax.jit
     def run(numbers):
-        return skipping.apply(params, tokens, schedule=sj.skip.keep(model.stack.schedule(), numbers))[0]
+        return skipping.apply(params, tokens, coefficients=sj.skip.keep(model.stack.coefficients(), numbers))[0]
 
     assert largest_difference(run(jnp.ones(DEPTH)), model.apply(params, tokens)[0]) < 1e-5
     for layers in ([0, 1, 3], [0, 1]):
@@ -54,8 +54,8 @@ def test_the_numbers_are_data():
     @jax.jit
     def losses(masks):
         def one(numbers):
-            schedule = sj.skip.keep(model.stack.schedule(), numbers)
-            return sj.loss.next_token(skipping.apply(params, tokens, schedule=schedule)[0], tokens)
+            coefficients = sj.skip.keep(model.stack.coefficients(), numbers)
+            return sj.loss.next_token(skipping.apply(params, tokens, coefficients=coefficients)[0], tokens)
 
         return jax.lax.map(one, masks)
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 import stackjax as sj
-from stackjax.recipe.base import with_sub
+from stackjax.recipe.base import with_coefficients
 from tests.helpers import largest_difference, normal, perturbed
 
 D, T = 16, 5
-LAYER = sj.Layer(subs=(sj.Attention(n_heads=2, position=sj.position.Rotary()), sj.FeedForward(d_hidden=24)))
-LOCAL = sj.Layer(subs=(sj.Attention(n_heads=2, window=2), sj.FeedForward(d_hidden=24)))
-FORWARD = sj.Layer(subs=(sj.FeedForward(d_hidden=8),))
+LAYER = sj.Layer(sublayers=(sj.Attention(n_heads=2, position=sj.position.Rotary()), sj.FeedForward(d_hidden=24)))
+LOCAL = sj.Layer(sublayers=(sj.Attention(n_heads=2, window=2), sj.FeedForward(d_hidden=24)))
+FORWARD = sj.Layer(sublayers=(sj.FeedForward(d_hidden=8),))
 
 
 def stack(*layers, depth, recipe=sj.recipe.PreNorm(), **options):
@@ -71,12 +71,12 @@ def test_a_stack_is_its_layers_one_after_another(x64):
     """Pre-norm by hand, from the public pure functions."""
     deep = stack(depth=3)
     params, x = drawn(deep), normal(2, T, D)
-    attention, forward = LAYER.subs
+    attention, forward = LAYER.sublayers
     h = x
     for own in sj.convert.unstack(deep, params):
-        for sub in (attention, forward):
-            normed = sj.norm.layer_norm(own["residual"][sub.name]["norm"], h)
-            h = h + sub.apply(own[sub.name], normed, sj.Given())[0]
+        for sublayer in (attention, forward):
+            normed = sj.norm.layer_norm(own["residual"][sublayer.name]["norm"], h)
+            h = h + sublayer.apply(own[sublayer.name], normed, sj.SideInputs())[0]
     expected = sj.norm.layer_norm(params["leave"]["inner"]["norm"], h)
     np.testing.assert_allclose(deep.apply(params, x)[0], expected, rtol=1e-10, atol=1e-12)
 
@@ -91,8 +91,8 @@ def test_lanes_equal_single_runs(x64):
         params = deep.init(key, jnp.float64)
 
         def loss(params):
-            schedule = with_sub(deep.schedule(), alpha=alpha)
-            return jnp.sum(deep.apply(params, x, schedule=schedule, remat="nested")[0][..., 0])
+            coefficients = with_coefficients(deep.coefficients(), alpha=alpha)
+            return jnp.sum(deep.apply(params, x, coefficients=coefficients, remat="nested")[0][..., 0])
 
         return jax.value_and_grad(loss)(params)
 
@@ -150,12 +150,12 @@ def test_measures_come_in_the_order_of_the_layers(x64):
 
 
 def test_dropout_needs_a_key_and_differs_by_layer_and_sublayer():
-    subs = tuple(dataclasses.replace(sub, dropout=0.5) for sub in LAYER.subs)
-    deep = stack(sj.Layer(subs=subs), depth=3)
+    sublayers = tuple(dataclasses.replace(sublayer, dropout=0.5) for sublayer in LAYER.sublayers)
+    deep = stack(sj.Layer(sublayers=sublayers), depth=3)
     params, x = deep.init(jax.random.key(0)), normal(2, T, D)
 
     def dropped(trace):
-        return {name: seen["y"] == 0 for name, seen in trace.seen.items()}
+        return {name: seen["y"] == 0 for name, seen in trace.intermediates.items()}
 
     run = jax.jit(lambda key: deep.apply(params, x, key=key, measure=dropped))
     (y, result), (again, _), (other, _) = (run(jax.random.key(i)) for i in (1, 1, 2))
@@ -171,12 +171,12 @@ def test_probes_and_taps_agree_on_a_stream_of_several_arrays(x64):
     deep = stack(depth=3, recipe=sj.recipe.HyperConnections())
     params, x, weights = drawn(deep), normal(2, T, D), normal(2, T, D, key=1)
     stream = jax.eval_shape(deep.enter, params, x)
-    probes = jax.tree.map(lambda s: jnp.zeros((3, *s.shape), s.dtype), stream)
+    perturbations = jax.tree.map(lambda s: jnp.zeros((3, *s.shape), s.dtype), stream)
 
-    def loss(probes, taps):
-        return jnp.sum(weights * deep.apply(params, x, probes=probes, taps=taps)[0])
+    def loss(perturbations, taps):
+        return jnp.sum(weights * deep.apply(params, x, perturbations=perturbations, taps=taps)[0])
 
-    full, squares = jax.jit(jax.grad(loss, (0, 1)))(probes, jnp.zeros(4))
+    full, squares = jax.jit(jax.grad(loss, (0, 1)))(perturbations, jnp.zeros(4))
     np.testing.assert_allclose(squares[:-1], jnp.sum(full**2, (1, 2, 3, 4)), rtol=1e-12)
 
 
@@ -187,7 +187,7 @@ def test_state_of_batch_norm_and_its_way_back():
         deep = stack(FORWARD, depth=3, recipe=sj.recipe.PreNorm(residual=form), looped=looped)
         params, x = deep.init(jax.random.key(0)), normal(4, T, D)
         y, result = jax.jit(deep.apply)(params, x)
-        new = deep.absorb(params, result.state)
+        new = deep.update_statistics(params, result.state)
         changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), new, params)
         expected = jax.tree.map(lambda d: d.spec.role == "statistic", deep.declaration(), is_leaf=sj.parameter.is_spec)
         assert changed == expected, form
@@ -203,7 +203,7 @@ def test_state_of_batch_norm_and_its_way_back():
     [
         ((), {"depth": 3}, "at least one layer"),
         ((LAYER,), {"depth": -1}, "depth must be 0 or more; got -1"),
-        ((LAYER, LOCAL), {"depth": 3, "looped": True}, "whole periods; got depth=3, period=2"),
+        ((LAYER, LOCAL), {"depth": 3, "looped": True}, "whole patterns; got depth=3, pattern=2"),
     ],
 )
 def test_mistakes(layers, options, message):
@@ -212,12 +212,12 @@ def test_mistakes(layers, options, message):
     with pytest.raises(ValueError, match="d_model must be positive"):
         sj.Stack.of(LAYER, depth=1, d_model=0, recipe=sj.recipe.PreNorm())
     with pytest.raises(ValueError, match="distinct names"):
-        sj.Layer(subs=(sj.FeedForward(), sj.FeedForward()))
+        sj.Layer(sublayers=(sj.FeedForward(), sj.FeedForward()))
 
 
 def test_streams_of_different_kinds_cannot_meet():
     class Mixed(sj.recipe.PreNorm):
-        def form(self, sub, slot, layer, geometry):
+        def form(self, sublayer, slot, layer, geometry):
             return sj.recipe.HyperConnections().residual if slot else self.residual
 
     with pytest.raises(ValueError, match="different streams cannot meet"):
@@ -225,7 +225,8 @@ def test_streams_of_different_kinds_cannot_meet():
 
 
 @pytest.mark.parametrize(
-    "options", [{"taps": jnp.zeros(3)}, {"schedule": stack(depth=4).schedule()}, {"probes": jnp.zeros((2, T, D))}]
+    "options",
+    [{"taps": jnp.zeros(3)}, {"coefficients": stack(depth=4).coefficients()}, {"perturbations": jnp.zeros((2, T, D))}],
 )
 def test_shapes_of_another_depth_are_refused(options):
     deep = stack(depth=3)

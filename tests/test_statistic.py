@@ -29,7 +29,7 @@ FORMS = {
 
 
 def stack_of(form, **options):
-    layer = sj.Layer(subs=(sj.Attention(n_heads=2), sj.FeedForward(d_hidden=24)))
+    layer = sj.Layer(sublayers=(sj.Attention(n_heads=2), sj.FeedForward(d_hidden=24)))
     return sj.Stack.of(layer, depth=DEPTH, d_model=D, recipe=recipe.PreNorm(residual=form), **options)
 
 
@@ -54,7 +54,7 @@ def test_every_norm_of_every_form_is_tracked(name):
     @jax.jit
     def step(params):
         y, result = stack.apply(params, x)
-        return y, stack.absorb(params, result.state)
+        return y, stack.update_statistics(params, result.state)
 
     for _ in range(30):
         y, params = step(params)
@@ -84,7 +84,7 @@ def test_batch_norm_is_refused_where_it_would_not_be_updated(make):
 def test_only_statistics_change(x64):
     stack = stack_of(FORMS["pre"])
     params = perturbed(stack.init(jax.random.key(0), jnp.float64))
-    new = stack.absorb(params, stack.apply(params, normal(2, 5, D))[1].state)
+    new = stack.update_statistics(params, stack.apply(params, normal(2, 5, D))[1].state)
     assert jax.tree.structure(new) == jax.tree.structure(params)
     changed = jax.tree.map(
         lambda d, a, b: (d.spec.role == "statistic") == bool((a != b).any()),
@@ -99,7 +99,9 @@ def test_only_statistics_change(x64):
 def test_a_stack_without_statistics_keeps_its_parameters():
     stack = stack_of(residual.Pre())
     params = stack.init(jax.random.key(0))
-    assert largest_difference(stack.absorb(params, stack.apply(params, normal(2, 5, D))[1].state), params) == 0
+    assert (
+        largest_difference(stack.update_statistics(params, stack.apply(params, normal(2, 5, D))[1].state), params) == 0
+    )
 
 
 def test_looped_layers_keep_the_mean(x64):
@@ -108,13 +110,13 @@ def test_looped_layers_keep_the_mean(x64):
     state = stack.apply(params, normal(2, 5, D))[1].state
     found = state["0"]["0"]["attention"]["residual"]["norm"]["mean"]
     assert found.shape == (DEPTH, D)
-    new = stack.absorb(params, state)["segments"]["0"]["0"]["residual"]["attention"]["norm"]["mean"]
+    new = stack.update_statistics(params, state)["segments"]["0"]["0"]["residual"]["attention"]["norm"]["mean"]
     np.testing.assert_allclose(new, found.mean(0), rtol=1e-12)
 
 
 def test_power_iteration_goes_on_from_call_to_call():
     """A few steps of training from a cold start, then forward passes alone: each sigma becomes the spectral norm."""
-    layer = sj.Layer(subs=(sj.Attention(n_heads=2), sj.FeedForward(d_hidden=24)))
+    layer = sj.Layer(sublayers=(sj.Attention(n_heads=2), sj.FeedForward(d_hidden=24)))
     stack = sj.Stack.of(layer, depth=2, d_model=D, recipe=recipe.SigmaReparam())
     optimiser = sj.optim.adamw(stack, learning_rate=1e-3)
     x, target = normal(4, 12, D, key=1), normal(4, 12, D, key=2)
@@ -128,17 +130,17 @@ def test_power_iteration_goes_on_from_call_to_call():
         (value, seen), gradients = jax.value_and_grad(loss, has_aux=True)(params)
         updates, state = optimiser.update(gradients, state, params)
         params = optax.apply_updates(params, jax.tree.map(lambda u: moves * u, updates))
-        return (stack.absorb(params, seen), state), value
+        return (stack.update_statistics(params, seen), state), value
 
     cold = stack.init(jax.random.key(0))
     moves = jnp.arange(80) < 20
     (params, _), losses = jax.jit(lambda carry: jax.lax.scan(step, carry, moves))((cold, optimiser.init(cold)))
     assert losses[20] < losses[0]
     for p in sj.convert.unstack(stack, params):
-        for sub in ("attention", "feed_forward"):
-            for name, beside in p[sub]["spectral"].items():
-                sigma, _ = recipe.sigma_reparam.spectral_norm(p[sub][name], beside["vector"])
-                np.testing.assert_allclose(sigma, np.linalg.norm(p[sub][name], 2), rtol=1e-2)
+        for sublayer in ("attention", "feed_forward"):
+            for name, beside in p[sublayer]["spectral"].items():
+                sigma, _ = recipe.sigma_reparam.spectral_norm(p[sublayer][name], beside["vector"])
+                np.testing.assert_allclose(sigma, np.linalg.norm(p[sublayer][name], 2), rtol=1e-2)
 
 
 def test_the_gradient_of_sigma_is_that_of_the_spectral_norm(x64):

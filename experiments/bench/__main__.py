@@ -185,9 +185,9 @@ class Bench:
         """Runs side by side."""
         small = {"d_model": 16, "batch": 2, "context": 8, "depths": (2,), "rounds": 1}
         usual = {"d_model": 64, "batch": 8, "context": 32, "depths": (2, 8), "rounds": self.options.rounds}
-        given: dict[str, Any] = small if self.options.quick else usual
-        for depth in given.pop("depths"):
-            row = vmapped.measure(depth=depth, **given)
+        sizes: dict[str, Any] = small if self.options.quick else usual
+        for depth in sizes.pop("depths"):
+            row = vmapped.measure(depth=depth, **sizes)
             self.results["sweep"].append(row)
             self.say(f"{row['runs']} runs of {depth} layers: " + _seconds(row["seconds"]))
 
@@ -198,9 +198,9 @@ class Bench:
             return
         small = {"d_model": 16, "depth": 2, "prompt": 4, "n_tokens": 4, "rounds": 1}
         usual = {"d_model": 256, "depth": 8, "prompt": 32, "n_tokens": 128, "rounds": 3}
-        given: dict[str, Any] = small if self.options.quick else usual
+        sizes: dict[str, Any] = small if self.options.quick else usual
         for batch in (1, 8):
-            row = decoding.measure(batch=batch, **given)
+            row = decoding.measure(batch=batch, **sizes)
             self.results["decode"].append(row)
             rates = ", ".join(f"{name} {rate:.0f}" for name, rate in row["tokens_per_second"].items())
             self.say(f"tokens/s at batch {batch}: {rates}")

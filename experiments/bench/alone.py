@@ -25,9 +25,9 @@ def measure(name: str, size: Size, remat: str, rounds: int) -> Row:
 
 def main(asked: str) -> None:
     """Measure what is asked and print it as JSON."""
-    given = json.loads(asked)
-    made = program.prepare(given["name"], Size(**given["size"]), given["remat"])
-    program.run([made], given["rounds"])
+    request = json.loads(asked)
+    made = program.prepare(request["name"], Size(**request["size"]), request["remat"])
+    program.run([made], request["rounds"])
     print(json.dumps(made.row))
 
 

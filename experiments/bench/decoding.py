@@ -50,10 +50,10 @@ def measure(*, d_model: int, depth: int, batch: int, prompt: int, n_tokens: int,
         model, params, _ = hf.load(folder)
     tokens = np.random.default_rng(0).integers(0, 256, (batch, prompt))
     words, mask = torch.tensor(tokens), torch.ones((batch, prompt), dtype=torch.long)
-    params, given = jax.device_put(params), jnp.asarray(tokens, jnp.int32)
+    params, prompts = jax.device_put(params), jnp.asarray(tokens, jnp.int32)
 
     def ours() -> np.ndarray:
-        return np.asarray(decode.generate(model, params, given, n_tokens=n_tokens).tokens)
+        return np.asarray(decode.generate(model, params, prompts, n_tokens=n_tokens).tokens)
 
     def reference() -> np.ndarray:
         limits = {"max_new_tokens": n_tokens, "min_new_tokens": n_tokens, "do_sample": False, "pad_token_id": 0}

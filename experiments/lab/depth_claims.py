@@ -51,8 +51,8 @@ def collapse(*, seeds: int, d_model: int, n_heads: int) -> Arrays:
     }
     found = {}
     with jax.enable_x64(True):
-        for kind, (subs, rule) in kinds.items():
-            stack = sj.Stack.of(sj.Layer(subs=subs), depth=COLLAPSE_DEPTH, d_model=d_model, recipe=rule)
+        for kind, (sublayers, rule) in kinds.items():
+            stack = sj.Stack.of(sj.Layer(sublayers=sublayers), depth=COLLAPSE_DEPTH, d_model=d_model, recipe=rule)
 
             def one(seed: jax.Array, stack: sj.Stack = stack) -> jax.Array:
                 init, tokens = jax.random.split(jax.random.key(seed))

@@ -81,14 +81,16 @@ def _points(cell: Json, profile: Json, measures: Sequence[str]) -> list[Json]:
     """One row for each layer and each measure of these kinds, thinned to `MOST_LAYERS` layers."""
     rows = []
     for name, values in profile.items():
-        kind, _, sub = name.partition("/")
+        kind, _, sublayer = name.partition("/")
         if kind not in measures:
             continue
         last = max(len(values) - 1, 1)
         for layer, value in _thin(list(enumerate(values)), MOST_LAYERS):
             if value is not None and (value > 0 or kind not in LOGARITHMIC):
                 key = {"recipe": cell["recipe"], "depth": cell["depth"], "step": profile["step"]}
-                rows.append({**key, "kind": kind, "sub": sub, "layer": layer, "share": layer / last, "value": value})
+                rows.append(
+                    {**key, "kind": kind, "sublayer": sublayer, "layer": layer, "share": layer / last, "value": value}
+                )
     return rows
 
 
@@ -96,12 +98,14 @@ def _profiles(
     results: Results, rows: list[Json], measures: Sequence[str], x: alt.X, color: alt.Color, detail: str
 ) -> alt.TopLevelMixin | None:
     """A row of panels for each measure, a column for each recipe."""
-    pictures = [(kind, sub) for kind in measures for sub in sorted({r["sub"] for r in rows if r["kind"] == kind})]
+    pictures = [
+        (kind, sublayer) for kind in measures for sublayer in sorted({r["sublayer"] for r in rows if r["kind"] == kind})
+    ]
     bands = []
     for picture in pictures:
-        kind, sub = picture
-        own = [row for row in rows if (row["kind"], row["sub"]) == picture]
-        title = [TITLES[kind], sub.replace("_", "-")] if sub and kind == "branch_ratio" else TITLES[kind]
+        kind, sublayer = picture
+        own = [row for row in rows if (row["kind"], row["sublayer"]) == picture]
+        title = [TITLES[kind], sublayer.replace("_", "-")] if sublayer and kind == "branch_ratio" else TITLES[kind]
         scale, axis = alt.Scale(zero=False), alt.Axis(tickCount=4, format="~g", titleFontSize=11)
         if kind in LOGARITHMIC:
             ticks = chart.decades(row["value"] for row in own)

@@ -93,7 +93,7 @@ def _band(
     ends: Sequence[bool],
 ) -> Any:
     """One row of panels; `ends` says whether it is the first, which has headings, and the last, which has a title."""
-    kind, _, sub = name.partition("/")
+    kind, _, sublayer = name.partition("/")
     own = [p for p in points if p["measure"] == name and (p["value"] > 0 or kind not in LOGS)]
     scale, axis = alt.Scale(zero=False), alt.Axis(tickCount=4, format="~g", titleFontSize=11)
     if kind in LOGS and own:
@@ -101,7 +101,7 @@ def _band(
         scale = alt.Scale(type="log", nice=False)
         form = "~g" if min(ticks) >= 1e-3 and max(ticks) < 1e5 else ".0e"
         axis = alt.Axis(values=ticks[:: max(1, len(ticks) // 5)], format=form, titleFontSize=11)
-    title = [NAMES.get(kind, kind), sub.replace("_", "-")] if sub else NAMES.get(kind, kind)
+    title = [NAMES.get(kind, kind), sublayer.replace("_", "-")] if sublayer else NAMES.get(kind, kind)
     panel = (
         alt.Chart()
         .mark_line(strokeWidth=1.8)

@@ -13,8 +13,8 @@ import optax
 from flax import struct
 
 import stackjax as sj
-from stackjax.period import Measure
 from stackjax.scan import Remat
+from stackjax.segment import Measure
 from stackjax.sublayer import Params
 
 Batch = Any
@@ -200,7 +200,7 @@ class Trainer:
         updates, moments = optimizer.update(clipped, state.optimizer, state.params)
         updated: Any = optax.apply_updates(state.params, updates)
         declaration = model.declaration()
-        params = model.absorb(updated, statistics)
+        params = model.update_statistics(updated, statistics)
 
         made = state.alive & (state.step < hyper.steps)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)

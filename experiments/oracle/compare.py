@@ -18,7 +18,7 @@ from experiments.oracle.cases import CASES, VOCAB, Case, Random
 from stackjax import decode, loss
 from stackjax.interop import hf
 from stackjax.layer import Trace
-from stackjax.sublayer import Given, Params
+from stackjax.sublayer import Params, SideInputs
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -111,21 +111,21 @@ def theirs(case: Case, model: Any, batches: list[Batch]) -> Run:
         for path, kept in zip(case.layers, seen, strict=True)
         for layer in model.get_submodule(path)
     ]
-    given = {"input_ids": torch.tensor(batches[0].tokens), "attention_mask": batches[0].mask}
+    inputs = {"input_ids": torch.tensor(batches[0].tokens), "attention_mask": batches[0].mask}
     if case.two_sided:
-        given["decoder_input_ids"] = torch.tensor(batches[1].tokens)
-        given["decoder_attention_mask"] = batches[1].mask
+        inputs["decoder_input_ids"] = torch.tensor(batches[1].tokens)
+        inputs["decoder_attention_mask"] = batches[1].mask
     if case.indexed:
-        given["position_ids"] = torch.tensor(np.maximum(batches[0].index, 0), dtype=torch.long)
+        inputs["position_ids"] = torch.tensor(np.maximum(batches[0].index, 0), dtype=torch.long)
     if case.one_by_one:
-        rows = [model(**{name: value[row : row + 1] for name, value in given.items()}).logits for row in range(BATCH)]
+        rows = [model(**{name: value[row : row + 1] for name, value in inputs.items()}).logits for row in range(BATCH)]
         logits = torch.cat(rows)
         seen = [
             [torch.cat(kept[i :: len(kept) // BATCH], int(case.time_first)) for i in range(len(kept) // BATCH)]
             for kept in seen
         ]
     else:
-        logits = model(**given).logits
+        logits = model(**inputs).logits
     for hook in hooks:
         hook.remove()
     if case.gradients:
@@ -154,7 +154,7 @@ def ours(case: Case, checkpoint: hf.Checkpoint, batches: list[Batch]) -> Run:
             logits, result = model.apply(params, *tokens, **where, measure=_after)
             hidden = [result.measure[side]["after"] for side in ("encoder", "decoder")]
         else:
-            logits, result = model.apply(params, *tokens, Given(position=batches[0].position), measure=_after)
+            logits, result = model.apply(params, *tokens, SideInputs(position=batches[0].position), measure=_after)
             hidden = [result.measure["after"]]
         return loss.cross_entropy(logits, jnp.asarray(batches[-1].targets)), (logits, hidden)
 
@@ -205,12 +205,12 @@ def same_tokens(case: Case, model: Any, checkpoint: hf.Checkpoint, batch: Batch)
     reference = model.generate(torch.tensor(batch.tokens), attention_mask=batch.mask, **limits).numpy()[:, -NEW_TOKENS:]
     own, params, tokens = checkpoint.model, checkpoint.params, jnp.asarray(batch.tokens)
     if case.two_sided:
-        memory, _ = own.encode(params, tokens, batch.position)
+        memory, _ = own.encode(params, tokens, SideInputs(position=batch.position))
         begin = jnp.zeros((BATCH, 1), jnp.int32)
-        of_memory = {"memory": memory, "memory_position": batch.position}
-        found = decode.generate(own.decoder, params["decoder"], begin, n_tokens=NEW_TOKENS, **of_memory)
+        source = SideInputs(memory=memory, memory_position=batch.position)
+        found = decode.generate(own.decoder, params["decoder"], begin, source, n_tokens=NEW_TOKENS)
     else:
-        found = decode.generate(own, params, tokens, batch.position, n_tokens=NEW_TOKENS)
+        found = decode.generate(own, params, tokens, SideInputs(position=batch.position), n_tokens=NEW_TOKENS)
     return bool((np.asarray(found.tokens) == reference).all())
 
 

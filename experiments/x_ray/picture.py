@@ -115,13 +115,13 @@ def _moved(change: float) -> str:
 def layers(reading: Reading, side: str) -> alt.TopLevelMixin:
     """A panel for each measure against the layer, a line for each sublayer."""
     rows = _rows(reading.measure[side])
-    subs = list(dict.fromkeys(row["sub"] for row in rows if row["sub"]))
-    domain = ["", *subs]
+    sublayers = list(dict.fromkeys(row["sublayer"] for row in rows if row["sublayer"]))
+    domain = ["", *sublayers]
     color = alt.Color(
-        "sub:N",
+        "sublayer:N",
         title=None,
         scale=alt.Scale(domain=domain, range=[chart.PALETTE[i % len(chart.PALETTE)] for i in range(len(domain))]),
-        legend=alt.Legend(values=subs),
+        legend=alt.Legend(values=sublayers),
     )
     panels = []
     for kind, title in KINDS.items():
@@ -140,7 +140,7 @@ def layers(reading: Reading, side: str) -> alt.TopLevelMixin:
                 x=alt.X("layer:Q", title="layer", axis=_ticks(own)),
                 y=alt.Y("value:Q", title=None, scale=scale, axis=axis),
                 color=color,
-                tooltip=["layer:Q", "sub:N", alt.Tooltip("value:Q", format=".4g")],
+                tooltip=["layer:Q", "sublayer:N", alt.Tooltip("value:Q", format=".4g")],
             )
             .properties(width=WIDTH, height=HEIGHT)
         )
@@ -225,10 +225,10 @@ def _rows(measure: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """One row for each layer of each measure that is a number there."""
     rows = []
     for name, values in measure.items():
-        kind, _, sub = name.partition("/")
+        kind, _, sublayer = name.partition("/")
         for layer, value in enumerate(values.tolist()):
             if np.isfinite(value):
-                rows.append({"kind": kind, "sub": sub.replace("_", "-"), "layer": layer, "value": value})
+                rows.append({"kind": kind, "sublayer": sublayer.replace("_", "-"), "layer": layer, "value": value})
     return rows
 
 

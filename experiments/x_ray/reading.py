@@ -109,10 +109,10 @@ def _measure(subject: Subject, params: Params, inputs: tuple[Any, ...]) -> dict[
 
 def _apply(subject: Subject, params: Params, inputs: tuple[Any, ...], numbers: Keep) -> tuple[jax.Array, Any]:
     """Logits with the layers whose numbers are 1."""
-    schedules = {side: keep(stack.schedule(), numbers[side]) for side, stack in subject.stacks.items()}
+    coefficients = {side: keep(stack.coefficients(), numbers[side]) for side, stack in subject.stacks.items()}
     model, decoder = subject.model, subject.decoder
     shorter = replace(decoder, stack=skippable(decoder.stack))
     if isinstance(model, EncoderDecoder):
         both = replace(model, encoder=skippable(model.encoder), decoder=shorter)
-        return both.apply(params, *inputs, schedule=schedules, dtype=subject.dtype)
-    return shorter.apply(params, *inputs, schedule=schedules[""], dtype=subject.dtype)
+        return both.apply(params, *inputs, coefficients=coefficients, dtype=subject.dtype)
+    return shorter.apply(params, *inputs, coefficients=coefficients[""], dtype=subject.dtype)

@@ -156,8 +156,8 @@ def prepare(
 
 def is_causal(stack: Stack) -> bool:
     """Whether no token sees a later one."""
-    subs = (sub for segment in stack.segments for layer in segment.layers for sub in layer.subs)
-    return all(sub.causal for sub in subs if isinstance(sub, Attention))
+    sublayers = (sublayer for segment in stack.segments for layer in segment.layers for sublayer in layer.sublayers)
+    return all(sublayer.causal for sublayer in sublayers if isinstance(sublayer, Attention))
 
 
 def _exercise(checkpoint: hf.Checkpoint, whole: np.ndarray, mask: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:

@@ -133,8 +133,8 @@ class Both(Position):
             x = encoding.embed(params[name], position, x)
         return x
 
-    def prepare(self, shared: Params, **given: Any) -> Any:
-        return {name: position.prepare(shared, **given) for name, position in self._each()}
+    def prepare(self, shared: Params, **side_inputs: Any) -> Any:
+        return {name: position.prepare(shared, **side_inputs) for name, position in self._each()}
 
     def rotate(self, table: Any, side: str, x: jax.Array) -> jax.Array:
         for name, position in self._each():

@@ -80,7 +80,15 @@ from stackjax.recipe import (
 from stackjax.recipe.admin import Admin
 from stackjax.recipe.around import Around
 from stackjax.recipe.attention_residuals import AttentionResiduals
-from stackjax.recipe.base import Geometry, Multiplier, Recipe
+from stackjax.recipe.base import (
+    Coefficients,
+    Geometry,
+    Multiplier,
+    Recipe,
+    layer_index,
+    sublayer_index,
+    with_coefficients,
+)
 from stackjax.recipe.complete_p import CompleteP, DepthMuP
 from stackjax.recipe.deepnorm import DeepNorm
 from stackjax.recipe.dense_former import DLCL, DenseFormer
@@ -116,6 +124,7 @@ __all__ = [
     "Admin",
     "Around",
     "AttentionResiduals",
+    "Coefficients",
     "CompleteP",
     "DSInit",
     "DeepNorm",
@@ -161,11 +170,14 @@ __all__ = [
     "gate",
     "hyper_connections",
     "inner_norm",
+    "layer_index",
     "placement",
     "residual",
     "scaled",
     "shaped",
     "sigma_reparam",
+    "sublayer_index",
     "t_fixup",
     "two_streams",
+    "with_coefficients",
 ]

@@ -7,39 +7,35 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from stackjax.norm import LayerNorm, Norm, wide
+from stackjax.norm import upcast
 from stackjax.parameter import Declared, Spec, is_spec, ones
 from stackjax.recipe.base import Observe, Recipe
-from stackjax.recipe.residual import Form, add, times, with_state
+from stackjax.recipe.form import Form, FormCoefficients, Function, add
+from stackjax.recipe.residual import Normed
 from stackjax.sublayer import Params
 
 
 @dataclass(frozen=True, kw_only=True)
-class SkipWeighted(Form):
+class SkipWeighted(Normed):
     """norm(alpha w * x + beta f(gamma x)), w a learned vector.
 
     Source: Liu et al. 2020, section 4, arXiv:2004.08249.
     """
 
-    norm: Norm = LayerNorm()
+    def spec(self, d_model: int, depth: int) -> dict[str, Any]:
+        return {**super().spec(d_model, depth), "skip": Spec(shape=(d_model,), role="residual", init=ones)}
 
-    def spec(self, d_model, depth):
-        return {"norm": self.norm.spec(d_model), "skip": Spec(shape=(d_model,), role="residual", init=ones)}
-
-    def apply(self, params, scale, stream, branch, key=None):
-        y, out = branch(times(scale["gamma"], stream))
-        total = add(scale["alpha"] * params["skip"], stream, scale["beta"], y)
-        out = with_state(out, "norm", self.norm.state(params["norm"], total))
-        return self.norm.apply(params["norm"], total), out
+    def update(self, x: jax.Array, f: Function, c: FormCoefficients, norm: Function, skip: jax.Array) -> jax.Array:
+        return norm(add(c.alpha * skip, x, c.beta, f(c.gamma * x)))
 
 
 def growth(trace: Any) -> dict[str, jax.Array]:
     """Variances in one layer: of what enters it, summed over the branches before each branch, and over all of them."""
-    found, total = {"stream": jnp.var(wide(trace.before))}, jnp.float32(0)
-    for name, seen in trace.seen.items():
-        found[f"before/{name}"] = total
-        total = total + jnp.var(wide(seen["y"]))
-    return {**found, "layer": total}
+    variances, total = {"stream": jnp.var(upcast(trace.before))}, jnp.float32(0)
+    for name, branch in trace.intermediates.items():
+        variances[f"before/{name}"] = total
+        total = total + jnp.var(upcast(branch["y"]))
+    return {**variances, "layer": total}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +52,15 @@ class Admin(Recipe):
     residual: Form = SkipWeighted()
 
     def calibrate(self, params: Params, declaration: Params, observe: Observe) -> Params:
-        even = _weighted(params, declaration, lambda sub: jnp.float32(1))
-        seen = observe(even, growth)
-        if not len(seen["layer"]):
+        even = _weighted(params, declaration, lambda sublayer: jnp.float32(1))
+        variances = observe(even, growth)
+        if not len(variances["layer"]):
             return params
-        earlier = seen["stream"][0] + jnp.cumsum(seen["layer"]) - seen["layer"]
+        earlier = variances["stream"][0] + jnp.cumsum(variances["layer"]) - variances["layer"]
         start = jnp.arange(len(earlier)) == 0
 
-        def weight(sub: str) -> jax.Array:
-            before = seen[f"before/{sub}"]
+        def weight(sublayer: str) -> jax.Array:
+            before = variances[f"before/{sublayer}"]
             return jnp.where(start & (before == 0), 1, jnp.sqrt(earlier + before))
 
         return _weighted(params, declaration, weight)

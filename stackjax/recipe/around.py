@@ -6,16 +6,20 @@ from typing import Any
 
 import jax
 
+from stackjax.embedding import Head
+from stackjax.norm import Norm
 from stackjax.parameter import Gain, Init
-from stackjax.recipe.base import Geometry, Multiplier, Observe, Recipe, Schedule
+from stackjax.recipe.base import Coefficients, Geometry, Multiplier, Observe, Recipe
+from stackjax.recipe.form import Branch, Form, FormCoefficients
 from stackjax.recipe.placement import PreNorm
-from stackjax.recipe.residual import Form
-from stackjax.sublayer import Params, Sublayer
+from stackjax.sublayer import Aux, Params, Sublayer
 
 
 @dataclass(frozen=True, kw_only=True)
 class AroundForm(Form):
     """Another form with something added: what a subclass does not override is the other's.
+
+    A subclass overrides `apply`, and calls that of the form underneath with other arguments.
 
     Args:
         inner: the form underneath.
@@ -27,26 +31,42 @@ class AroundForm(Form):
     def kind(self) -> Hashable:
         return self.inner.kind
 
+    @property
+    def enter_norms(self) -> tuple[str, ...]:
+        return self.inner.enter_norms
+
+    @property
+    def leave_norms(self) -> tuple[str, ...]:
+        return self.inner.leave_norms
+
     def check(self, layers: tuple[Any, ...], looped: bool) -> None:
         self.inner.check(layers, looped)
 
     def spec(self, d_model: int, depth: int) -> dict[str, Any]:
         return self.inner.spec(d_model, depth)
 
-    def ends(self, d_model: int, depth: int) -> dict[str, Any]:
-        return self.inner.ends(d_model, depth)
+    def enter_spec(self, d_model: int, depth: int) -> dict[str, Any]:
+        return self.inner.enter_spec(d_model, depth)
 
-    def enter(self, params: Params, x: jax.Array) -> Any:
-        return self.inner.enter(params, x)
+    def leave_spec(self, d_model: int, depth: int) -> dict[str, Any]:
+        return self.inner.leave_spec(d_model, depth)
 
-    def leave(self, params: Params, stream: Any) -> jax.Array:
-        return self.inner.leave(params, stream)
+    def norm_called(self, name: str) -> Norm:
+        return self.inner.norm_called(name)
+
+    def enter(self, x: jax.Array, **parameters: Any) -> Any:
+        return self.inner.enter(x, **parameters)
+
+    def leave(self, stream: Any, **parameters: Any) -> jax.Array:
+        return self.inner.leave(stream, **parameters)
 
     def view(self, stream: Any) -> jax.Array:
         return self.inner.view(stream)
 
-    def statistics(self, side: str, params: Params, x: Any) -> Params:
-        return self.inner.statistics(side, params, x)
+    def apply(
+        self, params: Params, c: FormCoefficients, stream: Any, branch: Branch, key: jax.Array | None = None
+    ) -> tuple[Any, Aux]:
+        return self.inner.apply(params, c, stream, branch, key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,32 +83,32 @@ class Around(Recipe):
     """
 
     residual: Form = field(init=False, repr=False)
-    law: Init = field(init=False, repr=False)
+    default_init: Init = field(init=False, repr=False)
     base: Recipe = PreNorm()
 
     def __post_init__(self):
         object.__setattr__(self, "residual", self.base.residual)
-        object.__setattr__(self, "law", self.base.law)
+        object.__setattr__(self, "default_init", self.base.default_init)
         under = self.base
         while isinstance(under, Around):
             if type(under) is type(self):
                 raise ValueError(f"{type(self).__name__} is already in its base; its numbers would have to serve both")
             under = under.base
 
-    def adapt(self, sub: Sublayer, geometry: Geometry) -> Sublayer:
-        return self.base.adapt(sub, geometry)
+    def adapt(self, sublayer: Sublayer, geometry: Geometry) -> Sublayer:
+        return self.base.adapt(sublayer, geometry)
 
-    def adapt_head(self, head: Any, geometry: Geometry) -> Any:
+    def adapt_head(self, head: Head, geometry: Geometry) -> Head:
         return self.base.adapt_head(head, geometry)
 
-    def form(self, sub: Sublayer, slot: int, layer: int, geometry: Geometry) -> Form:
-        return self.base.form(sub, slot, layer, geometry)
+    def form(self, sublayer: Sublayer, index: int, layer: int, geometry: Geometry) -> Form:
+        return self.base.form(sublayer, index, layer, geometry)
 
-    def outer(self, layer: int, geometry: Geometry) -> Form:
+    def outer(self, layer: int, geometry: Geometry) -> Form | None:
         return self.base.outer(layer, geometry)
 
-    def schedule(self, geometry: Geometry) -> Schedule:
-        return self.base.schedule(geometry)
+    def coefficients(self, geometry: Geometry) -> Coefficients:
+        return self.base.coefficients(geometry)
 
     def gain(self, role: str, geometry: Geometry) -> Gain:
         return self.base.gain(role, geometry)
@@ -96,8 +116,8 @@ class Around(Recipe):
     def multiplier(self, role: str, geometry: Geometry) -> Multiplier:
         return self.base.multiplier(role, geometry)
 
-    def constrain(self, params: Params, declaration: Any) -> Params:
-        return self.base.constrain(params, declaration)
+    def project(self, params: Params, declaration: Any) -> Params:
+        return self.base.project(params, declaration)
 
     def calibrate(self, params: Params, declaration: Params, observe: Observe) -> Params:
         return self.base.calibrate(params, declaration, observe)

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from stackjax.history import History
-from stackjax.norm import Norm, RMSNorm, wide
+from stackjax.norm import Norm, RMSNorm, upcast
 from stackjax.parameter import Spec, zeros
-from stackjax.recipe.base import Geometry, Recipe, Schedule
-from stackjax.recipe.residual import Form, add, times, with_state
-from stackjax.sublayer import Params, Sublayer
+from stackjax.recipe.base import Coefficients, Geometry, Recipe, sublayer_index, with_coefficients
+from stackjax.recipe.form import Form, FormCoefficients, Function, add
+from stackjax.sublayer import Sublayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,8 @@ class AttentionResidual(Form):
     The v_i are the embedding, the finished blocks (sums of the outputs of consecutive sublayers) and the block that is
     being summed. w starts at zero: h is their mean. At the end of the stack there is one more such h, and a norm.
 
-    The schedule says with `block` which block a sublayer belongs to, from 1, and with `opens` and `closes` whether it
-    is the first or the last there. An observer's x_l is the running sum of the block.
+    The coefficients say with `block` which block a sublayer belongs to, from 1, and with `opens` and `closes` whether
+    it is the first or the last there. An observer's x_l is the running sum of the block.
 
     Args:
         blocks: how many there are.
@@ -34,55 +34,64 @@ class AttentionResidual(Form):
     blocks: int
     norm: Norm = RMSNorm()
     key_norm: RMSNorm = RMSNorm()
+    norms = ("norm", "key_norm")
 
     @property
     def kind(self) -> Hashable:
         return f"{self.blocks} attended blocks"
 
     def check(self, layers: tuple[Any, ...], looped: bool) -> None:
-        sizes = sorted({len(layer.subs) for layer in layers})
+        sizes = sorted({len(layer.sublayers) for layer in layers})
         if len(sizes) > 1:
             raise ValueError(f"attention residuals need the same number of sublayers in every layer; got {sizes}")
 
+    @property
+    def leave_norms(self) -> tuple[str, ...]:
+        return self.norms
+
     def spec(self, d_model: int, depth: int) -> dict[str, Any]:
-        return {
-            "norm": self.norm.spec(d_model),
-            "key_norm": self.key_norm.spec(d_model),
-            "query": Spec(shape=(d_model,), role="residual", init=zeros),
-        }
+        return {**super().spec(d_model, depth), "query": Spec(shape=(d_model,), role="residual", init=zeros)}
 
-    def ends(self, d_model: int, depth: int) -> dict[str, Any]:
-        return {"enter": {}, "leave": self.spec(d_model, depth)}
+    def leave_spec(self, d_model: int, depth: int) -> dict[str, Any]:
+        return self.spec(d_model, depth)
 
-    def enter(self, params: Params, x: jax.Array) -> Any:
+    def enter(self, x: jax.Array) -> Any:
         return {"x": x, "blocks": History.start(x, self.blocks + 1)}
+
+    def update(
+        self, x: Any, f: Function, c: FormCoefficients, norm: Function, key_norm: Function, query: jax.Array
+    ) -> Any:
+        y = f(c.gamma * norm(attend_depth(x, c.block, c.opens == 0, key_norm, query)))
+        running = add(c.alpha, jnp.where(c.opens > 0, 0, x["x"]), c.beta, y)
+        blocks: History = x["blocks"]
+        return {"x": running, "blocks": blocks.write(c.block, running, when=c.closes > 0)}
+
+    def leave(self, stream: Any, norm: Function, key_norm: Function, query: jax.Array) -> jax.Array:
+        return norm(attend_depth(stream, self.blocks + 1, False, key_norm, query))
 
     def view(self, stream: Any) -> jax.Array:
         return stream["x"]
 
-    def leave(self, params: Params, stream: Any) -> jax.Array:
-        return self.norm.apply(params["norm"], self._attend(params, stream, self.blocks + 1, False))
 
-    def apply(self, params, scale, stream, branch, key=None):
-        h = self._attend(params, stream, scale["block"], scale["opens"] == 0)
-        y, out = branch(times(scale["gamma"], self.norm.apply(params["norm"], h)))
-        out = with_state(out, "norm", self.norm.state(params["norm"], h))
-        running = jnp.where(scale["opens"] > 0, 0, stream["x"])
-        x = add(scale["alpha"], running, scale["beta"], y)
-        blocks: History = stream["blocks"]
-        return {"x": x, "blocks": blocks.write(scale["block"], x, when=scale["closes"] > 0)}, out
+def attend_depth(stream: Any, n: Any, running: Any, key_norm: Function, query: jax.Array) -> jax.Array:
+    """Attention over depth: softmax_i(query · key_norm(v_i)) v_i over blocks v_i.
 
-    def _attend(self, params: Params, stream: Any, n: Any, running: Any) -> jax.Array:
-        """Over the first n slots, and over the running sum if `running`."""
+    Args:
+        stream: as `AttentionResidual` carries it.
+        n: how many blocks are finished.
+        running: whether the block that is being summed is looked at too.
+        key_norm: of the v_i in the weights.
+        query: (D,)
+    """
 
-        def logit(v: jax.Array) -> jax.Array:
-            return jnp.sum(wide(self.key_norm.apply(params["key_norm"], v)) * params["query"], -1)
+    def logit(v: jax.Array) -> jax.Array:
+        return jnp.sum(upcast(key_norm(v)) * query, -1)
 
-        blocks, x = stream["blocks"], stream["x"]
-        seen = blocks.written(n).reshape(-1, *(1,) * (x.ndim - 1))
-        logits = (jnp.where(seen, logit(blocks.slots), -jnp.inf), jnp.where(running, logit(x), -jnp.inf)[None])
-        weights = jax.nn.softmax(jnp.concatenate(logits), 0)
-        return (blocks.sum(weights[:-1]) + weights[-1][..., None] * wide(x)).astype(x.dtype)
+    blocks, x = stream["blocks"], stream["x"]
+    written = blocks.written(n).reshape(-1, *(1,) * (x.ndim - 1))
+    logits = (jnp.where(written, logit(blocks.slots), -jnp.inf), jnp.where(running, logit(x), -jnp.inf)[None])
+    weights = jax.nn.softmax(jnp.concatenate(logits), 0)
+    return (blocks.sum(weights[:-1]) + weights[-1][..., None] * upcast(x)).astype(x.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,14 +122,14 @@ class AttentionResiduals(Recipe):
         total = geometry.depth * geometry.n_sublayers
         return total, max(1, -(-total // (self.blocks or max(total, 1))))
 
-    def form(self, sub: Sublayer, slot: int, layer: int, geometry: Geometry) -> Form:
+    def form(self, sublayer: Sublayer, index: int, layer: int, geometry: Geometry) -> Form:
         total, size = self._size(geometry)
         return replace(self.residual, blocks=-(-total // size))
 
-    def schedule(self, geometry: Geometry) -> Schedule:
-        schedule = super().schedule(geometry)
+    def coefficients(self, geometry: Geometry) -> Coefficients:
         total, size = self._size(geometry)
-        s = jnp.arange(total).reshape(geometry.depth, geometry.n_sublayers)
+        s = sublayer_index(geometry) - 1
         closes = (s % size == size - 1) | (s == total - 1)
-        numbers = {"block": s // size + 1, "opens": (s % size == 0).astype(jnp.float32)}
-        return {**schedule, "sub": {**schedule["sub"], **numbers, "closes": closes.astype(jnp.float32)}}
+        block = (s // size + 1).astype(jnp.int32)
+        coefficients = with_coefficients(super().coefficients(geometry), opens=s % size == 0, closes=closes)
+        return {**coefficients, "sublayer": {**coefficients["sublayer"], "block": block}}

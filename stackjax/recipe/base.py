@@ -2,12 +2,12 @@
 
 What makes depth work is never one thing. A recipe holds all of it, so that no half of a paper can be used by accident:
 
-    adapt       what must be true inside a branch (norms on hidden layers, attention scale), and in the head
-    form        how a branch joins the stream; owns the ends of the stream and the final norm
-    schedule    depth -> numbers for each layer and sublayer, arrays that the scan reads as data
-    law, gain   what parameters are born with, by role and layer
-    multiplier  learning rate, weight decay and Adam's epsilon, by role and layer
-    constrain, calibrate    what happens after each step, and once before the first
+    adapt         what must be true inside a branch (norms on hidden layers, attention scale), and in the head
+    form          how a branch joins the stream; opens and closes the stream, the final norm included
+    coefficients  depth -> numbers for each layer and sublayer, arrays that the scan reads as data
+    default_init, gain    the initialiser of weight matrices, and factors on every initialiser, by role and layer
+    multiplier    learning rate, weight decay and Adam's epsilon, by role and layer
+    project, calibrate    what happens after each step, and once before the first
 
 A recipe of your own is a subclass, in your own file, that overrides what differs from the plain one.
 """
@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 
 from stackjax.display import Description
+from stackjax.embedding import Head
 from stackjax.norm import NoNorm
 from stackjax.parameter import Gain, Init, is_spec, xavier
-from stackjax.recipe.residual import Form, Through
+from stackjax.recipe.form import Form
 from stackjax.sublayer import Params, Sublayer
 
 
@@ -70,8 +71,9 @@ class Multiplier:
     eps: Any = 1.0
 
 
-Schedule = dict[str, Any]
-"""sub: {name: (L, S)}, outer: {name: (L,)}, embed: (), unembed: ()."""
+Coefficients = dict[str, Any]
+"""The numbers of every form by depth, as data: {sublayer: {name: (L, S)}, outer: {name: (L,)}, embed: (), unembed: ()},
+S the sublayers of a layer."""
 
 Observe = Callable[[Params, Callable[[Any], dict[str, jax.Array]]], dict[str, jax.Array]]
 """`observe(params, measure)` runs one batch and returns what `measure` made of each layer's trace, leading axis L."""
@@ -89,33 +91,33 @@ class Recipe(Description):
 
     Args:
         residual: the form.
-        law: init of the matrices whose declaration names none.
+        default_init: init of the matrices whose declaration names none.
     """
 
     residual: Form
-    law: Init = xavier
+    default_init: Init = xavier
 
-    def adapt(self, sub: Sublayer, geometry: Geometry) -> Sublayer:
+    def adapt(self, sublayer: Sublayer, geometry: Geometry) -> Sublayer:
         """What the recipe changes inside a sublayer."""
-        return sub
+        return sublayer
 
-    def adapt_head(self, head: Any, geometry: Geometry) -> Any:
-        """What the recipe changes in the model's `Head`."""
+    def adapt_head(self, head: Head, geometry: Geometry) -> Head:
+        """What the recipe changes in the model's head."""
         return head
 
-    def form(self, sub: Sublayer, slot: int, layer: int, geometry: Geometry) -> Form:
-        """The residual form of sublayer `slot` (0 .. S-1) of layer `layer` (0 .. L-1)."""
+    def form(self, sublayer: Sublayer, index: int, layer: int, geometry: Geometry) -> Form:
+        """The residual form of sublayer number `index` (0 .. S-1) of layer `layer` (0 .. L-1)."""
         return self.residual
 
-    def outer(self, layer: int, geometry: Geometry) -> Form:
-        """The form of the whole layer."""
-        return Through()
+    def outer(self, layer: int, geometry: Geometry) -> Form | None:
+        """The form around the whole layer; None where its sublayers join the stream and no more is needed."""
+        return None
 
-    def schedule(self, geometry: Geometry) -> Schedule:
-        """Numbers for each sublayer (L, S), each layer (L,) and the two ends ()."""
+    def coefficients(self, geometry: Geometry) -> Coefficients:
+        """Numbers for each sublayer (L, S), each layer (L,), the embedding () and the logits ()."""
         one = jnp.ones((geometry.depth, geometry.n_sublayers), jnp.float32)
         return {
-            "sub": {"alpha": one, "beta": one, "gamma": one},
+            "sublayer": {"alpha": one, "beta": one, "gamma": one},
             "outer": {},
             "embed": jnp.float32(1),
             "unembed": jnp.float32(1),
@@ -129,7 +131,7 @@ class Recipe(Description):
         """Factors on the optimiser's numbers for parameters of this role."""
         return Multiplier()
 
-    def constrain(self, params: Params, declaration: Any) -> Params:
+    def project(self, params: Params, declaration: Any) -> Params:
         """Parameters where they must be, before the first step and after every one; most recipes leave them alone.
 
         `Model.init` applies it, and so do the updates of every optimiser in `stackjax.optim`: a loop that adds them up
@@ -164,57 +166,63 @@ def multipliers(declaration: Params, recipe: Recipe, geometry: Geometry) -> Para
     return jax.tree.map(lambda d: recipe.multiplier(d.spec.role, geometry), declaration, is_leaf=is_spec)
 
 
-def with_sub(schedule: Schedule, **numbers: Any) -> Schedule:
-    """`schedule` with some of its sublayer numbers replaced, each broadcast to (L, S)."""
-    shape = schedule["sub"]["alpha"].shape
+def with_coefficients(coefficients: Coefficients, **numbers: Any) -> Coefficients:
+    """`coefficients` with some of the sublayers' numbers replaced or added, each broadcast to (L, S)."""
+    shape = coefficients["sublayer"]["alpha"].shape
     new = {name: jnp.broadcast_to(jnp.asarray(x, jnp.float32), shape) for name, x in numbers.items()}
-    return {**schedule, "sub": {**schedule["sub"], **new}}
+    return {**coefficients, "sublayer": {**coefficients["sublayer"], **new}}
 
 
-def innermost(sub: Sublayer) -> list[Sublayer]:
+def innermost(sublayer: Sublayer) -> list[Sublayer]:
     """The sublayers that a container holds, or the sublayer itself."""
-    found: list[Sublayer] = []
+    held: list[Sublayer] = []
 
     def note(one: Sublayer) -> Sublayer:
-        found.append(one)
+        held.append(one)
         return one
 
-    sub.each(note)
-    return found
+    sublayer.map(note)
+    return held
 
 
-def is_attention(sub: Sublayer) -> bool:
-    """Whether a sublayer attends: whether it has heads.
+def is_attention(sublayer: Sublayer) -> bool:
+    """Whether a sublayer attends.
 
     Raises:
         ValueError: a container of attention and something else, for which a recipe that asks has no rule.
     """
-    kinds = {hasattr(one, "n_heads") for one in innermost(sub)}
+    kinds = {one.attends for one in innermost(sublayer)}
     if len(kinds) > 1:
-        raise ValueError(f"this recipe treats attention apart from other sublayers, and {sub.name!r} holds both")
+        raise ValueError(f"this recipe treats attention apart from other sublayers, and {sublayer.name!r} holds both")
     return kinds == {True}
 
 
-def inside(sub: Sublayer, **fields: Any) -> Sublayer:
-    """`sub` with these fields, which it must have, and which must not hold another choice yet.
+def inside(sublayer: Sublayer, **fields: Any) -> Sublayer:
+    """`sublayer` with these fields, which it must have, and which must not hold another choice yet.
 
     Raises:
         ValueError: a sublayer without such a field, or whose field is already in use.
     """
     for name, value in fields.items():
-        if not hasattr(sub, name):
+        if not hasattr(sublayer, name):
             raise ValueError(
-                f"this recipe sets {name} inside each branch, and {type(sub).__name__} ({sub.name!r}) has no such "
-                "field; give it one, or use another recipe"
+                f"this recipe sets {name} inside each branch, and {type(sublayer).__name__} ({sublayer.name!r}) has no "
+                "such field; give it one, or use another recipe"
             )
-        if getattr(sub, name) not in (NoNorm(), value):
+        if getattr(sublayer, name) not in (NoNorm(), value):
             raise ValueError(
-                f"this recipe sets {name} inside each branch, but {sub.name!r} has {name}={getattr(sub, name)}; "
-                "leave it to the recipe"
+                f"this recipe sets {name} inside each branch, but {sublayer.name!r} has "
+                f"{name}={getattr(sublayer, name)}; leave it to the recipe"
             )
-    return replace(sub, **fields)
+    return replace(sublayer, **fields)
 
 
-def block_index(geometry: Geometry) -> jax.Array:
+def layer_index(geometry: Geometry) -> jax.Array:
     """l = 1 .. L, (L, 1): the layer's number as papers count it."""
     return jnp.arange(1, geometry.depth + 1, dtype=jnp.float32)[:, None]
+
+
+def sublayer_index(geometry: Geometry) -> jax.Array:
+    """s = 1 .. L S, (L, S): the sublayer's number in the whole stack as papers count it."""
+    numbers = jnp.arange(1, geometry.depth * geometry.n_sublayers + 1, dtype=jnp.float32)
+    return numbers.reshape(geometry.depth, geometry.n_sublayers)

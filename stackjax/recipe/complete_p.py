@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from stackjax.parameter import MATRICES, Normal
-from stackjax.recipe.base import Geometry, Multiplier, Recipe, Schedule, with_sub
-from stackjax.recipe.residual import Form, Pre
+from stackjax.recipe.base import Coefficients, Geometry, Multiplier, Recipe, with_coefficients
+from stackjax.recipe.form import Form
+from stackjax.recipe.residual import Pre
 
-ENDS = frozenset({"embed", "unembed", "position", "end_norm", "end_bias", "end_scale"})
+ENDS = frozenset({"embed", "unembed", "position", "final_norm", "head_bias", "embed_scale"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,20 +57,20 @@ class CompleteP(Recipe):
             )
         return head
 
-    def schedule(self, geometry: Geometry) -> Schedule:
+    def coefficients(self, geometry: Geometry) -> Coefficients:
         m_depth, m_width = self._ratios(geometry)
-        schedule = with_sub(super().schedule(geometry), beta=m_depth**-self.alpha)
+        coefficients = with_coefficients(super().coefficients(geometry), beta=m_depth**-self.alpha)
         return {
-            **schedule,
-            "embed": schedule["embed"] * m_width**-0.5,
-            "unembed": schedule["unembed"] / m_width,
+            **coefficients,
+            "embed": coefficients["embed"] * m_width**-0.5,
+            "unembed": coefficients["unembed"] / m_width,
         }
 
     def gain(self, role: str, geometry: Geometry) -> float:
         m_width = self._ratios(geometry)[1]
         if role in ("embed", "unembed"):
             return m_width**0.5
-        return m_width**-0.5 if role in MATRICES and isinstance(self.law, Normal) else 1.0
+        return m_width**-0.5 if role in MATRICES and isinstance(self.default_init, Normal) else 1.0
 
     def multiplier(self, role: str, geometry: Geometry) -> Multiplier:
         m_depth, m_width = self._ratios(geometry)

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from stackjax.recipe.base import BRANCH, CROSS_BRANCH, Geometry, Recipe, Schedule, with_sub
-from stackjax.recipe.residual import Form, Post
+from stackjax.recipe.base import BRANCH, CROSS_BRANCH, Coefficients, Geometry, Recipe, with_coefficients
+from stackjax.recipe.form import Form
+from stackjax.recipe.residual import Post
 
 
 def constants(geometry: Geometry) -> tuple[float, float]:
@@ -33,8 +34,8 @@ class DeepNorm(Recipe):
 
     residual: Form = Post()
 
-    def schedule(self, geometry: Geometry) -> Schedule:
-        return with_sub(super().schedule(geometry), alpha=constants(geometry)[0])
+    def coefficients(self, geometry: Geometry) -> Coefficients:
+        return with_coefficients(super().coefficients(geometry), alpha=constants(geometry)[0])
 
     def gain(self, role: str, geometry: Geometry) -> float:
         return constants(geometry)[1] if role in BRANCH | CROSS_BRANCH else 1.0

@@ -11,9 +11,8 @@ from stackjax.history import History
 from stackjax.norm import LayerNorm, NoNorm, Norm
 from stackjax.parameter import Init, Spec
 from stackjax.recipe.around import Around
-from stackjax.recipe.base import Geometry, Schedule
-from stackjax.recipe.residual import Form, Through, with_state
-from stackjax.sublayer import Params
+from stackjax.recipe.base import Coefficients, Geometry
+from stackjax.recipe.form import Form, FormCoefficients, Function
 
 
 def latest(key: jax.Array, shape: tuple[int, ...], layer: jax.Array) -> jax.Array:
@@ -30,8 +29,8 @@ def mean(key: jax.Array, shape: tuple[int, ...], layer: jax.Array) -> jax.Array:
 class DepthAverage(Form):
     """The outer form y_l = sum_j a_lj norm(X_j), X_l = layer(y_{l-1}), X_0 = y_0 the embedding.
 
-    The schedule says with `reads` (L, L + 1) over which j <= l the sum runs, and with `average` whether layer l has one
-    at all; where it has none, y_l = X_l.
+    The coefficients say with `reads` (L, L + 1) over which j <= l the sum runs, and with `average` whether layer l has
+    one at all; where it has none, y_l = X_l.
 
     Args:
         depth: L.
@@ -41,6 +40,7 @@ class DepthAverage(Form):
 
     depth: int
     norm: Norm = NoNorm()
+    norms = ("norm",)
     init: Init = latest
 
     @property
@@ -55,29 +55,27 @@ class DepthAverage(Form):
             raise ValueError(f"an average over depth needs sublayers with one stream; got {sorted(map(str, kinds))}")
 
     def spec(self, d_model: int, depth: int) -> dict[str, Any]:
-        average = Spec(shape=(depth + 1,), role="residual", init=self.init)
-        return {"average": average, "norm": self.norm.spec(d_model)}
+        return {**super().spec(d_model, depth), "average": Spec(shape=(depth + 1,), role="residual", init=self.init)}
 
-    def ends(self, d_model: int, depth: int) -> dict[str, Any]:
-        return {"enter": {"norm": self.norm.spec(d_model)}, "leave": {}}
+    @property
+    def enter_norms(self) -> tuple[str, ...]:
+        return ("norm",)
 
-    def enter(self, params: Params, x: jax.Array) -> Any:
-        x = self.norm.apply(params["norm"], x)
+    def enter(self, x: jax.Array, norm: Function) -> Any:
+        x = norm(x)
         return {"x": x, "history": History.start(x, self.depth + 1)}
 
-    def leave(self, params: Params, stream: Any) -> jax.Array:
+    def update(self, x: Any, f: Function, c: FormCoefficients, average: jax.Array, norm: Function) -> Any:
+        new = f(x["x"])
+        history = x["history"].write(c.slot, norm(new))
+        y = history.sum(average * c.reads).astype(new.dtype)
+        return {"x": jnp.where(c.average > 0, y, new), "history": history}
+
+    def leave(self, stream: Any) -> jax.Array:
         return stream["x"]
 
     def view(self, stream: Any) -> jax.Array:
         return stream["x"]
-
-    def apply(self, params, scale, stream, branch, key=None):
-        x, out = branch(stream["x"])
-        out = with_state(out, "norm", self.norm.state(params["norm"], x))
-        normed = self.norm.apply(params["norm"], x)
-        history = stream["history"].write(scale["slot"], normed)
-        y = history.sum(params["average"] * scale["reads"]).astype(x.dtype)
-        return {"x": jnp.where(scale["average"] > 0, y, x), "history": history}, out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +105,7 @@ class DenseFormer(Around):
 
     def outer(self, layer: int, geometry: Geometry) -> Form:
         taken = self.base.outer(layer, geometry)
-        if taken != Through():
+        if taken is not None:
             raise ValueError(f"DenseFormer is an outer form, and its base has one already: {taken}")
         return self.average(geometry)
 
@@ -115,8 +113,8 @@ class DenseFormer(Around):
         """The outer form."""
         return DepthAverage(depth=geometry.depth)
 
-    def schedule(self, geometry: Geometry) -> Schedule:
-        schedule = self.base.schedule(geometry)
+    def coefficients(self, geometry: Geometry) -> Coefficients:
+        coefficients = self.base.coefficients(geometry)
         slot, j = jnp.arange(1, geometry.depth + 1), jnp.arange(geometry.depth + 1)
         apart = slot[:, None] - j
         outer = {
@@ -124,7 +122,7 @@ class DenseFormer(Around):
             "reads": ((apart >= 0) & (apart % self.dilation == 0)).astype(jnp.float32),
             "average": (slot % self.period == 0).astype(jnp.float32),
         }
-        return {**schedule, "outer": {**schedule["outer"], **outer}}
+        return {**coefficients, "outer": {**coefficients["outer"], **outer}}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from stackjax.parameter import MATRICES, Gain, Init, Normal, xavier
-from stackjax.recipe.base import Geometry, Recipe, block_index
-from stackjax.recipe.residual import Form, Plain, Post, Pre
+from stackjax.recipe.base import Geometry, Recipe, layer_index
+from stackjax.recipe.form import Form
+from stackjax.recipe.residual import Plain, Post, Pre
 
 LAST = frozenset({"out", "down", "cross_out"})
 """Roles of the matrices that write to the stream."""
@@ -26,7 +27,7 @@ class ScaledInit(Recipe):
     """
 
     residual: Form = Pre()
-    law: Init = Normal(0.02)
+    default_init: Init = Normal(0.02)
 
     def gain(self, role: str, geometry: Geometry) -> float:
         return by_sublayers(role, geometry)
@@ -40,7 +41,7 @@ class PlainScaledInit(ScaledInit):
     """
 
     residual: Form = Plain()
-    law: Init = xavier
+    default_init: Init = xavier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,4 +59,4 @@ class DSInit(Recipe):
     share: float = 1.0
 
     def gain(self, role: str, geometry: Geometry) -> Gain:
-        return self.share * block_index(geometry)[:, 0] ** -0.5 if role in MATRICES else 1.0
+        return self.share * layer_index(geometry)[:, 0] ** -0.5 if role in MATRICES else 1.0

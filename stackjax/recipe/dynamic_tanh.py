@@ -1,11 +1,15 @@
 """DyT: a dynamic tanh wherever pre-norm has a norm."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
-from stackjax.norm import DynamicTanh
+import jax
+
+from stackjax.norm import DynamicTanh, upcast
 from stackjax.parameter import Spec, ones
 from stackjax.recipe.base import Geometry, Multiplier, Recipe, is_attention
-from stackjax.recipe.residual import Form, Pre, times
+from stackjax.recipe.form import Form
+from stackjax.recipe.residual import Pre
 from stackjax.sublayer import Sublayer
 
 
@@ -25,12 +29,11 @@ def first_slopes(d_model: int) -> tuple[float, float]:
 class ScaledPre(Pre):
     """`Pre` around a stream that enters through a learned factor, 1 at first."""
 
-    def ends(self, d_model, depth):
-        scale = Spec(shape=(), role="end_scale", init=ones)
-        return {**super().ends(d_model, depth), "enter": {"scale": scale}}
+    def enter_spec(self, d_model: int, depth: int) -> dict[str, Any]:
+        return {"scale": Spec(shape=(), role="embed_scale", init=ones)}
 
-    def enter(self, params, x):
-        return times(params["scale"], x)
+    def enter(self, x: jax.Array, scale: jax.Array) -> jax.Array:
+        return (scale * upcast(x)).astype(x.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +53,12 @@ class DyT(Recipe):
     attention: float | None = None
     others: float | None = None
 
-    def form(self, sub: Sublayer, slot: int, layer: int, geometry: Geometry) -> Form:
-        given = self.attention if is_attention(sub) else self.others
-        slope = first_slopes(geometry.d_model)[0 if is_attention(sub) else 1] if given is None else given
+    def form(self, sublayer: Sublayer, index: int, layer: int, geometry: Geometry) -> Form:
+        given = self.attention if is_attention(sublayer) else self.others
+        slope = first_slopes(geometry.d_model)[0 if is_attention(sublayer) else 1] if given is None else given
         return replace(self.residual, norm=DynamicTanh(alpha=slope))
 
     def multiplier(self, role: str, geometry: Geometry) -> Multiplier:
-        if role != "end_scale":
+        if role != "embed_scale":
             return Multiplier()
         return Multiplier(learning_rate=geometry.d_model**-0.5, eps=geometry.d_model**0.5)

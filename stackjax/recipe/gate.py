@@ -1,16 +1,16 @@
 """Learned gates on the branch: ReZero, SkipInit, LayerScale and highways."""
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 from math import log
 from typing import Any
 
 import jax
 
-from stackjax.norm import wide
+from stackjax.norm import upcast
 from stackjax.parameter import Constant, Init, Normal, Spec, xavier, zeros
 from stackjax.recipe.base import Geometry, Recipe
-from stackjax.recipe.residual import Ended, Form, Gated, add, times, with_state
+from stackjax.recipe.form import Form, FormCoefficients, Function, add
+from stackjax.recipe.residual import Ended, Gated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,37 +25,25 @@ class SkipInit(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class GatedTogether(Form):
-    """alpha x + beta g f(gamma x), with the g of the layer, which travels beside x: the inner half of `SharedGate`."""
+    """alpha x + beta g f(gamma x), with the g of the whole layer, which `SharedGate` around it holds."""
 
-    @property
-    def kind(self) -> Hashable:
-        return "one stream and a gate"
+    def check(self, layers: tuple[Any, ...], looped: bool) -> None:
+        if not all(isinstance(layer.outer, SharedGate) for layer in layers):
+            raise ValueError("a gate that a layer's sublayers share stands in an outer form: `SharedGate`")
 
-    def view(self, stream):
-        return stream["x"]
-
-    def apply(self, params, scale, stream, branch, key=None):
-        y, out = branch(times(scale["gamma"], stream["x"]))
-        return {**stream, "x": add(scale["alpha"], stream["x"], scale["beta"] * stream["gate"], y)}, out
+    def update(self, x: jax.Array, f: Function, c: FormCoefficients) -> jax.Array:
+        return add(c.alpha, x, c.beta * c.gate, f(c.gamma * x))
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharedGate(Form):
     """The outer form of a layer whose sublayers share one gate, zero at first."""
 
-    @property
-    def kind(self) -> Hashable:
-        return "one stream and a gate"
-
-    def spec(self, d_model, depth):
+    def spec(self, d_model: int, depth: int) -> dict[str, Any]:
         return {"gate": Spec(shape=(), role="residual", init=zeros)}
 
-    def view(self, stream):
-        return {"x": stream}
-
-    def apply(self, params, scale, stream, branch, key=None):
-        inner, out = branch({"x": stream, "gate": params["gate"]})
-        return inner["x"], out
+    def update(self, x: jax.Array, f: Function, c: FormCoefficients, gate: jax.Array) -> jax.Array:
+        return f(x, gate=gate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +82,10 @@ class FeatureGated(Ended):
     def spec(self, d_model: int, depth: int) -> dict[str, Any]:
         initial = first_scale(depth) if self.initial is None else self.initial
         gate = Spec(shape=(d_model,), role="residual", init=Constant(initial))
-        return {"norm": self.norm.spec(d_model), "gate": gate}
+        return {**super().spec(d_model, depth), "gate": gate}
 
-    def apply(self, params, scale, stream, branch, key=None):
-        y, out = branch(times(scale["gamma"], self.norm.apply(params["norm"], stream)))
-        out = with_state(out, "norm", self.norm.state(params["norm"], stream))
-        return add(scale["alpha"], stream, scale["beta"] * params["gate"], y), out
+    def update(self, x: jax.Array, f: Function, c: FormCoefficients, norm: Function, gate: jax.Array) -> jax.Array:
+        return add(c.alpha, x, c.beta * gate, f(c.gamma * norm(x)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +96,7 @@ class LayerScale(Recipe):
     """
 
     residual: Form = FeatureGated()
-    law: Init = Normal(0.02)
+    default_init: Init = Normal(0.02)
 
 
 def first_bias(depth: int) -> float:
@@ -141,10 +127,11 @@ class HighwayGated(Form):
             "gate_bias": Spec(shape=(d_model,), role="residual", init=Constant(bias)),
         }
 
-    def apply(self, params, scale, stream, branch, key=None):
-        t = jax.nn.sigmoid(wide(stream) @ params["gate"] + params["gate_bias"])
-        y, out = branch(times(scale["gamma"], stream))
-        return add((1 - t) * scale["alpha"], stream, t * scale["beta"], y), out
+    def update(
+        self, x: jax.Array, f: Function, c: FormCoefficients, gate: jax.Array, gate_bias: jax.Array
+    ) -> jax.Array:
+        t = jax.nn.sigmoid(upcast(x) @ gate + gate_bias)
+        return add((1 - t) * c.alpha, x, t * c.beta, f(c.gamma * x))
 
 
 @dataclass(frozen=True, kw_only=True)

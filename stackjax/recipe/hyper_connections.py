@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from stackjax.norm import LayerNorm, Norm, wide, without_statistics
+from stackjax.norm import upcast, without_statistics
 from stackjax.parameter import Constant, Spec, ones, zeros
 from stackjax.recipe.base import Geometry, Recipe
-from stackjax.recipe.residual import Form, add, times, with_state
+from stackjax.recipe.form import Form, FormCoefficients, Function, add
+from stackjax.recipe.residual import Normed
 from stackjax.sublayer import Params, Sublayer
 
 
@@ -32,7 +33,7 @@ def identity(key: jax.Array, shape: tuple[int, ...], layer: jax.Array) -> jax.Ar
 
 
 @dataclass(frozen=True, kw_only=True)
-class Streams(Form):
+class Streams(Normed):
     """H' = A_r^T H + b f(norm(A_m^T H))^T, with N streams H (..., N, T, D) that start equal.
 
     A subclass says what the weights are, and how the streams become one again.
@@ -43,7 +44,6 @@ class Streams(Form):
     """
 
     n: int = 4
-    norm: Norm = LayerNorm()
 
     def __post_init__(self):
         without_statistics(norm=self.norm)
@@ -52,26 +52,25 @@ class Streams(Form):
     def kind(self) -> Hashable:
         return f"{self.n} hyper-connected streams"
 
-    def ends(self, d_model: int, depth: int) -> dict[str, Any]:
-        return {"enter": {}, "leave": {"norm": self.norm.spec(d_model)}}
+    @property
+    def leave_norms(self) -> tuple[str, ...]:
+        return ("norm",)
 
-    def enter(self, params: Params, x: jax.Array) -> jax.Array:
+    def enter(self, x: jax.Array) -> jax.Array:
         return jnp.broadcast_to(x[..., None, :, :], (*x.shape[:-2], self.n, *x.shape[-2:]))
 
     def weights(self, params: Params, stream: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """A_r (..., T, N, N), A_m (..., T, N) and b (..., T, N)."""
+        """A_r (..., T, N, N), A_m (..., T, N) and b (..., T, N), from the parameters other than the norm."""
         raise NotImplementedError(f"{type(self).__name__} must override weights")
 
-    def apply(self, params, scale, stream, branch, key=None):
-        h = wide(stream)
-        mix, read, write = self.weights(params, stream)
-        x = combine(read, h).astype(stream.dtype)
-        y, out = branch(times(scale["gamma"], self.norm.apply(params["norm"], x)))
-        out = with_state(out, "norm", self.norm.state(params["norm"], x))
+    def update(self, x: jax.Array, f: Function, c: FormCoefficients, norm: Function, **parameters: Any) -> jax.Array:
+        h = upcast(x)
+        mix, read, write = self.weights(parameters, x)
+        y = f(c.gamma * norm(combine(read, h).astype(x.dtype)))
         mixed = jnp.moveaxis(jnp.moveaxis(h, -3, -1) @ mix, -1, -3)
-        written = jnp.swapaxes(write, -1, -2)[..., None] * wide(y)[..., None, :, :]
-        beta = jnp.expand_dims(scale["beta"], -1)  # one number, or one for each example
-        return add(scale["alpha"], mixed, beta, written).astype(stream.dtype), out
+        written = jnp.swapaxes(write, -1, -2)[..., None] * upcast(y)[..., None, :, :]
+        beta = jnp.expand_dims(c.beta, -1)  # one number, or one for each example
+        return add(c.alpha, mixed, beta, written).astype(x.dtype)
 
 
 def combine(weights: jax.Array, h: jax.Array) -> jax.Array:
@@ -120,20 +119,20 @@ class HyperConnected(Streams):
             }
         return specs
 
-    def leave(self, params: Params, stream: jax.Array) -> jax.Array:
-        return self.norm.apply(params["norm"], self.view(stream))
+    def leave(self, stream: jax.Array, norm: Function) -> jax.Array:
+        return norm(self.view(stream))
 
     def view(self, stream: jax.Array) -> jax.Array:
-        return jnp.sum(wide(stream), -3).astype(stream.dtype)
+        return jnp.sum(upcast(stream), -3).astype(stream.dtype)
 
     def weights(self, params: Params, stream: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         mix, read, write = params["mix"][None], params["read"][None], params["write"][None]
         if self.dynamic:
-            own = params["dynamic"]
-            h = jnp.moveaxis(wide(self.norm.apply(own["norm"], stream)), -3, -2)
-            mix = mix + own["read_scale"] * jnp.tanh(h @ own["mix"])
-            read = read + own["read_scale"] * jnp.tanh(h @ own["read"])
-            write = write + own["write_scale"] * jnp.tanh(h @ own["write"])
+            dynamic = params["dynamic"]
+            h = jnp.moveaxis(upcast(self.norm.apply(dynamic["norm"], stream)), -3, -2)
+            mix = mix + dynamic["read_scale"] * jnp.tanh(h @ dynamic["mix"])
+            read = read + dynamic["read_scale"] * jnp.tanh(h @ dynamic["read"])
+            write = write + dynamic["write_scale"] * jnp.tanh(h @ dynamic["write"])
         return mix, read, write
 
 
@@ -151,5 +150,5 @@ class HyperConnections(Recipe):
 
     residual: HyperConnected = HyperConnected()
 
-    def form(self, sub: Sublayer, slot: int, layer: int, geometry: Geometry) -> Form:
-        return replace(self.residual, offset=slot, stride=geometry.n_sublayers)
+    def form(self, sublayer: Sublayer, index: int, layer: int, geometry: Geometry) -> Form:
+        return replace(self.residual, offset=index, stride=geometry.n_sublayers)

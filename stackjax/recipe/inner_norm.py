@@ -5,11 +5,14 @@ from dataclasses import dataclass
 
 import jax
 
-from stackjax.norm import LayerNorm, Norm, wide
+from stackjax.attention import Attention
+from stackjax.latent_attention import LatentAttention
+from stackjax.norm import LayerNorm, Norm, upcast
 from stackjax.parameter import Init, Normal, Spec, ones
 from stackjax.recipe.base import BRANCH, Geometry, Recipe, inside, is_attention
 from stackjax.recipe.depth_init import by_sublayers
-from stackjax.recipe.residual import Form, Plain, Pre, Sandwich, SkipNormed
+from stackjax.recipe.form import Form
+from stackjax.recipe.residual import Plain, Pre, Sandwich, SkipNormed
 from stackjax.sublayer import Params, Sublayer
 
 
@@ -31,8 +34,8 @@ class SubNorm(Recipe):
     residual: Form = Pre()
     norm: Norm = LayerNorm()
 
-    def adapt(self, sub: Sublayer, geometry: Geometry) -> Sublayer:
-        return sub if getattr(sub, "cross", False) else inside(sub, inner_norm=self.norm)
+    def adapt(self, sublayer: Sublayer, geometry: Geometry) -> Sublayer:
+        return sublayer if sublayer.reads_memory else inside(sublayer, inner_norm=self.norm)
 
     def gain(self, role: str, geometry: Geometry) -> float:
         n, m = geometry.encoder_depth, geometry.decoder_depth
@@ -61,7 +64,7 @@ class HeadGain(Norm):
         return {"scale": Spec(shape=(self.n_heads,), role="norm", init=ones)}
 
     def apply(self, params: Params, x: jax.Array) -> jax.Array:
-        heads = wide(x).reshape(*x.shape[:-1], self.n_heads, -1) * params["scale"][:, None]
+        heads = upcast(x).reshape(*x.shape[:-1], self.n_heads, -1) * params["scale"][:, None]
         return heads.reshape(x.shape).astype(x.dtype)
 
 
@@ -83,12 +86,12 @@ class NormFormer(Recipe):
     attention: Form = Sandwich()
     norm: Norm = LayerNorm()
 
-    def adapt(self, sub: Sublayer, geometry: Geometry) -> Sublayer:
-        n_heads = getattr(sub, "n_heads", None)
-        return inside(sub, inner_norm=self.norm if n_heads is None else HeadGain(n_heads=n_heads))
+    def adapt(self, sublayer: Sublayer, geometry: Geometry) -> Sublayer:
+        attention = isinstance(sublayer, (Attention, LatentAttention))
+        return inside(sublayer, inner_norm=HeadGain(n_heads=sublayer.n_heads) if attention else self.norm)
 
-    def form(self, sub: Sublayer, slot: int, layer: int, geometry: Geometry) -> Form:
-        return self.attention if is_attention(sub) else self.residual
+    def form(self, sublayer: Sublayer, index: int, layer: int, geometry: Geometry) -> Form:
+        return self.attention if is_attention(sublayer) else self.residual
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,18 +112,18 @@ class HybridNorm(Recipe):
     """
 
     residual: Form = SkipNormed()
-    law: Init = Normal(0.02)
+    default_init: Init = Normal(0.02)
     attention: Form = Plain()
     norm: Norm = LayerNorm()
     first: Form | None = None
 
-    def adapt(self, sub: Sublayer, geometry: Geometry) -> Sublayer:
-        return inside(sub, qk_norm=self.norm, value_norm=self.norm) if is_attention(sub) else sub
+    def adapt(self, sublayer: Sublayer, geometry: Geometry) -> Sublayer:
+        return inside(sublayer, qk_norm=self.norm, value_norm=self.norm) if is_attention(sublayer) else sublayer
 
-    def form(self, sub: Sublayer, slot: int, layer: int, geometry: Geometry) -> Form:
+    def form(self, sublayer: Sublayer, index: int, layer: int, geometry: Geometry) -> Form:
         if layer == 0 and self.first is not None:
             return self.first
-        return self.attention if is_attention(sub) else self.residual
+        return self.attention if is_attention(sublayer) else self.residual
 
     def gain(self, role: str, geometry: Geometry) -> float:
         return by_sublayers(role, geometry)

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from stackjax.norm import Norm, RMSNorm, rms_norm, wide
+from stackjax.norm import Norm, RMSNorm, rms_norm, upcast
 from stackjax.parameter import Constant, FanIn, Spec
 from stackjax.recipe.base import Recipe
+from stackjax.recipe.form import Function
 from stackjax.recipe.hyper_connections import Streams, combine
 from stackjax.sublayer import Params
 
@@ -97,31 +98,31 @@ class ManifoldHyperConnected(Streams):
             "gate": Spec(shape=(3,), role="residual", init=Constant(0.01)),
         }
 
-    def ends(self, d_model: int, depth: int) -> dict[str, Any]:
+    def leave_spec(self, d_model: int, depth: int) -> dict[str, Any]:
         n = self.n
-        leave = {
+        return {
             "norm": self.norm.spec(d_model),
             "weights": Spec(shape=(n * d_model, n), role="mix", init=FanIn()),
             "bias": Spec(shape=(n,), role="residual", init=Constant(0.0)),
             "gate": Spec(shape=(), role="residual", init=Constant(0.01)),
         }
-        return {"enter": {}, "leave": leave}
 
-    def leave(self, params: Params, stream: jax.Array) -> jax.Array:
-        read = jax.nn.sigmoid(params["gate"] * self._project(params, stream) + params["bias"]) + self.eps
-        return self.norm.apply(params["norm"], combine(read, wide(stream)).astype(stream.dtype))
+    def leave(self, stream: jax.Array, norm: Function, **parameters: jax.Array) -> jax.Array:
+        weights, bias, gate = (parameters[name] for name in ("weights", "bias", "gate"))
+        read = jax.nn.sigmoid(gate * self._project(weights, stream) + bias) + self.eps
+        return norm(combine(read, upcast(stream)).astype(stream.dtype))
 
     def view(self, stream: jax.Array) -> jax.Array:
-        return jnp.mean(wide(stream), -3).astype(stream.dtype)
+        return jnp.mean(upcast(stream), -3).astype(stream.dtype)
 
-    def _project(self, params: Params, stream: jax.Array) -> jax.Array:
-        flat = jnp.moveaxis(wide(stream), -3, -2).reshape(*stream.shape[:-3], stream.shape[-2], -1)
-        return rms_norm({}, flat) @ params["weights"]
+    def _project(self, weights: jax.Array, stream: jax.Array) -> jax.Array:
+        flat = jnp.moveaxis(upcast(stream), -3, -2).reshape(*stream.shape[:-3], stream.shape[-2], -1)
+        return rms_norm({}, flat) @ weights
 
     def weights(self, params: Params, stream: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         n = self.n
         gate = jnp.repeat(params["gate"], jnp.array((n, n, n * n)), total_repeat_length=2 * n + n * n)
-        read, write, mix = jnp.split(gate * self._project(params, stream) + params["bias"], (n, 2 * n), -1)
+        read, write, mix = jnp.split(gate * self._project(params["weights"], stream) + params["bias"], (n, 2 * n), -1)
         doubly = sinkhorn(mix.reshape(*mix.shape[:-1], n, n), steps=self.steps, eps=self.eps)
         return doubly, jax.nn.sigmoid(read) + self.eps, 2 * jax.nn.sigmoid(write)
 

@@ -1,18 +1,19 @@
 """nGPT: every vector on the unit sphere, and every layer a step along it."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from stackjax.attention import Attention
+from stackjax.embedding import Head
 from stackjax.feed_forward import FeedForward
-from stackjax.norm import NoNorm, wide
+from stackjax.norm import NoNorm, upcast
 from stackjax.parameter import Constant, Declared, Spec, is_spec, ones
-from stackjax.recipe.base import Geometry, Multiplier, Recipe, Schedule
-from stackjax.recipe.residual import Form, times
-from stackjax.sublayer import Given, Out, Params, Sublayer
+from stackjax.recipe.base import Coefficients, Geometry, Multiplier, Recipe
+from stackjax.recipe.form import Form, FormCoefficients, Function
+from stackjax.sublayer import Aux, Params, SideInputs, Sublayer
 
 EPS = 1e-12
 INWARD = frozenset({"query", "key", "value", "cross_query", "cross_key", "cross_value", "up", "gate", "unembed"})
@@ -23,7 +24,7 @@ OUTWARD = frozenset({"out", "cross_out", "down", "embed"})
 
 def unit(x: jax.Array, axis: int = -1) -> jax.Array:
     """x / |x| along an axis; zero stays zero."""
-    h = wide(x)
+    h = upcast(x)
     return (h * jax.lax.rsqrt(jnp.sum(h * h, axis, keepdims=True) + EPS)).astype(x.dtype)
 
 
@@ -43,15 +44,13 @@ class Sphere(Form):
     def spec(self, d_model: int, depth: int) -> dict[str, Any]:
         return {"step": Spec(shape=(d_model,), role="residual", init=Constant(d_model**-0.5))}
 
-    def enter(self, params: Params, x: jax.Array) -> jax.Array:
+    def enter(self, x: jax.Array) -> jax.Array:
         return unit(x)
 
-    def apply(self, params, scale, stream, branch, key=None):
-        y, out = branch(times(scale["gamma"], stream))
-        h = wide(stream)
-        step = jnp.abs(params["step"] * (self.step * stream.shape[-1] ** 0.5))
-        moved = scale["alpha"] * h + scale["beta"] * step * (wide(unit(y)) - h)
-        return unit(moved).astype(stream.dtype), out
+    def update(self, x: jax.Array, f: Function, c: FormCoefficients, step: jax.Array) -> jax.Array:
+        h = upcast(x)
+        step = jnp.abs(step * (self.step * x.shape[-1] ** 0.5))
+        return unit(c.alpha * h + c.beta * step * (upcast(unit(f(c.gamma * x))) - h)).astype(x.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +66,9 @@ class SphereAttention(Attention):
         scale = Spec(shape=(self.n_heads, width), role="norm", init=Constant(d_model**-0.5))
         return {**super().spec(d_model), "query_key_scale": scale}
 
-    def _attend(self, params: Params, query: jax.Array, key: jax.Array, value: jax.Array, given: Given):
+    def before_scores(self, params: Params, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         s = params["query_key_scale"] * params["query"].shape[0] ** 0.5
-        query = times(s * s, unit(query))
-        return super()._attend(params, query, unit(key), value, given)
+        return (s * s * upcast(unit(query))).astype(query.dtype), unit(key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,20 +85,37 @@ class SphereFeedForward(FeedForward):
         scales = {f"{name}_scale": Spec(shape=(width,), role="norm", init=ones) for name in names}
         return {**super().spec(d_model), **scales}
 
-    def apply(self, params: Params, x: jax.Array, given: Given) -> tuple[jax.Array, Out]:
+    def apply(self, params: Params, x: jax.Array, side_inputs: SideInputs) -> tuple[jax.Array, Aux]:
         activated = "gate" if self.gated else "up"
         scaled = {**params, "up": params["up"] * params["up_scale"]}
         if self.gated:
             scaled["gate"] = params["gate"] * params["gate_scale"]
         scaled[activated] = scaled[activated] * x.shape[-1] ** 0.5
-        return super().apply(scaled, x, given)
+        return super().apply(scaled, x, side_inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SphereHead(Head):
+    """A head whose logits each have a learned factor s_z, 1 at first.
+
+    It is stored as 1/sqrt(D) of its value, so that Adam moves it sqrt(D) times as far.
+
+    Source: Loshchilov et al. 2024, eq. (3), arXiv:2410.01131.
+    """
+
+    def spec(self, d_model: int, vocab: int) -> dict[str, Any]:
+        scale = Spec(shape=(vocab,), role="final_norm", init=Constant(d_model**-0.5))
+        return {**super().spec(d_model, vocab), "scale": scale}
+
+    def scaled(self, params: Params, logits: jax.Array, d_model: int) -> jax.Array:
+        return logits * (d_model**0.5 * params["scale"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class NGPT(Recipe):
     """The stream, the embeddings and the vectors of all matrices have norm 1; layers turn the stream.
 
-    `constrain` puts the matrices back on the sphere after every step. No weight decay; train without warm-up.
+    `project` puts the matrices back on the sphere after every step. No weight decay; train without warm-up.
 
     Args:
         residual: the form; its initial step is 0.05 at every depth, as in the paper, whose depths are 24 and 36.
@@ -114,37 +129,41 @@ class NGPT(Recipe):
 
     residual: Form = Sphere()
 
-    def adapt(self, sub: Sublayer, geometry: Geometry) -> Sublayer:
-        own = {field.name: getattr(sub, field.name) for field in fields(sub)}
+    def adapt(self, sublayer: Sublayer, geometry: Geometry) -> Sublayer:
+        own = {field.name: getattr(sublayer, field.name) for field in fields(sublayer)}
         norms = [name for name in ("qk_norm", "value_norm", "inner_norm") if own.get(name, NoNorm()) != NoNorm()]
         if norms or own.get("bias") or own.get("sinks"):
             raise ValueError(
                 "nGPT has no biases, sinks or norms inside sublayers; "
                 f"got bias={own.get('bias')}, sinks={own.get('sinks')}, norms={norms}"
             )
-        if type(sub) is Attention:
-            if sub.scale is not None:
-                raise ValueError(f"nGPT's attention scale is sqrt(K); got scale={sub.scale}, leave it to the recipe")
-            return SphereAttention(**{**own, "scale": sub.head_width(geometry.d_model) ** 0.5})
-        if type(sub) is FeedForward:
+        if type(sublayer) is Attention:
+            if sublayer.scale is not None:
+                raise ValueError(
+                    f"nGPT's attention scale is sqrt(K); got scale={sublayer.scale}, leave it to the recipe"
+                )
+            return SphereAttention(**{**own, "scale": sublayer.head_width(geometry.d_model) ** 0.5})
+        if type(sublayer) is FeedForward:
             return SphereFeedForward(**own)
-        if isinstance(sub, (SphereAttention, SphereFeedForward)):
-            return sub
-        raise ValueError(f"nGPT has rules for Attention and FeedForward; got {type(sub).__name__}")
+        if isinstance(sublayer, (SphereAttention, SphereFeedForward)):
+            return sublayer
+        raise ValueError(f"nGPT has rules for Attention and FeedForward; got {type(sublayer).__name__}")
 
-    def adapt_head(self, head: Any, geometry: Geometry) -> Any:
+    def adapt_head(self, head: Head, geometry: Geometry) -> Head:
         if head.bias or head.transform is not None or head.norm != NoNorm():
             raise ValueError("nGPT's output is a matrix on the sphere and a scale, without bias, dense layer or norm")
-        return replace(head, learned_scale=True)
+        if isinstance(head, SphereHead):
+            return head
+        return SphereHead(**{field.name: getattr(head, field.name) for field in fields(head)})
 
-    def schedule(self, geometry: Geometry) -> Schedule:
-        schedule = super().schedule(geometry)
-        return {**schedule, "embed": schedule["embed"] * geometry.d_model**-0.5}
+    def coefficients(self, geometry: Geometry) -> Coefficients:
+        coefficients = super().coefficients(geometry)
+        return {**coefficients, "embed": coefficients["embed"] * geometry.d_model**-0.5}
 
     def multiplier(self, role: str, geometry: Geometry) -> Multiplier:
         return Multiplier(weight_decay=0.0)
 
-    def constrain(self, params: Params, declaration: Any) -> Params:
+    def project(self, params: Params, declaration: Any) -> Params:
         def place(declared: Declared, weight: jax.Array) -> jax.Array:
             if declared.spec.role in INWARD:
                 return unit(weight, -2)

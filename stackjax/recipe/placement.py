@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from math import floor
 
 from stackjax.parameter import Init, Normal
-from stackjax.recipe.base import Geometry, Recipe, Schedule, with_sub
-from stackjax.recipe.residual import BranchNormed, Form, NoResidual, Plain, Post, Pre, PrePost, Sandwich
+from stackjax.recipe.base import Coefficients, Geometry, Recipe, with_coefficients
+from stackjax.recipe.form import Form
+from stackjax.recipe.residual import BranchNormed, NoResidual, Plain, Post, Pre, PrePost, Sandwich
 from stackjax.sublayer import Sublayer
 
 
@@ -58,7 +59,7 @@ class ResPostNorm(Recipe):
     """
 
     residual: Form = BranchNormed()
-    law: Init = Normal(0.02)
+    default_init: Init = Normal(0.02)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ class MixNorm(Recipe):
     """
 
     residual: Form = Pre()
-    law: Init = Normal(0.02)
+    default_init: Init = Normal(0.02)
     share: float = 0.25
     first: Form = Post()
 
@@ -81,7 +82,7 @@ class MixNorm(Recipe):
         if not 0 <= self.share < 1:
             raise ValueError(f"share must be in [0, 1), since the last layers are pre-norm; got {self.share}")
 
-    def form(self, sub: Sublayer, slot: int, layer: int, geometry: Geometry) -> Form:
+    def form(self, sublayer: Sublayer, index: int, layer: int, geometry: Geometry) -> Form:
         return self.first if layer < floor(self.share * geometry.depth) else self.residual
 
 
@@ -95,8 +96,8 @@ class Keel(Recipe):
 
     residual: Form = PrePost()
 
-    def schedule(self, geometry: Geometry) -> Schedule:
-        return with_sub(super().schedule(geometry), alpha=geometry.depth * geometry.n_sublayers)
+    def coefficients(self, geometry: Geometry) -> Coefficients:
+        return with_coefficients(super().coefficients(geometry), alpha=geometry.depth * geometry.n_sublayers)
 
 
 @dataclass(frozen=True, kw_only=True)

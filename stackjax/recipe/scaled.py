@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from stackjax.parameter import Init, Normal
-from stackjax.recipe.base import Geometry, Recipe, Schedule, block_index, with_sub
-from stackjax.recipe.residual import Form, Pre
+from stackjax.recipe.base import Coefficients, Geometry, Recipe, layer_index, with_coefficients
+from stackjax.recipe.form import Form
+from stackjax.recipe.residual import Pre
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,17 +22,17 @@ class LayerNormScaling(Recipe):
     """
 
     residual: Form = Pre()
-    law: Init = Normal(0.02)
+    default_init: Init = Normal(0.02)
 
-    def schedule(self, geometry: Geometry) -> Schedule:
-        return with_sub(super().schedule(geometry), gamma=block_index(geometry) ** -0.5)
+    def coefficients(self, geometry: Geometry) -> Coefficients:
+        return with_coefficients(super().coefficients(geometry), gamma=layer_index(geometry) ** -0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weighted(Recipe):
     """alpha x + beta f(gamma x), around whatever form, with the numbers given as data.
 
-    To sweep them without compiling again, replace them in `stack.schedule()` instead and pass that to `apply`.
+    To sweep them without compiling again, replace them in `stack.coefficients()` instead and pass that to `apply`.
 
     Args:
         residual: the form.
@@ -49,8 +50,10 @@ class Weighted(Recipe):
         for name in ("alpha", "beta", "gamma"):
             object.__setattr__(self, name, _nested_tuple(np.asarray(getattr(self, name), np.float64)))
 
-    def schedule(self, geometry: Geometry) -> Schedule:
-        return with_sub(super().schedule(geometry), **{n: self._rows(n, geometry) for n in ("alpha", "beta", "gamma")})
+    def coefficients(self, geometry: Geometry) -> Coefficients:
+        return with_coefficients(
+            super().coefficients(geometry), **{n: self._rows(n, geometry) for n in ("alpha", "beta", "gamma")}
+        )
 
     def _rows(self, name: str, geometry: Geometry) -> Any:
         numbers = jnp.asarray(getattr(self, name), jnp.float32)

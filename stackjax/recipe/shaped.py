@@ -7,31 +7,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from stackjax.attend import weighted_sum
 from stackjax.attention import Attention
 from stackjax.feed_forward import FeedForward
 from stackjax.parameter import FanIn, Init
-from stackjax.recipe.base import Geometry, Recipe, Schedule, with_sub
-from stackjax.recipe.residual import Form, Plain
-from stackjax.sublayer import Given, Params, Sublayer
+from stackjax.recipe.base import Coefficients, Geometry, Recipe, with_coefficients
+from stackjax.recipe.form import Form
+from stackjax.recipe.residual import Plain
+from stackjax.sublayer import Params, Sublayer
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShapedAttention(Attention):
-    """Attention with weights 1 + softmax(logits) - uniform: the identity plus what looking is worth.
+    """Attention with weights I + softmax(logits) - uniform: a zero-mean correction to the identity.
 
     uniform spreads a weight of 1 over all that a token sees. Observers are shown the softmax.
+
+    Source: Noci et al. 2023, arXiv:2306.17759.
     """
 
-    def _attend(self, params: Params, query: jax.Array, key: jax.Array, value: jax.Array, given: Given):
-        _, weights, logits = super()._attend(params, query, key, value, given)
-        n_queries, n_keys = logits.shape[-2:]
-        seen = given.table["mask"]
-        uniform = seen / jnp.maximum(jnp.sum(seen, -1, keepdims=True), 1)
-        shaped = weights - uniform + jnp.eye(n_queries, n_keys, n_keys - n_queries)
-        y = weighted_sum(shaped, value)
-        extra = self.position.value(params["position"], given.table["position"], shaped)
-        return (y if extra is None else y + extra.astype(y.dtype)), weights, logits
+    def mix_weights(self, params: Params, weights: jax.Array, mask: jax.Array) -> jax.Array:
+        n_queries, n_keys = weights.shape[-2:]
+        uniform = mask / jnp.maximum(jnp.sum(mask, -1, keepdims=True), 1)
+        return weights - uniform + jnp.eye(n_queries, n_keys, n_keys - n_queries)
 
 
 @dataclass(frozen=True)
@@ -69,29 +66,29 @@ class Shaped(Recipe):
     """
 
     residual: Form = Plain()
-    law: Init = FanIn()
+    default_init: Init = FanIn()
     gate: float = sqrt(0.5)
     temperature: float = 1.0
     slopes: tuple[float, float] = (0.0, -1.0)
 
-    def adapt(self, sub: Sublayer, geometry: Geometry) -> Sublayer:
-        if isinstance(sub, ShapedAttention):
-            return sub
-        if type(sub) is Attention:
-            if sub.cross:
+    def adapt(self, sublayer: Sublayer, geometry: Geometry) -> Sublayer:
+        if isinstance(sublayer, ShapedAttention):
+            return sublayer
+        if type(sublayer) is Attention:
+            if sublayer.cross:
                 raise ValueError("shaped attention adds the identity, which cross-attention does not have")
-            if sub.sinks:
+            if sublayer.sinks:
                 raise ValueError("shaped attention takes a uniform look away from weights that sum to 1; sinks do not")
-            own: dict[str, Any] = {field.name: getattr(sub, field.name) for field in fields(Attention)}
-            width = sub.head_width(geometry.d_model)
+            own: dict[str, Any] = {field.name: getattr(sublayer, field.name) for field in fields(Attention)}
+            width = sublayer.head_width(geometry.d_model)
             scale = 1 / (self.temperature * sqrt(geometry.d_model * width))
             return ShapedAttention(**{**own, "scale": scale, "backend": "plain"})
-        if isinstance(sub, FeedForward):
-            if sub.gated:
+        if isinstance(sublayer, FeedForward):
+            if sublayer.gated:
                 raise ValueError("a product with a gate is not nearly linear, whatever its activation: no shaped form")
-            positive, negative = (1 + c / sqrt(sub.width(geometry.d_model)) for c in self.slopes)
-            return replace(sub, activation=ShapedReLU(positive, negative))
-        raise ValueError(f"Shaped knows Attention and FeedForward; got {type(sub).__name__} ({sub.name!r})")
+            positive, negative = (1 + c / sqrt(sublayer.width(geometry.d_model)) for c in self.slopes)
+            return replace(sublayer, activation=ShapedReLU(positive, negative))
+        raise ValueError(f"Shaped knows Attention and FeedForward; got {type(sublayer).__name__} ({sublayer.name!r})")
 
-    def schedule(self, geometry: Geometry) -> Schedule:
-        return with_sub(super().schedule(geometry), alpha=sqrt(1 - self.gate**2), beta=self.gate)
+    def coefficients(self, geometry: Geometry) -> Coefficients:
+        return with_coefficients(super().coefficients(geometry), alpha=sqrt(1 - self.gate**2), beta=self.gate)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from stackjax.parameter import Constant, Init, Normal, Spec, is_spec
 from stackjax.recipe.base import Geometry, Observe, Recipe
-from stackjax.recipe.residual import Form, Plain
-from stackjax.sublayer import Given, Out, Params, Past, Sublayer
+from stackjax.recipe.form import Form
+from stackjax.recipe.residual import Plain
+from stackjax.sublayer import Aux, CachedPositions, Params, SideInputs, Sublayer
 
 EPS = 1e-12
 
@@ -48,7 +49,7 @@ class Reparametrised(Sublayer):
     """A sublayer whose hidden matrices W act as (g / sigma(W)) W, g a learned number, sigma the spectral norm.
 
     sigma comes from one step of power iteration at each call; the new vectors are returned as state, for
-    `statistic.absorb` to write back.
+    `statistic.update_statistics` to write back.
 
     Args:
         name: that of the inner sublayer, whose parameters keep their names.
@@ -61,6 +62,14 @@ class Reparametrised(Sublayer):
 
     inner: Sublayer
     first: float = 1.0
+
+    @property
+    def attends(self) -> bool:
+        return self.inner.attends
+
+    @property
+    def reads_memory(self) -> bool:
+        return self.inner.reads_memory
 
     def spec(self, d_model: int) -> dict[str, Any]:
         specs = self.inner.spec(d_model)
@@ -87,20 +96,27 @@ class Reparametrised(Sublayer):
         inner = {name: value for name, value in params.items() if name != "spectral"}
         return {**inner, **matrices}, vectors
 
-    def apply(self, params: Params, x: Any, given: Given) -> tuple[jax.Array, Out]:
+    def apply(self, params: Params, x: Any, side_inputs: SideInputs) -> tuple[jax.Array, Aux]:
         inner, vectors = self._effective(params)
-        y, out = self.inner.apply(inner, x, given)
+        y, out = self.inner.apply(inner, x, side_inputs)
         statistic = {**out.state.get("statistic", {}), "spectral": vectors}
         return y, replace(out, state={**out.state, "statistic": statistic})
 
     def shared(self, d_model: int) -> dict[str, Any]:
         return self.inner.shared(d_model)
 
-    def prepare(self, shared: Params, given: Given, n_tokens: int, d_model: int, past: Past | None = None) -> Any:
-        return self.inner.prepare(shared, given, n_tokens, d_model, past)
+    def prepare(
+        self,
+        shared: Params,
+        side_inputs: SideInputs,
+        n_tokens: int,
+        d_model: int,
+        cached: CachedPositions | None = None,
+    ) -> Any:
+        return self.inner.prepare(shared, side_inputs, n_tokens, d_model, cached)
 
-    def cache(self, batch: int, slots: int, d_model: int, dtype: Any) -> Any:
-        return self.inner.cache(batch, slots, d_model, dtype)
+    def cache(self, batch: int, capacity: int, d_model: int, dtype: Any) -> Any:
+        return self.inner.cache(batch, capacity, d_model, dtype)
 
     def remember(self, params: Params, memory: jax.Array) -> Any:
         return self.inner.remember(self._effective(params)[0], memory)
@@ -122,13 +138,13 @@ class SigmaReparam(Recipe):
     """
 
     residual: Form = Plain()
-    law: Init = Normal(0.02)
+    default_init: Init = Normal(0.02)
     first: float = 1.0
 
-    def adapt(self, sub: Sublayer, geometry: Geometry) -> Sublayer:
-        if isinstance(sub, Reparametrised):
-            return sub
-        return Reparametrised(name=sub.name, inner=sub, first=self.first)
+    def adapt(self, sublayer: Sublayer, geometry: Geometry) -> Sublayer:
+        if isinstance(sublayer, Reparametrised):
+            return sublayer
+        return Reparametrised(name=sublayer.name, inner=sublayer, first=self.first)
 
     def calibrate(self, params: Params, declaration: Params, observe: Observe) -> Params:
         return {**params, "segments": _singular(params["segments"])}

@@ -7,16 +7,17 @@ import jax
 import jax.numpy as jnp
 
 from stackjax.recipe.around import Around, AroundForm
-from stackjax.recipe.base import Geometry, Schedule, with_sub
-from stackjax.recipe.residual import Form, NoResidual
-from stackjax.sublayer import Sublayer
+from stackjax.recipe.base import Coefficients, Geometry, sublayer_index, with_coefficients
+from stackjax.recipe.form import Branch, Form, FormCoefficients
+from stackjax.recipe.residual import NoResidual
+from stackjax.sublayer import Aux, Params, Sublayer
 
 
 @dataclass(frozen=True, kw_only=True)
 class DropBranch(AroundForm):
     """Any form, its beta replaced by b beta with b in {0, 1} while training, and by p beta in evaluation (key None).
 
-    p is the schedule's number `keep`. beta multiplies what the form adds to its skip, behind any norm of the branch's
+    p is the coefficient `keep`. beta multiplies what the form adds to its skip, behind any norm of the branch's
     output. A dropped branch is computed and multiplied by zero.
 
     Args:
@@ -33,14 +34,16 @@ class DropBranch(AroundForm):
         if isinstance(under, NoResidual):
             raise ValueError("stochastic depth needs a skip: without one, nothing is left where a branch is dropped")
 
-    def apply(self, params, scale, stream, branch, key=None):
+    def apply(
+        self, params: Params, c: FormCoefficients, stream: Any, branch: Branch, key: jax.Array | None = None
+    ) -> tuple[Any, Aux]:
         if key is None:
-            inner_key, share = None, scale["keep"]
+            inner_key, share = None, c.keep
         else:
             drop_key, inner_key = jax.random.split(key)
             shape = (*self.view(stream).shape[:-2], 1, 1) if self.each == "example" else ()
-            share = jax.random.bernoulli(drop_key, scale["keep"], shape).astype(jnp.float32)
-        return self.inner.apply(params, {**scale, "beta": share * scale["beta"]}, stream, branch, inner_key)
+            share = jax.random.bernoulli(drop_key, c.keep, shape).astype(jnp.float32)
+        return self.inner.apply(params, c.replace(beta=share * c.beta), stream, branch, inner_key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +66,9 @@ class StochasticDepth(Around):
         if not 0 <= self.last <= 1:
             raise ValueError(f"last is a probability, between 0 and 1; got {self.last}")
 
-    def form(self, sub: Sublayer, slot: int, layer: int, geometry: Geometry) -> Form:
-        return DropBranch(inner=self.base.form(sub, slot, layer, geometry), each=self.each)
+    def form(self, sublayer: Sublayer, index: int, layer: int, geometry: Geometry) -> Form:
+        return DropBranch(inner=self.base.form(sublayer, index, layer, geometry), each=self.each)
 
-    def schedule(self, geometry: Geometry) -> Schedule:
-        shape = (geometry.depth, geometry.n_sublayers)
-        s = jnp.arange(1, shape[0] * shape[1] + 1, dtype=jnp.float32).reshape(shape)
-        return with_sub(self.base.schedule(geometry), keep=1 - s / max(s.size, 1) * (1 - self.last))
+    def coefficients(self, geometry: Geometry) -> Coefficients:
+        s = sublayer_index(geometry)
+        return with_coefficients(self.base.coefficients(geometry), keep=1 - s / max(s.size, 1) * (1 - self.last))

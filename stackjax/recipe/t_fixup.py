@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from stackjax.recipe.base import BRANCH, CROSS_BRANCH, Geometry, Recipe
-from stackjax.recipe.residual import Form, Plain
+from stackjax.recipe.form import Form
+from stackjax.recipe.residual import Plain
 
 
 @dataclass(frozen=True, kw_only=True)

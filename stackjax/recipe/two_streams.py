@@ -2,52 +2,43 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
-from stackjax.norm import LayerNorm, Norm
+import jax
+
 from stackjax.recipe.base import Recipe
-from stackjax.recipe.residual import Form, add, times, with_state
+from stackjax.recipe.form import Form, FormCoefficients, Function, add
+from stackjax.recipe.residual import Normed
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwoStreams(Form):
+class TwoStreams(Normed):
     """a' = norm(alpha a + beta f(gamma a)) and b' = b + beta f(gamma a); a + norm(b) at the end.
-
-    Args:
-        norm: all of them.
 
     Source: Xie et al. 2023, section 2, arXiv:2304.14802.
     """
-
-    norm: Norm = LayerNorm()
 
     @property
     def kind(self) -> Hashable:
         return "a post-norm stream and a sum"
 
-    def spec(self, d_model, depth):
-        return {"norm": self.norm.spec(d_model)}
+    @property
+    def leave_norms(self) -> tuple[str, ...]:
+        return ("norm",)
 
-    def ends(self, d_model, depth):
-        return {"enter": {}, "leave": {"norm": self.norm.spec(d_model)}}
-
-    def enter(self, params, x):
+    def enter(self, x: jax.Array) -> Any:
         return {"post": x, "sum": x}
 
-    def leave(self, params, stream):
-        return stream["post"] + self.norm.apply(params["norm"], stream["sum"])
+    def update(self, x: Any, f: Function, c: FormCoefficients, norm: Function) -> Any:
+        a, b = x["post"], x["sum"]
+        y = f(c.gamma * a)
+        return {"post": norm(add(c.alpha, a, c.beta, y)), "sum": add(1.0, b, c.beta, y)}
 
-    def statistics(self, side, params, x):
-        state = self.norm.state(params["norm"], x["sum"]) if side == "leave" else {}
-        return {"norm": state} if state else {}
+    def leave(self, stream: Any, norm: Function) -> jax.Array:
+        return stream["post"] + norm(stream["sum"])
 
-    def view(self, stream):
+    def view(self, stream: Any) -> jax.Array:
         return stream["post"]
-
-    def apply(self, params, scale, stream, branch, key=None):
-        y, out = branch(times(scale["gamma"], stream["post"]))
-        total = add(scale["alpha"], stream["post"], scale["beta"], y)
-        out = with_state(out, "norm", self.norm.state(params["norm"], total))
-        return {"post": self.norm.apply(params["norm"], total), "sum": add(1.0, stream["sum"], scale["beta"], y)}, out
 
 
 @dataclass(frozen=True, kw_only=True)

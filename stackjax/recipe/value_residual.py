@@ -1,7 +1,7 @@
 """Value residual: every layer's attention also reads the values of the first."""
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -10,21 +10,29 @@ import jax.numpy as jnp
 from stackjax.attention import Attention
 from stackjax.parameter import Constant, Spec
 from stackjax.recipe.around import Around, AroundForm
-from stackjax.recipe.base import Geometry, Schedule, innermost, is_attention, with_sub
-from stackjax.recipe.residual import Form, Through
-from stackjax.sublayer import Params, Sublayer
+from stackjax.recipe.base import Coefficients, Geometry, innermost, is_attention, with_coefficients
+from stackjax.recipe.form import Branch, Form, FormCoefficients
+from stackjax.sublayer import Aux, Params, SideInputs, Sublayer
+
+
+def mix_with_first(value: jax.Array, side_inputs: SideInputs) -> jax.Array:
+    """own V_l + earlier V_1, with what `WithValue` says of the three; V_l where nothing is said."""
+    if "first_value" not in side_inputs.hints:
+        return value
+    own, earlier, first = (side_inputs.hints[name] for name in ("own", "earlier", "first_value"))
+    return (own * value + earlier * first.reshape(value.shape)).astype(value.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WithValue(AroundForm):
     """Any form, with the first layer's values V_1 beside its stream: attention uses own V_l + earlier V_1.
 
-    The schedule says which layer is the `first` (its values are stored, and it uses them as they are) and how much of
-    its `own` and of the `earlier` values a layer uses.
+    The coefficients say which layer is the `first` (its values are stored, and it uses them as they are) and how much
+    of its `own` and of the `earlier` values a layer uses.
 
     Args:
         width: G K, the width of the values; None in a sublayer without values, which passes V_1 on.
-        learned: initial values of (own, earlier) if they are learned, and then multiplied by the schedule's numbers.
+        learned: initial values of (own, earlier) if they are learned, and then multiplied by the coefficients.
     """
 
     width: int | None
@@ -36,17 +44,17 @@ class WithValue(AroundForm):
 
     def check(self, layers: tuple[Any, ...], looped: bool) -> None:
         self.inner.check(layers, looped)
-        outer = {layer.outer.kind for layer in layers}
-        if outer != {Through().kind}:
-            raise ValueError(f"value residual cannot be carried through an outer form; got {sorted(map(str, outer))}")
-        subs = [(sub, _width(form)) for layer in layers for sub, form in zip(layer.subs, layer.forms, strict=True)]
-        without = [type(sub).__name__ for sub, width in subs if width is None and reads_itself(sub)]
-        widths = {width for _, width in subs if width is not None}
-        if without or subs[0][1] is None or len(widths) > 1:
+        if outer := sorted({str(layer.outer.kind) for layer in layers if layer.outer is not None}):
+            raise ValueError(f"value residual cannot be carried through an outer form; got {outer}")
+        joined = [pair for layer in layers for pair in zip(layer.sublayers, layer.forms, strict=True)]
+        sublayers = [(sublayer, _width(form)) for sublayer, form in joined]
+        without = [type(sublayer).__name__ for sublayer, width in sublayers if width is None and reads_itself(sublayer)]
+        widths = {width for _, width in sublayers if width is not None}
+        if without or sublayers[0][1] is None or len(widths) > 1:
             raise ValueError(
                 "value residual needs a self-attention as the first sublayer, and in all layers plain `Attention` with "
-                f"values of one width; got {subs[0][0].name!r} first, widths {sorted(widths)}, and without values of "
-                f"their own {sorted(set(without))}"
+                f"values of one width; got {sublayers[0][0].name!r} first, widths {sorted(widths)}, and without values "
+                f"of their own {sorted(set(without))}"
             )
 
     def spec(self, d_model: int, depth: int) -> dict[str, Any]:
@@ -56,37 +64,37 @@ class WithValue(AroundForm):
         own, earlier = (Spec(shape=(), role="residual", init=Constant(value)) for value in self.learned)
         return {**specs, "own_value": own, "earlier_value": earlier}
 
-    def enter(self, params: Params, x: jax.Array) -> Any:
-        return {"inner": self.inner.enter(params, x), "value": jnp.zeros((*x.shape[:-1], self.width), x.dtype)}
+    def enter(self, x: jax.Array, **parameters: Any) -> Any:
+        return {"inner": self.inner.enter(x, **parameters), "value": jnp.zeros((*x.shape[:-1], self.width), x.dtype)}
 
-    def leave(self, params: Params, stream: Any) -> jax.Array:
-        return self.inner.leave(params, stream["inner"])
+    def leave(self, stream: Any, **parameters: Any) -> jax.Array:
+        return self.inner.leave(stream["inner"], **parameters)
 
     def view(self, stream: Any) -> jax.Array:
         return self.inner.view(stream["inner"])
 
-    def statistics(self, side: str, params: Params, x: Any) -> Params:
-        return self.inner.statistics(side, params, x if side == "enter" else x["inner"])
-
-    def apply(self, params, scale, stream, branch, key=None):
+    def apply(
+        self, params: Params, c: FormCoefficients, stream: Any, branch: Branch, key: jax.Array | None = None
+    ) -> tuple[Any, Aux]:
         if self.width is None:
-            new, out = self.inner.apply(params, scale, stream["inner"], branch, key)
-            return {**stream, "inner": new}, out
-        first = scale["first"] > 0
-        own = jnp.where(first, 1, scale["own"] * params.get("own_value", 1))
-        earlier = jnp.where(first, 0, scale["earlier"] * params.get("earlier_value", 1))
+            new, aux = self.inner.apply(params, c, stream["inner"], branch, key)
+            return {**stream, "inner": new}, aux
+        learned = {name: params[name] for name in ("own_value", "earlier_value") if self.learned is not None}
+        own = jnp.where(c.first > 0, 1, c.own * learned.get("own_value", 1))
+        earlier = jnp.where(c.first > 0, 0, c.earlier * learned.get("earlier_value", 1))
 
-        def with_value(x, **more):
-            return branch(x, value=(own, earlier, stream["value"]), **more)
+        def with_value(x: jax.Array, **hints: Any) -> tuple[jax.Array, Aux]:
+            return branch(x, own=own, earlier=earlier, first_value=stream["value"], **hints)
 
-        new, out = self.inner.apply(params, scale, stream["inner"], with_value, key)
-        value = out.seen["value"].reshape(stream["value"].shape)
-        return {"inner": new, "value": jnp.where(first, value, stream["value"])}, out
+        inner = {name: value for name, value in params.items() if name not in learned}
+        new, aux = self.inner.apply(inner, c, stream["inner"], with_value, key)
+        value = aux.intermediates["value"].reshape(stream["value"].shape)
+        return {"inner": new, "value": jnp.where(c.first > 0, value, stream["value"])}, aux
 
 
-def reads_itself(sub: Sublayer) -> bool:
+def reads_itself(sublayer: Sublayer) -> bool:
     """Whether there is self-attention in a sublayer."""
-    return any(is_attention(one) and not getattr(one, "cross", False) for one in innermost(sub))
+    return any(is_attention(one) and not one.reads_memory for one in innermost(sublayer))
 
 
 def _width(form: Any) -> int | None:
@@ -114,17 +122,23 @@ class ValueResidual(Around):
     earlier: float = 0.5
     learned: bool = False
 
-    def form(self, sub: Sublayer, slot: int, layer: int, geometry: Geometry) -> Form:
+    def adapt(self, sublayer: Sublayer, geometry: Geometry) -> Sublayer:
+        adapted = self.base.adapt(sublayer, geometry)
+        if isinstance(adapted, Attention) and not adapted.cross:
+            return replace(adapted, transform_value=mix_with_first)
+        return adapted
+
+    def form(self, sublayer: Sublayer, index: int, layer: int, geometry: Geometry) -> Form:
         width = None
-        if isinstance(sub, Attention) and not sub.cross:
-            width = sub.groups * sub.head_width(geometry.d_model)
+        if isinstance(sublayer, Attention) and not sublayer.cross:
+            width = sublayer.groups * sublayer.head_width(geometry.d_model)
         return WithValue(
-            inner=self.base.form(sub, slot, layer, geometry),
+            inner=self.base.form(sublayer, index, layer, geometry),
             width=width,
             learned=(self.own, self.earlier) if self.learned else None,
         )
 
-    def schedule(self, geometry: Geometry) -> Schedule:
+    def coefficients(self, geometry: Geometry) -> Coefficients:
         first = jnp.arange(geometry.depth)[:, None] == 0
         own, earlier = (1.0, 1.0) if self.learned else (self.own, self.earlier)
-        return with_sub(self.base.schedule(geometry), first=first, own=own, earlier=earlier)
+        return with_coefficients(self.base.coefficients(geometry), first=first, own=own, earlier=earlier)

@@ -20,7 +20,7 @@ class Hungry(recipe.PreNorm):
     """Runs out of memory when a model without layers is drawn."""
 
     def gain(self, role, geometry):
-        if geometry.depth == 0 and role == "end_norm":
+        if geometry.depth == 0 and role == "final_norm":
             raise MemoryError("RESOURCE_EXHAUSTED: 3 GiB")
         return 1.0
 

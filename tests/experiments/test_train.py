@@ -194,7 +194,7 @@ def test_a_recipe_that_looks_at_data_sees_the_first_batch():
 def test_a_recipe_that_constrains_is_heard_after_every_step():
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Own(sj.recipe.PreNorm):
-        def constrain(self, params, declaration):
+        def project(self, params, declaration):
             return {**params, "head": {**params["head"], "unembed": jnp.full_like(params["head"]["unembed"], 7.0)}}
 
     run = fit(trainer(recipe=Own()), steps=3)
@@ -210,7 +210,7 @@ def test_running_statistics_run():
     before = own.start(hyper, batches[0])
     _, result = own.task.loss(before.params, batches[0])
     after, _ = own.advance(hyper, before, batches)
-    expected = own.task.model.absorb(before.params, result.state)
+    expected = own.task.model.update_statistics(before.params, result.state)
 
     def check(declared, found, wanted, old):
         if declared.spec.role == "statistic":

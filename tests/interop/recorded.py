@@ -38,12 +38,12 @@ def reference(kind, folder):
     hf.save(folder, fixed_params(kind), config)
     name = hf.ARCHITECTURES[kind].classes[0]
     model = getattr(transformers, name).from_pretrained(folder, attn_implementation="eager").eval()
-    given = {"input_ids": torch.tensor(TOKENS), "attention_mask": torch.tensor(REAL.astype(int))}
+    side_inputs = {"input_ids": torch.tensor(TOKENS), "attention_mask": torch.tensor(REAL.astype(int))}
     if kind in ("marian", "t5"):
-        given = {"decoder_" + key: value for key, value in given.items()}
-        given |= {"input_ids": torch.tensor(SOURCE), "attention_mask": torch.tensor((SOURCE > 0).astype(int))}
+        side_inputs = {"decoder_" + key: value for key, value in side_inputs.items()}
+        side_inputs |= {"input_ids": torch.tensor(SOURCE), "attention_mask": torch.tensor((SOURCE > 0).astype(int))}
     with torch.no_grad():
-        return model(**given).logits.numpy()[REAL]
+        return model(**side_inputs).logits.numpy()[REAL]
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def test_flat_names_and_back():
 
 def test_masks_by_path_equal_masks_by_role():
     by_path = traverse_util.path_aware_map(lambda path, _: path[-1] in ("bias", "scale"), PARAMS)
-    roles = ("norm", "end_norm", "bias")
+    roles = ("norm", "final_norm", "bias")
     by_role = jax.tree.map(lambda d: d.spec.role in roles, MODEL.declaration(), is_leaf=sj.parameter.is_spec)
     assert by_path == by_role
     tx = optax.masked(optax.set_to_zero(), by_path)

@@ -102,7 +102,7 @@ def test_rotary_scalings(name, option):
     given, expected = ROPES[name]
     config = {key: value for key, value in CONFIGS["llama"].items() if key != "rope_parameters"}
     model = hf.describe({**config, option: given})
-    assert model.stack.segments[0].layers[0].subs[0].position == expected
+    assert model.stack.segments[0].layers[0].sublayers[0].position == expected
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from stackjax.interop.linen import Wrapped
 from tests.helpers import largest_difference, normal, perturbed
 
 D, H, F, T, DEPTH = 16, 2, 24, 5, 3
-LAYER = sj.Layer(subs=(sj.Attention(n_heads=H), sj.FeedForward(d_hidden=F)))
+LAYER = sj.Layer(sublayers=(sj.Attention(n_heads=H), sj.FeedForward(d_hidden=F)))
 STACK = sj.Stack.of(LAYER, depth=DEPTH, d_model=D, recipe=sj.recipe.PreNorm())
 MODEL = sj.decoder(vocab=7, d_model=D, depth=2, n_heads=H, dropout=0.5)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stackjax.interop import hf
-from stackjax.sublayer import Given
+from stackjax.sublayer import SideInputs
 from tests.interop.configs import CONFIGS
 from tests.interop.recorded import PATH, REAL, SOURCE, TOKENS, fixed_params
 
@@ -24,10 +24,10 @@ def test_logits(kind):
     model, params = hf.describe(CONFIGS[kind]), fixed_params(kind)
     if "encoder" in params:
         logits, _ = jax.jit(model.apply)(
-            params, SOURCE, TOKENS, source_position=where(SOURCE > 0), position=where(REAL)
+            params, SOURCE, TOKENS, SideInputs(position=where(REAL), memory_position=where(SOURCE > 0))
         )
     else:
-        logits, _ = jax.jit(model.apply)(params, TOKENS, Given(position=where(REAL)))
+        logits, _ = jax.jit(model.apply)(params, TOKENS, SideInputs(position=where(REAL)))
     expected = np.array(RECORDED[kind])
     assert np.ptp(expected, -1).min() > 0.01
     np.testing.assert_allclose(np.asarray(logits)[REAL], expected, atol=2e-5 * np.abs(expected).max(), rtol=0)

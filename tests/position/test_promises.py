@@ -30,16 +30,16 @@ FIVE = {
 
 def setting(name, **options):
     """An attention sublayer with grouped keys, its parameters and what it shares."""
-    sub = sj.Attention(n_heads=4, n_kv_heads=2, position=INSIDE[name], **options)
-    declared = sj.parameter.declare({"own": sub.spec(16), "shared": sub.shared(16)})
-    return sub, perturbed(sj.parameter.realise(jax.random.key(0), declared, dtype=float))
+    sublayer = sj.Attention(n_heads=4, n_kv_heads=2, position=INSIDE[name], **options)
+    declared = sj.parameter.declare({"own": sublayer.spec(16), "shared": sublayer.shared(16)})
+    return sublayer, perturbed(sj.parameter.realise(jax.random.key(0), declared, dtype=float))
 
 
 @partial(jax.jit, static_argnums=0)
-def attend(sub, params, x, where, past=None, cache=None):
-    given = sj.Given(position=where, cache=cache)
-    given = given.replace(table=sub.prepare(params["shared"], given, x.shape[-2], 16, past))
-    return sub.apply(params["own"], x, given)
+def attend(sublayer, params, x, where, cached=None, cache=None):
+    side_inputs = sj.SideInputs(position=where, cache=cache)
+    side_inputs = side_inputs.replace(prepared=sublayer.prepare(params["shared"], side_inputs, x.shape[-2], 16, cached))
+    return sublayer.apply(params["own"], x, side_inputs)
 
 
 def rows(*chosen):
@@ -53,24 +53,24 @@ def rows(*chosen):
 
 @pytest.mark.parametrize("name", INSIDE)
 def test_cached_decoding_and_padding_change_nothing(name, x64):
-    sub, params = setting(name)
+    sublayer, params = setting(name)
     x = normal(2, 5, 16, key=1)
     where = rows(range(5), [None, None, 0, 1, 2])
-    full, _ = attend(sub, params, x, where)
-    alone, _ = attend(sub, params, x[1:, 2:], rows(range(3)))
+    full, _ = attend(sublayer, params, x, where)
+    alone, _ = attend(sublayer, params, x[1:, 2:], rows(range(3)))
     np.testing.assert_allclose(full[1:, 2:], alone, rtol=1e-11, atol=1e-13)
 
-    slots = 6  # token t goes to slot 4 - t: the order of the slots means nothing
-    cache = sub.cache(2, slots, 16, float)
-    past = {n: jnp.full((2, slots, *v.shape[2:]), -1, v.dtype) for n, v in where.items()}
+    capacity = 6  # token t goes to slot 4 - t: the order of the slots means nothing
+    cache = sublayer.cache(2, capacity, 16, float)
+    cached = {n: jnp.full((2, capacity, *v.shape[2:]), -1, v.dtype) for n, v in where.items()}
     steps = []
     for first, last in ((0, 3), (3, 4), (4, 5)):
         now = {n: v[:, first:last] for n, v in where.items()}
-        y, out = attend(sub, params, x[:, first:last], now, {slots: past}, cache)
+        y, out = attend(sublayer, params, x[:, first:last], now, {capacity: cached}, cache)
         steps.append(y)
         at = (slice(None), slice(5 - last, 5 - first))
         cache = {n: v.at[:, *at].set(out.state["cache"][n][:, :, ::-1]) for n, v in cache.items()}
-        past = {n: v.at[at].set(now[n][:, ::-1]) for n, v in past.items()}
+        cached = {n: v.at[at].set(now[n][:, ::-1]) for n, v in cached.items()}
     stepped = jnp.concatenate(steps, 1)
     np.testing.assert_allclose(stepped[0], full[0], rtol=1e-11, atol=1e-13)
     np.testing.assert_allclose(stepped[1, 2:], full[1, 2:], rtol=1e-11, atol=1e-13)
@@ -78,27 +78,27 @@ def test_cached_decoding_and_padding_change_nothing(name, x64):
 
 @pytest.mark.parametrize("name", INSIDE)
 def test_packed_documents_do_not_see_each_other(name, x64):
-    sub, params = setting(name, causal=False)
+    sublayer, params = setting(name, causal=False)
     first, second = normal(1, 3, 16, key=1), normal(1, 2, 16, key=2)
-    separate = [attend(sub, params, x, rows(range(x.shape[1])))[0] for x in (first, second)]
+    separate = [attend(sublayer, params, x, rows(range(x.shape[1])))[0] for x in (first, second)]
     where = rows([0, 1, 2, 0, 1]) | {"segment": jnp.array([[0, 0, 0, 1, 1]])}
-    packed, _ = attend(sub, params, jnp.concatenate((first, second), 1), where)
+    packed, _ = attend(sublayer, params, jnp.concatenate((first, second), 1), where)
     np.testing.assert_allclose(packed, jnp.concatenate(separate, 1), rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", RELATIVE)
 def test_only_differences_of_index_matter(name, x64):
-    sub, params = setting(name)
+    sublayer, params = setting(name)
     x = normal(1, 5, 16, key=1)
-    here, _ = attend(sub, params, x, {"index": jnp.arange(5)[None]})
-    there, _ = attend(sub, params, x, {"index": 1000 + jnp.arange(5)[None]})
-    apart, _ = attend(sub, params, x, {"index": 2 * jnp.arange(5)[None]})
+    here, _ = attend(sublayer, params, x, {"index": jnp.arange(5)[None]})
+    there, _ = attend(sublayer, params, x, {"index": 1000 + jnp.arange(5)[None]})
+    apart, _ = attend(sublayer, params, x, {"index": 2 * jnp.arange(5)[None]})
     np.testing.assert_allclose(there, here, rtol=1e-9, atol=1e-11)
     assert np.abs(apart - here).max() > 1e-4
 
 
 @pytest.mark.parametrize("name", [name for name in INSIDE if name.startswith("tree")])
 def test_a_missing_path_is_named(name):
-    sub, params = setting(name)
+    sublayer, params = setting(name)
     with pytest.raises(ValueError, match="position\\['path'\\]"):
-        attend(sub, params, normal(1, 5, 16), None)
+        attend(sublayer, params, normal(1, 5, 16), None)

@@ -190,7 +190,7 @@ def test_fire_is_the_papers_network(x64):
 
 def test_shared_parameters_of_one_name_must_agree():
     layers = [
-        sj.Layer(subs=(sj.Attention(n_heads=2, position=position.T5Bias(n_buckets=n)), sj.FeedForward()))
+        sj.Layer(sublayers=(sj.Attention(n_heads=2, position=position.T5Bias(n_buckets=n)), sj.FeedForward()))
         for n in (8, 16)
     ]
     stack = sj.Stack.of(*layers, depth=2, d_model=16, recipe=sj.recipe.PreNorm())

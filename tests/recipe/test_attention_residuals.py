@@ -51,7 +51,9 @@ def test_starts_as_the_mean_of_what_came_before(x64):
     stack = toy_stack(AttentionResiduals(), 4)
     params = stack.init(jax.random.key(0), jnp.float64)
     x = normal(2, 5, 8, key=1)
-    y, result = stack.apply(params, x, measure=lambda trace: {"x": trace.seen["one"]["x"], "y": trace.seen["one"]["y"]})
+    y, result = stack.apply(
+        params, x, measure=lambda trace: {"x": trace.intermediates["one"]["x"], "y": trace.intermediates["one"]["y"]}
+    )
     values, plain = [np.asarray(x)], {"query": np.zeros(8), "key_norm": {}}
     for s, (_, f) in enumerate(sublayers(map(numpy, sj.convert.unstack(stack, params)))):
         mean = np.mean(values, 0)
@@ -72,15 +74,15 @@ def test_starts_as_the_mean_of_what_came_before(x64):
 )
 def test_blocks_divide_the_depth(depth, blocks, expected):
     """27 layers in 9 blocks of 6 sublayers is the paper's own model."""
-    sub = toy_stack(AttentionResiduals(blocks=blocks), depth).schedule()["sub"]
-    np.testing.assert_array_equal(sub["block"].reshape(-1), expected)
-    opens, closes = (np.asarray(sub[name]).reshape(-1) for name in ("opens", "closes"))
+    sublayer = toy_stack(AttentionResiduals(blocks=blocks), depth).coefficients()["sublayer"]
+    np.testing.assert_array_equal(sublayer["block"].reshape(-1), expected)
+    opens, closes = (np.asarray(sublayer[name]).reshape(-1) for name in ("opens", "closes"))
     assert opens.sum() == closes.sum() == expected[-1]
     np.testing.assert_array_equal(opens[1:], closes[:-1])
 
 
 def test_uneven_layers_are_refused():
-    short = sj.Layer(subs=LAYER.subs[:1])
+    short = sj.Layer(sublayers=LAYER.sublayers[:1])
     with pytest.raises(ValueError, match="same number of sublayers"):
         sj.Stack.of(LAYER, short, depth=4, d_model=8, recipe=AttentionResiduals())
     with pytest.raises(ValueError, match="at least 1"):

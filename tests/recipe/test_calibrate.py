@@ -14,7 +14,7 @@ from tests.recipe.by_hand import attend, feed_forward, norm
 
 D, DEPTH = 16, 5
 SUBS = (sj.Attention(n_heads=2), sj.FeedForward(d_hidden=24, activation=sj.feed_forward.relu))
-LAYER = sj.Layer(subs=SUBS)
+LAYER = sj.Layer(sublayers=SUBS)
 
 
 def stack_of(rule, *layers, **options):
@@ -34,7 +34,9 @@ def weights_by_hand(layers, x):
 
 
 def skip_weights(stack, params):
-    return np.array([[p["residual"][sub.name]["skip"] for sub in SUBS] for p in sj.convert.unstack(stack, params)])
+    return np.array(
+        [[p["residual"][sublayer.name]["skip"] for sublayer in SUBS] for p in sj.convert.unstack(stack, params)]
+    )
 
 
 def test_admin_profiles_as_its_paper_says(x64):
@@ -58,7 +60,7 @@ def test_admin_profiles_as_its_paper_says(x64):
 
 def test_admin_on_segments_and_on_a_model(x64):
     """Layers of two kinds, scanned as periods, and a model's stack get what a single scan would."""
-    window = sj.Layer(subs=(dataclasses.replace(SUBS[0], window=16), SUBS[1]))
+    window = sj.Layer(sublayers=(dataclasses.replace(SUBS[0], window=16), SUBS[1]))
     x = normal(2, 7, D, key=1)
     one, two = stack_of(recipe.Admin()), stack_of(recipe.Admin(), LAYER, window)
     assert len(two.segments) == 2
@@ -83,7 +85,7 @@ def test_admin_evens_out_the_branches(x64):
 
     def share(trace):
         found = {}
-        for name, seen in trace.seen.items():
+        for name, seen in trace.intermediates.items():
             found[name] = jnp.var(seen["y"])
         return found
 
@@ -99,15 +101,15 @@ def test_admin_in_an_encoder_decoder(x64):
     params = model.init(jax.random.key(0), jnp.float64)
     source, tokens = (jax.random.randint(jax.random.key(i), (2, n), 0, 11) for i, n in ((1, 7), (2, 5)))
     where = {"index": jnp.arange(-2, 5)[None].clip(-1)}
-    found = model.calibrate(params, source, tokens, source_position=where, dtype=jnp.float64)
+    found = model.calibrate(params, source, tokens, sj.SideInputs(memory_position=where), dtype=jnp.float64)
 
     reader = dataclasses.replace(model.decoder, stack=model.encoder)
     own = {**params["decoder"], "stack": params["encoder"]}
-    expected = reader.calibrate(own, source, sj.Given(position=where), dtype=jnp.float64)["stack"]
+    expected = reader.calibrate(own, source, sj.SideInputs(position=where), dtype=jnp.float64)["stack"]
     assert largest_difference(found["encoder"], expected) < 1e-12
-    memory, _ = model.encode({**params, "encoder": expected}, source, where, dtype=jnp.float64)
-    given = sj.Given(memory=memory, memory_position=where)
-    written = model.decoder.calibrate(params["decoder"], tokens, given, dtype=jnp.float64)
+    memory, _ = model.encode({**params, "encoder": expected}, source, sj.SideInputs(position=where), dtype=jnp.float64)
+    side_inputs = sj.SideInputs(memory=memory, memory_position=where)
+    written = model.decoder.calibrate(params["decoder"], tokens, side_inputs, dtype=jnp.float64)
     assert largest_difference(found["decoder"], written) < 1e-12
     assert largest_difference(written["stack"], params["decoder"]["stack"]) > 0.1
 
@@ -131,11 +133,11 @@ def test_sigma_is_exact_after_calibration(looped, x64):
     params = stack.init(jax.random.key(0), jnp.float64)
     calibrated = jax.jit(stack.calibrate)(params, normal(2, 3, D))
     for before, p in zip(sj.convert.unstack(stack, params), sj.convert.unstack(stack, calibrated), strict=True):
-        for sub in SUBS:
-            for name, beside in p[sub.name]["spectral"].items():
-                weight, exact = p[sub.name][name], np.linalg.svd(p[sub.name][name])[1][0]
+        for sublayer in SUBS:
+            for name, beside in p[sublayer.name]["spectral"].items():
+                weight, exact = p[sublayer.name][name], np.linalg.svd(p[sublayer.name][name])[1][0]
                 sigma, vector = recipe.sigma_reparam.spectral_norm(weight, beside["vector"])
                 np.testing.assert_allclose(sigma, exact, rtol=1e-9)
                 np.testing.assert_allclose(vector, beside["vector"], atol=1e-9)
-                rough, _ = recipe.sigma_reparam.spectral_norm(weight, before[sub.name]["spectral"][name]["vector"])
+                rough, _ = recipe.sigma_reparam.spectral_norm(weight, before[sublayer.name]["spectral"][name]["vector"])
                 assert rough < 0.99 * exact

@@ -13,13 +13,13 @@ from stackjax.recipe import Geometry
 from tests.cases import RECIPES
 
 
-def at(depth, side="decoder", other=0, subs=2, d_model=64):
-    return Geometry(depth=depth, d_model=d_model, n_sublayers=subs, side=side, other_depth=other)
+def at(depth, side="decoder", other=0, sublayers=2, d_model=64):
+    return Geometry(depth=depth, d_model=d_model, n_sublayers=sublayers, side=side, other_depth=other)
 
 
 def numbers(rule, geometry):
-    schedule = rule.schedule(geometry)
-    return {name: np.asarray(value) for name, value in schedule["sub"].items()}
+    coefficients = rule.coefficients(geometry)
+    return {name: np.asarray(value) for name, value in coefficients["sublayer"].items()}
 
 
 @pytest.mark.parametrize(
@@ -88,17 +88,17 @@ def test_t_fixup(geometry, branch, embed):
     assert rule.gain("query", geometry) == rule.gain("cross_key", geometry) == rule.gain("unembed", geometry) == 1.0
 
 
-@pytest.mark.parametrize(("depth", "subs"), [(1, 2), (6, 2), (1000, 2), (6, 3)])
-def test_numbers_on_skip_and_branch(depth, subs):
-    where = at(depth, subs=subs)
-    l = np.arange(1, depth + 1)[:, None] * np.ones(subs)
-    np.testing.assert_allclose(numbers(recipe.Keel(), where)["alpha"], depth * subs)
+@pytest.mark.parametrize(("depth", "sublayers"), [(1, 2), (6, 2), (1000, 2), (6, 3)])
+def test_numbers_on_skip_and_branch(depth, sublayers):
+    where = at(depth, sublayers=sublayers)
+    l = np.arange(1, depth + 1)[:, None] * np.ones(sublayers)
+    np.testing.assert_allclose(numbers(recipe.Keel(), where)["alpha"], depth * sublayers)
     np.testing.assert_allclose(numbers(recipe.LayerNormScaling(), where)["gamma"], l**-0.5, rtol=1e-6)
     np.testing.assert_allclose(numbers(recipe.CompleteP(base_depth=3), where)["beta"], 3 / depth, rtol=1e-6)
     np.testing.assert_allclose(numbers(recipe.DepthMuP(base_depth=3), where)["beta"], (3 / depth) ** 0.5, rtol=1e-6)
     for rule in (recipe.ScaledInit(), recipe.PlainScaledInit(), recipe.HybridNorm()):
-        assert rule.gain("out", where) == rule.gain("down", where) == (subs * depth) ** -0.5
-        assert rule.gain("cross_out", where) == (subs * depth) ** -0.5
+        assert rule.gain("out", where) == rule.gain("down", where) == (sublayers * depth) ** -0.5
+        assert rule.gain("cross_out", where) == (sublayers * depth) ** -0.5
         assert rule.gain("value", where) == rule.gain("up", where) == 1.0
     np.testing.assert_allclose(recipe.DSInit().gain("query", where), l[:, 0] ** -0.5, rtol=1e-6)
 
@@ -108,7 +108,7 @@ def test_where_mix_norm_turns():
     for depth, turn in ((1, 0), (3, 0), (4, 1), (12, 3), (31, 7)):
         forms = [rule.form(sj.FeedForward(), 1, layer, at(depth)) for layer in range(depth)]
         assert forms == [rule.first] * turn + [rule.residual] * (depth - turn)
-    stack = sj.Stack.of(sj.Layer(subs=(sj.FeedForward(),)), depth=12, d_model=8, recipe=rule)
+    stack = sj.Stack.of(sj.Layer(sublayers=(sj.FeedForward(),)), depth=12, d_model=8, recipe=rule)
     assert [(segment.n, len(segment.layers)) for segment in stack.segments] == [(3, 1), (9, 1)]
 
 
@@ -116,7 +116,10 @@ def test_slopes_of_dyt_go_by_the_width():
     slopes = recipe.dynamic_tanh.first_slopes
     assert [slopes(d) for d in (64, 4096, 5120, 8192)] == [(0.5, 0.5), (0.8, 0.2), (0.6, 0.15), (0.2, 0.05)]
     stack = sj.Stack.of(
-        sj.Layer(subs=(sj.Attention(n_heads=2), sj.FeedForward())), depth=2, d_model=8, recipe=recipe.DyT(others=0.3)
+        sj.Layer(sublayers=(sj.Attention(n_heads=2), sj.FeedForward())),
+        depth=2,
+        d_model=8,
+        recipe=recipe.DyT(others=0.3),
     )
     params = stack.init(jax.random.key(0))
     residual = params["segments"]["0"]["0"]["residual"]
@@ -149,7 +152,7 @@ def test_no_number_where_the_paper_has_none(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_no_layers(name):
-    layer = sj.Layer(subs=(sj.Attention(n_heads=2), sj.FeedForward()))
+    layer = sj.Layer(sublayers=(sj.Attention(n_heads=2), sj.FeedForward()))
     stack = sj.Stack.of(layer, depth=0, d_model=8, recipe=RECIPES[name])
     x = jax.random.normal(jax.random.key(0), (2, 3, 8))
     params = stack.calibrate(stack.init(jax.random.key(1)), x)
@@ -160,8 +163,8 @@ def test_no_layers(name):
     ("make", "message"),
     [
         (lambda: recipe.MixNorm(share=1.0), "share"),
-        (lambda: recipe.Weighted(beta=[1.0, 2.0]).schedule(at(3)), r"beta must be one number, \(3,\)"),
-        (lambda: recipe.Weighted(alpha=np.ones((3, 3))).schedule(at(3)), "alpha"),
+        (lambda: recipe.Weighted(beta=[1.0, 2.0]).coefficients(at(3)), r"beta must be one number, \(3,\)"),
+        (lambda: recipe.Weighted(alpha=np.ones((3, 3))).coefficients(at(3)), "alpha"),
         (lambda: _stack(recipe.MixNorm(), looped=True), "cannot be looped"),
         (lambda: _stack(recipe.HybridNorm(first=recipe.residual.Pre()), looped=True), "cannot be looped"),
         (lambda: _stack(recipe.SubNorm(), sj.FeedForward(inner_norm=sj.RMSNorm())), "leave it to the recipe"),
@@ -198,8 +201,8 @@ class _Grouped(sj.Sublayer):
         return {"expert": sj.parameter.matrix(d_model, d_model, "up")}
 
 
-def _stack(rule, sub=None, **options):
-    return sj.Stack.of(sj.Layer(subs=(sub or sj.FeedForward(),)), depth=4, d_model=8, recipe=rule, **options)
+def _stack(rule, sublayer=None, **options):
+    return sj.Stack.of(sj.Layer(sublayers=(sublayer or sj.FeedForward(),)), depth=4, d_model=8, recipe=rule, **options)
 
 
 def _head(rule, **options):
@@ -207,26 +210,26 @@ def _head(rule, **options):
 
 
 def test_sub_norm_leaves_cross_attention_as_it_is():
-    layer = sj.Layer(subs=(sj.Attention(n_heads=2), sj.Attention(name="cross", n_heads=2, cross=True)))
+    layer = sj.Layer(sublayers=(sj.Attention(n_heads=2), sj.Attention(name="cross", n_heads=2, cross=True)))
     stack = sj.Stack.of(layer, depth=2, d_model=8, recipe=recipe.SubNorm())
-    own, cross = stack.segments[0].layers[0].subs
+    own, cross = stack.segments[0].layers[0].sublayers
     assert own.inner_norm == sj.LayerNorm() and cross.inner_norm == sj.NoNorm()
 
 
 def test_shaped_is_balanced():
     """Skip and branch keep the variance of the stream; slopes tend to 1 and logits to 0 with the width."""
-    rule, layer = recipe.Shaped(gate=0.6), sj.Layer(subs=(sj.Attention(n_heads=2), sj.FeedForward()))
+    rule, layer = recipe.Shaped(gate=0.6), sj.Layer(sublayers=(sj.Attention(n_heads=2), sj.FeedForward()))
     found = numbers(rule, at(7))
     np.testing.assert_allclose(found["alpha"] ** 2 + found["beta"] ** 2, 1, rtol=1e-6)
     for d_model in (16, 64):
-        attention, forward = sj.Stack.of(layer, depth=1, d_model=d_model, recipe=rule).segments[0].layers[0].subs
+        attention, forward = sj.Stack.of(layer, depth=1, d_model=d_model, recipe=rule).segments[0].layers[0].sublayers
         assert attention.scale == 1 / math.sqrt(d_model * d_model / 2)
         assert forward.activation == recipe.shaped.ShapedReLU(1.0, 1 - 1 / math.sqrt(4 * d_model))
 
 
 def test_shaped_keeps_tokens_apart():
     """Mean cosine between tokens after as many layers as features; post-norm's tends to 1 (rank collapse)."""
-    layer, found = sj.Layer(subs=(sj.Attention(n_heads=2), sj.FeedForward())), {}
+    layer, found = sj.Layer(sublayers=(sj.Attention(n_heads=2), sj.FeedForward())), {}
     for rule in (recipe.Shaped(), recipe.PostNorm()):
         stack = sj.Stack.of(layer, depth=48, d_model=48, recipe=rule)
         x = jax.random.normal(jax.random.key(1), (2, 16, 48))

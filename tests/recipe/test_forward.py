@@ -15,7 +15,9 @@ from tests.recipe.by_hand import N_HEADS, attend, dyt, feed_forward, norm, sigmo
 from tests.recipe.kinds import KINDS
 
 D, DEPTH = 16, 4
-LAYER = sj.Layer(subs=(sj.Attention(n_heads=N_HEADS), sj.FeedForward(d_hidden=24, activation=sj.feed_forward.relu)))
+LAYER = sj.Layer(
+    sublayers=(sj.Attention(n_heads=N_HEADS), sj.FeedForward(d_hidden=24, activation=sj.feed_forward.relu))
+)
 
 
 def head_gain(p, y):
@@ -120,7 +122,7 @@ CASES = {
         standard,
         True,
     ),
-    "residual_dual": (recipe.ResiDual(), two_streams, standard, True),
+    "resi_dual": (recipe.ResiDual(), two_streams, standard, True),
     "hybrid_norm": (recipe.HybridNorm(), both(plain, skip_normed), qkv_norm, True),
     "hybrid_norm_star": (
         recipe.HybridNorm(first=recipe.residual.Pre()),
@@ -213,11 +215,11 @@ def enter(name, own, x):
         return norm(own["norm"], x)
     if name == "dyt":
         return own["scale"] * x
-    return {"post": x, "sum": x} if name == "residual_dual" else x
+    return {"post": x, "sum": x} if name == "resi_dual" else x
 
 
 def leave(name, own, x, final):
-    if name == "residual_dual":
+    if name == "resi_dual":
         return x["post"] + norm(own["norm"], x["sum"])
     return (dyt if name == "dyt" else norm)(own["norm"], x) if final else x
 
@@ -226,10 +228,10 @@ def by_formula(name, params, layers, x):
     _, formula, branches, final = CASES[name]
     x = enter(name, params["enter"]["inner"], x)
     for l, p in enumerate(layers, 1):
-        at = Place(l=l, outer=p["residual"]["outer"])
-        for sub, branch in branches.items():
-            step = formula[sub] if isinstance(formula, dict) else formula
-            x = step(p["residual"][sub], x, lambda h, b=branch, own=p[sub]: b(own, h), at)
+        at = Place(l=l, outer=p["residual"].get("outer"))
+        for sublayer, branch in branches.items():
+            step = formula[sublayer] if isinstance(formula, dict) else formula
+            x = step(p["residual"][sublayer], x, lambda h, b=branch, own=p[sublayer]: b(own, h), at)
     return leave(name, params["leave"]["inner"], x, final)
 
 

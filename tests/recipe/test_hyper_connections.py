@@ -73,8 +73,8 @@ def test_decay_reaches_the_dynamic_weights_alone():
 
 def test_streams_of_different_number_do_not_meet():
     class Mixed(sj.recipe.HyperConnections):
-        def form(self, sub, slot, layer, geometry):
-            return replace(super().form(sub, slot, layer, geometry), n=2 + layer)
+        def form(self, sublayer, slot, layer, geometry):
+            return replace(super().form(sublayer, slot, layer, geometry), n=2 + layer)
 
     with pytest.raises(ValueError, match="different streams"):
         toy_stack(Mixed(), 2)

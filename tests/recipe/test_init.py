@@ -59,7 +59,7 @@ CASES = {
     "SigmaReparam": (recipe.SigmaReparam(), small, even),
     "CompleteP": (recipe.CompleteP(base_width=16), xavier, even),
     "CompleteP, fixed law": (
-        recipe.CompleteP(base_width=16, law=sj.parameter.Normal(0.02)),
+        recipe.CompleteP(base_width=16, default_init=sj.parameter.Normal(0.02)),
         small,
         lambda role, l: 16**0.5 / D**0.5,
     ),
@@ -69,8 +69,8 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_measured_standard_deviation(name):
     rule, std, gain = CASES[name]
-    subs = (HEADS, sj.FeedForward(d_hidden=F)) if name == "Shaped" else (HEADS, CROSS, FORWARD)
-    stack = sj.Stack.of(sj.Layer(subs=subs), depth=L, d_model=D, recipe=rule)
+    sublayers = (HEADS, sj.FeedForward(d_hidden=F)) if name == "Shaped" else (HEADS, CROSS, FORWARD)
+    stack = sj.Stack.of(sj.Layer(sublayers=sublayers), depth=L, d_model=D, recipe=rule)
     params = stack.init(jax.random.key(0))
     seen = set()
     for declared, leaf in zip(
@@ -96,7 +96,7 @@ def test_widths_keep_what_their_recipes_promise():
         )
         params = model.init(jax.random.key(0))
         tokens = jax.random.randint(jax.random.key(1), (4, 64), 0, 64)
-        x = model.embedding.apply(params["embedding"], tokens, multiplier=model.stack.schedule()["embed"])
+        x = model.embedding.apply(params["embedding"], tokens, multiplier=model.stack.coefficients()["embed"])
         return float(np.std(x)), float(np.std(params["embedding"]["token"]))
 
     narrow, wide = sizes(16), sizes(256)
@@ -114,7 +114,7 @@ def test_widths_keep_what_their_recipes_promise():
 )
 def test_gates_at_birth(rule, expected):
     """The share of the branch that passes at first."""
-    layer = sj.Layer(subs=(sj.FeedForward(d_hidden=32),))
+    layer = sj.Layer(sublayers=(sj.FeedForward(d_hidden=32),))
     stack = sj.Stack.of(layer, depth=1, d_model=16, recipe=rule)
     params = stack.init(jax.random.key(0))
     gate = params["segments"]["0"]["0"]["residual"]
@@ -143,7 +143,7 @@ def test_gates_at_birth(rule, expected):
     ids=lambda value: type(value).__name__ if isinstance(value, recipe.Recipe) else "",
 )
 def test_what_a_recipe_learns_is_born_as_its_paper_says(rule, born):
-    stack = sj.Stack.of(sj.Layer(subs=(HEADS, sj.FeedForward(d_hidden=F))), depth=2, d_model=D, recipe=rule)
+    stack = sj.Stack.of(sj.Layer(sublayers=(HEADS, sj.FeedForward(d_hidden=F))), depth=2, d_model=D, recipe=rule)
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(stack.init(jax.random.key(0))):
         name = sj.parameter.path_name(path)
@@ -162,7 +162,7 @@ def test_an_embedding_that_both_sides_share_is_the_encoders():
 
 def test_first_gate_of_layer_scale_falls_with_depth():
     for depth, first in ((2, 0.1), (18, 0.1), (19, 1e-5), (24, 1e-5), (25, 1e-6), (100, 1e-6)):
-        stack = sj.Stack.of(sj.Layer(subs=(FORWARD,)), depth=depth, d_model=8, recipe=recipe.LayerScale())
+        stack = sj.Stack.of(sj.Layer(sublayers=(FORWARD,)), depth=depth, d_model=8, recipe=recipe.LayerScale())
         (spec,) = [
             d.spec
             for d in jax.tree.leaves(stack.declaration(), is_leaf=sj.parameter.is_spec)
@@ -184,7 +184,7 @@ def test_highways_of_any_depth_carry_about_a_third_of_the_stream(depth):
 
 @pytest.mark.parametrize("rule", [recipe.ReZero(), recipe.SkipInit()])
 def test_the_identity_at_birth(rule):
-    stack = sj.Stack.of(sj.Layer(subs=(HEADS, FORWARD)), depth=3, d_model=D, recipe=rule)
+    stack = sj.Stack.of(sj.Layer(sublayers=(HEADS, FORWARD)), depth=3, d_model=D, recipe=rule)
     x = normal(2, 5, D, key=1)
     np.testing.assert_array_equal(stack.apply(stack.init(jax.random.key(0)), x)[0], x)
 

@@ -17,7 +17,7 @@ RECIPES = {
     "block_attention_residuals": recipe.AttentionResiduals(blocks=8),
     "ngpt": recipe.NGPT(),
 }
-LAYER = sj.Layer(subs=(sj.Attention(n_heads=2), sj.FeedForward(d_hidden=8)))
+LAYER = sj.Layer(sublayers=(sj.Attention(n_heads=2), sj.FeedForward(d_hidden=8)))
 
 
 def gradients(stack, params, x, **options):

@@ -145,7 +145,7 @@ def test_equals_deepseek_v4():
 
     def f(x):
         seen["x"] = x
-        return jnp.asarray(branch), sj.Out()
+        return jnp.asarray(branch), sj.Aux()
 
     numbers = {"alpha": 1.0, "beta": 1.0, "gamma": 1.0}
     new, _ = form.apply(ours, numbers, stream, f)

@@ -132,7 +132,7 @@ def test_dyt_moves_its_embedding_factor_as_the_paper_does():
 @pytest.mark.parametrize("name", sorted(KINDS.keys() - {"CompleteP", "DepthMuP", "DyT"}))
 def test_one_learning_rate_for_all_elsewhere(name):
     rule = KINDS[name]()
-    roles = {*sj.parameter.MATRICES, "bias", "norm", "end_norm", "residual", "embed", "unembed", "position"}
+    roles = {*sj.parameter.MATRICES, "bias", "norm", "final_norm", "residual", "embed", "unembed", "position"}
     geometry = recipe.Geometry(depth=7, d_model=32)
     assert {rule.multiplier(role, geometry) for role in roles} == {recipe.Multiplier()}
 

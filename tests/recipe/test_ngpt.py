@@ -120,10 +120,10 @@ def train(net, optimiser, after=lambda params: params, steps=5):
 
 @pytest.mark.parametrize("name", ["adamw", "muon", "elsewhere"])
 def test_matrices_stay_on_the_sphere(name):
-    """With our optimisers by themselves; with one from elsewhere by the line that `Recipe.constrain` documents."""
+    """With our optimisers by themselves; with one from elsewhere by the line that `Recipe.project` documents."""
     net = model()
     if name == "elsewhere":
-        params, losses = train(net, optax.adam(0.02), after=net.constrain)
+        params, losses = train(net, optax.adam(0.02), after=net.project)
         loose, _ = train(net, optax.adam(0.02), steps=1)
         assert any(np.abs(norm - 1).max() > 1e-3 for norm in norms(net, loose)[0].values())
     else:
@@ -131,7 +131,7 @@ def test_matrices_stay_on_the_sphere(name):
     assert losses[-1] < losses[0]
     for norm in norms(net, params)[0].values():
         np.testing.assert_allclose(norm, 1, atol=2e-6)
-    again = net.constrain(params)
+    again = net.project(params)
     np.testing.assert_allclose(jax.tree.leaves(again)[0], jax.tree.leaves(params)[0], atol=2e-7)
 
 
@@ -139,7 +139,7 @@ def test_other_recipes_are_left_alone():
     """No rounding from a constraint that is none."""
     net = sj.decoder(vocab=V, d_model=D, depth=2, n_heads=H)
     params = net.init(jax.random.key(0))
-    assert net.constrain(params) is params
+    assert net.project(params) is params
 
 
 def test_stream_stays_on_the_sphere_and_steps_start_at_their_value():
@@ -169,8 +169,10 @@ def test_no_weight_decay():
 
 def test_grouped_keys_equal_repeated_ones(x64):
     x = normal(5, D, key=1)
-    grouped = sj.Stack.of(sj.Layer(subs=(sj.Attention(n_heads=2, n_kv_heads=1),)), depth=1, d_model=D, recipe=NGPT())
-    full = sj.Stack.of(sj.Layer(subs=(sj.Attention(n_heads=2),)), depth=1, d_model=D, recipe=NGPT())
+    grouped = sj.Stack.of(
+        sj.Layer(sublayers=(sj.Attention(n_heads=2, n_kv_heads=1),)), depth=1, d_model=D, recipe=NGPT()
+    )
+    full = sj.Stack.of(sj.Layer(sublayers=(sj.Attention(n_heads=2),)), depth=1, d_model=D, recipe=NGPT())
     params = perturbed(grouped.init(jax.random.key(0), jnp.float64))
     repeated = jax.tree_util.tree_map_with_path(
         lambda path, a: jnp.tile(a, 2) if sj.parameter.path_name(path).endswith(("key", "value")) else a, params
@@ -186,7 +188,7 @@ def test_inside_another_recipe():
 
 
 @pytest.mark.parametrize(
-    "sub",
+    "sublayer",
     [
         sj.Attention(n_heads=2, bias=("query",)),
         sj.Attention(n_heads=2, qk_norm=sj.RMSNorm()),
@@ -197,14 +199,14 @@ def test_inside_another_recipe():
         sj.Sublayer(),
     ],
 )
-def test_what_it_has_no_rule_for_is_refused(sub):
+def test_what_it_has_no_rule_for_is_refused(sublayer):
     with pytest.raises(ValueError, match="nGPT has"):
-        sj.Stack.of(sj.Layer(subs=(sub,)), depth=1, d_model=D, recipe=NGPT())
+        sj.Stack.of(sj.Layer(sublayers=(sublayer,)), depth=1, d_model=D, recipe=NGPT())
 
 
 def test_a_scale_of_its_own_is_refused():
     with pytest.raises(ValueError, match=r"scale is sqrt\(K\)"):
-        sj.Stack.of(sj.Layer(subs=(sj.Attention(n_heads=2, scale=7.0),)), depth=1, d_model=D, recipe=NGPT())
+        sj.Stack.of(sj.Layer(sublayers=(sj.Attention(n_heads=2, scale=7.0),)), depth=1, d_model=D, recipe=NGPT())
 
 
 def test_only_its_own_side_of_an_encoder_decoder_is_on_the_sphere():
@@ -212,7 +214,7 @@ def test_only_its_own_side_of_an_encoder_decoder_is_on_the_sphere():
     plain = sj.encoder_decoder(**sizes)
     net = replace(plain, decoder=sj.encoder_decoder(**sizes, recipe=NGPT()).decoder)
     params = jax.tree.map(lambda a: 2 * a, net.init(jax.random.key(0)))
-    after = net.constrain(params)
+    after = net.project(params)
     same = jax.tree.map(lambda a, b: bool((a == b).all()), after["encoder"], params["encoder"])
     assert all(jax.tree.leaves(same))
     out = after["decoder"]["stack"]["segments"]["0"]["0"]["attention"]["out"]

@@ -21,7 +21,9 @@ def test_conformance():
 
 
 def test_formula(x64):
-    layer = sj.Layer(subs=(sj.Attention(n_heads=N_HEADS), sj.FeedForward(d_hidden=24, activation=sj.feed_forward.relu)))
+    layer = sj.Layer(
+        sublayers=(sj.Attention(n_heads=N_HEADS), sj.FeedForward(d_hidden=24, activation=sj.feed_forward.relu))
+    )
     stack = sj.Stack.of(layer, depth=3, d_model=16, recipe=OWN.recipe)
     params = stack.init(jax.random.key(0), jnp.float64)
     x = normal(2, 5, 16, key=1)

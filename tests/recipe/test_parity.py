@@ -44,9 +44,9 @@ def below(prefix, *groups):
     return {f"{prefix}/{name}": value for group in groups for name, value in group.items()}
 
 
-def check(subs, rule, weights, theirs, *, tolerance=2e-6):
+def check(sublayers, rule, weights, theirs, *, tolerance=2e-6):
     """One layer of ours with their weights, on the same input."""
-    stack = sj.Stack.of(sj.Layer(subs=subs), depth=1, d_model=D, recipe=rule)
+    stack = sj.Stack.of(sj.Layer(sublayers=sublayers), depth=1, d_model=D, recipe=rule)
     params = stack.init(jax.random.key(0))
     ours = flatten_dict(params["segments"]["0"]["0"], sep="/", keep_empty_nodes=True)
     leaves = {name for name, leaf in ours.items() if hasattr(leaf, "shape")}
@@ -102,12 +102,12 @@ def test_post_and_pre_norm_in_torch(norm_first):
         **below("residual/attention", norm("norm", layer.norm1)),
         **below("residual/feed_forward", norm("norm", layer.norm2)),
     }
-    subs = (
+    sublayers = (
         sj.Attention(n_heads=H, causal=False, bias=BIASES),
         sj.FeedForward(d_hidden=F, activation=sj.feed_forward.relu, bias=True),
     )
     rule = recipe.PreNorm(residual=residual.Pre(final=False)) if norm_first else recipe.PostNorm()
-    check(subs, rule, weights, lambda x: layer(x))
+    check(sublayers, rule, weights, lambda x: layer(x))
 
 
 def test_sandwich_in_gemma_2():
@@ -137,13 +137,13 @@ def test_sandwich_in_gemma_2():
             norm("norm_out", layer.post_feedforward_layernorm, 1.0),
         ),
     }
-    subs = (
+    sublayers = (
         sj.Attention(n_heads=H, scale=5**-0.5, soft_cap=2.0),
         sj.FeedForward(d_hidden=F, gated=True, activation=sj.feed_forward.gelu_tanh),
     )
     rule = recipe.SandwichNorm(residual=residual.Sandwich(norm=sj.RMSNorm(), final=False))
     rotary, mask = still()
-    check(subs, rule, weights, lambda x: layer(x, position_embeddings=rotary, attention_mask=mask))
+    check(sublayers, rule, weights, lambda x: layer(x, position_embeddings=rotary, attention_mask=mask))
 
 
 def test_res_post_norm_in_olmo_2():
@@ -165,14 +165,14 @@ def test_res_post_norm_in_olmo_2():
         **below("residual/attention", norm("norm", layer.post_attention_layernorm)),
         **below("residual/feed_forward", norm("norm", layer.post_feedforward_layernorm)),
     }
-    subs = (
+    sublayers = (
         sj.Attention(n_heads=1, qk_norm=sj.RMSNorm()),
         sj.FeedForward(d_hidden=F, gated=True, activation=sj.feed_forward.silu),
     )
     rule = recipe.ResPostNorm(residual=residual.BranchNormed(norm=sj.RMSNorm(), final=False))
     (cos, sin), mask = still()
     rotary = cos.repeat(1, 1, H), sin.repeat(1, 1, H)
-    check(subs, rule, weights, lambda x: layer(x, position_embeddings=rotary, attention_mask=mask))
+    check(sublayers, rule, weights, lambda x: layer(x, position_embeddings=rotary, attention_mask=mask))
 
 
 def test_sub_norm_in_kosmos_2():
@@ -208,13 +208,13 @@ def test_sub_norm_in_kosmos_2():
         **below("residual/attention", norm("norm", layer.self_attn_layer_norm)),
         **below("residual/feed_forward", norm("norm", layer.final_layer_norm)),
     }
-    subs = (
+    sublayers = (
         sj.Attention(n_heads=H, bias=BIASES),
         sj.FeedForward(d_hidden=F, activation=sj.feed_forward.gelu, bias=True),
     )
     mask = still()[1]
     rule = recipe.SubNorm(residual=residual.Pre(final=False))
-    check(subs, rule, weights, lambda x: layer(x, attention_mask=mask))
+    check(sublayers, rule, weights, lambda x: layer(x, attention_mask=mask))
 
 
 def test_layer_scale_in_dinov2():
@@ -234,12 +234,12 @@ def test_layer_scale_in_dinov2():
         **below("residual/attention", norm("norm", layer.norm1), {"gate": layer.layer_scale1.lambda1}),
         **below("residual/feed_forward", norm("norm", layer.norm2), {"gate": layer.layer_scale2.lambda1}),
     }
-    subs = (
+    sublayers = (
         sj.Attention(n_heads=H, causal=False, bias=BIASES),
         sj.FeedForward(d_hidden=2 * D, activation=sj.feed_forward.gelu, bias=True),
     )
     form = recipe.gate.FeatureGated(norm=sj.LayerNorm(eps=1e-6), final=False)
-    check(subs, recipe.LayerScale(residual=form), weights, lambda x: layer(x))
+    check(sublayers, recipe.LayerScale(residual=form), weights, lambda x: layer(x))
 
 
 def test_branch_multiplier_in_granite():
@@ -260,13 +260,13 @@ def test_branch_multiplier_in_granite():
         **below("residual/attention", norm("norm", layer.input_layernorm)),
         **below("residual/feed_forward", norm("norm", layer.post_attention_layernorm)),
     }
-    subs = (
+    sublayers = (
         sj.Attention(n_heads=H, scale=0.3),
         sj.FeedForward(d_hidden=F, gated=True, activation=sj.feed_forward.silu),
     )
     rule = recipe.Weighted(residual=residual.Pre(norm=sj.RMSNorm(), final=False), beta=0.22)
     rotary, mask = still()
-    check(subs, rule, weights, lambda x: layer(x, position_embeddings=rotary, attention_mask=mask))
+    check(sublayers, rule, weights, lambda x: layer(x, position_embeddings=rotary, attention_mask=mask))
 
 
 @pytest.mark.parametrize("kind", ["keel", "dyt"])
@@ -289,18 +289,18 @@ def test_keel_and_dyt_in_x_transformers(kind):
         ),
         **below("feed_forward", projection("up", forward.ff[0][0]), projection("down", forward.ff[2])),
     }
-    for sub, (before, _, after) in (("attention", norms_a), ("feed_forward", norms_f)):
+    for sublayer, (before, _, after) in (("attention", norms_a), ("feed_forward", norms_f)):
         if kind == "keel":
             for name, module in (("norm_in", before), ("norm_out", after)):
                 own = {"scale": module.gamma + float(module.unit_offset), "bias": torch.zeros(D)}
-                weights |= below(f"residual/{sub}/{name}", own)
+                weights |= below(f"residual/{sublayer}/{name}", own)
         else:
             slope = before.pre_tanh_scale + before.pre_tanh_scale_offset
             own = {"alpha": slope, "scale": before.gamma + before.gamma_offset, "bias": before.beta}
-            weights |= below(f"residual/{sub}/norm", own)
-    subs = (
+            weights |= below(f"residual/{sublayer}/norm", own)
+    sublayers = (
         sj.Attention(n_heads=H, causal=False),
         sj.FeedForward(d_hidden=2 * D, activation=sj.feed_forward.gelu, bias=True),
     )
     form = recipe.dynamic_tanh.ScaledPre(final=False)
-    check(subs, recipe.Keel() if kind == "keel" else recipe.DyT(residual=form), weights, lambda x: layers(x))
+    check(sublayers, recipe.Keel() if kind == "keel" else recipe.DyT(residual=form), weights, lambda x: layers(x))

@@ -45,8 +45,8 @@ def check(stack, layers, leave, theirs, *, tolerance=5e-6):
     params["segments"]["0"]["0"] = filled(params["segments"]["0"]["0"], stacked)
     params["leave"]["inner"] = filled(params["leave"]["inner"], {name: array(value) for name, value in leave.items()})
     x, weight = np.random.default_rng(0).normal(size=(2, 2, T, D)).astype(np.float32)
-    given = torch.from_numpy(x).requires_grad_()
-    out = theirs(given)
+    side_inputs = torch.from_numpy(x).requires_grad_()
+    out = theirs(side_inputs)
     (out * torch.from_numpy(weight)).sum().backward()
 
     @jax.jit
@@ -54,7 +54,7 @@ def check(stack, layers, leave, theirs, *, tolerance=5e-6):
         y, vjp = jax.vjp(lambda x: stack.apply(params, x)[0], x)
         return y, *vjp(jnp.asarray(weight))
 
-    for found, expected in zip(ours(jnp.asarray(x)), (out.detach().numpy(), given.grad.numpy()), strict=True):
+    for found, expected in zip(ours(jnp.asarray(x)), (out.detach().numpy(), side_inputs.grad.numpy()), strict=True):
         assert np.abs(found - expected).max() < tolerance * np.abs(expected).max()
 
 
@@ -77,8 +77,8 @@ class Branch(torch.nn.Module):
 BRANCHES = tuple(sj.FeedForward(name=name, d_hidden=F, activation=sj.feed_forward.gelu) for name in ("one", "two"))
 
 
-def stack_of(rule, *subs):
-    return sj.Stack.of(sj.Layer(subs=subs or BRANCHES), depth=DEPTH, d_model=D, recipe=rule)
+def stack_of(rule, *sublayers):
+    return sj.Stack.of(sj.Layer(sublayers=sublayers or BRANCHES), depth=DEPTH, d_model=D, recipe=rule)
 
 
 def test_manifold_hyper_connections_in_deepseek_v4():
@@ -251,11 +251,11 @@ def test_attention_residuals_in_their_package():
     def theirs(x):
         return model.out_norm(model._forward_full_attnres(x, torch.ones_like(model.rope_freqs), mask))
 
-    subs = (
+    sublayers = (
         sj.Attention(n_heads=H, n_kv_heads=1),
         sj.FeedForward(d_hidden=config.d_ff, gated=True, activation=sj.feed_forward.silu),
     )
-    check(stack_of(recipe.AttentionResiduals(), *subs), layers, leave, theirs)
+    check(stack_of(recipe.AttentionResiduals(), *sublayers), layers, leave, theirs)
 
 
 def test_value_residual_in_x_transformers():
@@ -283,8 +283,8 @@ def test_value_residual_in_x_transformers():
         }
 
     layers = [layer(*module.layers[2 * i : 2 * i + 2]) for i in range(DEPTH)]
-    subs = (
+    sublayers = (
         sj.Attention(n_heads=H),
         sj.FeedForward(d_hidden=2 * D, activation=sj.feed_forward.gelu, bias=True),
     )
-    check(stack_of(recipe.ValueResidual(), *subs), layers, norm("norm", module.final_norm), lambda x: module(x))
+    check(stack_of(recipe.ValueResidual(), *sublayers), layers, norm("norm", module.final_norm), lambda x: module(x))

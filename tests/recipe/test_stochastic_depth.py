@@ -29,14 +29,14 @@ def test_a_norm_of_the_branch_does_not_undo_it(form, x64):
     base = recipe.PlainResidual(residual=form)
     stack, x = toy_stack(StochasticDepth(base=base), 2), normal(2, 5, 8, key=1)
     params = perturbed(stack.init(jax.random.key(0), jnp.float64))
-    schedule = stack.schedule()
-    expected = recipe.base.with_sub(schedule, beta=schedule["sub"]["keep"])
+    coefficients = stack.coefficients()
+    expected = recipe.base.with_coefficients(coefficients, beta=coefficients["sublayer"]["keep"])
     plain = toy_stack(base, 2)
     y = stack.apply(params, x)[0]
-    np.testing.assert_allclose(y, plain.apply(params, x, schedule=expected)[0], rtol=1e-12)
+    np.testing.assert_allclose(y, plain.apply(params, x, coefficients=expected)[0], rtol=1e-12)
     assert largest_difference(y, plain.apply(params, x)[0]) > 1e-3
-    never = recipe.base.with_sub(schedule, keep=0.0)
-    dropped = stack.apply(params, x, schedule=never, key=jax.random.key(0))[0]
+    never = recipe.base.with_coefficients(coefficients, keep=0.0)
+    dropped = stack.apply(params, x, coefficients=never, key=jax.random.key(0))[0]
     np.testing.assert_allclose(dropped, stack.leave(params, stack.enter(params, x)), rtol=1e-9, atol=1e-12)
 
 
@@ -48,7 +48,7 @@ def test_without_a_skip_it_is_refused():
 @pytest.mark.parametrize(("depth", "last"), [(1, 0.5), (10, 0.5), (1000, 0.2)])
 def test_probabilities_fall_linearly_with_depth(depth, last):
     """Eq. (4): p_s = 1 - s/S (1 - p_S)."""
-    keep = np.asarray(toy_stack(StochasticDepth(last=last), depth).schedule()["sub"]["keep"]).reshape(-1)
+    keep = np.asarray(toy_stack(StochasticDepth(last=last), depth).coefficients()["sublayer"]["keep"]).reshape(-1)
     s = np.arange(1, 2 * depth + 1)
     np.testing.assert_allclose(keep, 1 - s / (2 * depth) * (1 - last), atol=1e-6)
 
@@ -61,7 +61,7 @@ def branch_sizes(trace):
 @pytest.mark.parametrize("base", [PreNorm(), HyperConnections()], ids=lambda base: type(base).__name__)
 @pytest.mark.parametrize("each", ["batch", "example"])
 def test_training_drops_branches_as_often_as_it_says(each, base):
-    layer = sj.Layer(subs=toy_stack(PreNorm(), 1).segments[0].layers[0].subs[:1])
+    layer = sj.Layer(sublayers=toy_stack(PreNorm(), 1).segments[0].layers[0].sublayers[:1])
     stack = toy_stack(StochasticDepth(last=0.25, each=each, base=base), 200, layer=layer)
     params = stack.init(jax.random.key(0))
     x = normal(8, 3, 8)
@@ -71,7 +71,7 @@ def test_training_drops_branches_as_often_as_it_says(each, base):
     together = (kept == kept[..., :1]).all()
     assert together == (each == "batch")
     draws = kept[..., 0] if each == "batch" else kept.mean(-1)
-    expected = np.asarray(stack.schedule()["sub"]["keep"])[:, 0]
+    expected = np.asarray(stack.coefficients()["sublayer"]["keep"])[:, 0]
     # Means over blocks of 50 layers and 20 keys: 1,000 draws or more, five standard errors.
     found = draws.mean(0).reshape(4, 50).mean(1)
     np.testing.assert_allclose(found, expected.reshape(4, 50).mean(1), atol=5 * 0.5 / 1000**0.5)
@@ -93,8 +93,8 @@ def test_a_dropped_stack_is_its_ends(x64):
     """Every branch dropped: the stream arrives as it came."""
     stack = toy_stack(StochasticDepth(base=sj.recipe.PlainResidual()), 3)
     params, x = stack.init(jax.random.key(0), jnp.float64), normal(2, 5, 8)
-    never = sj.recipe.base.with_sub(stack.schedule(), keep=0.0)
-    np.testing.assert_array_equal(stack.apply(params, x, schedule=never, key=jax.random.key(0))[0], x)
+    never = sj.recipe.base.with_coefficients(stack.coefficients(), keep=0.0)
+    np.testing.assert_array_equal(stack.apply(params, x, coefficients=never, key=jax.random.key(0))[0], x)
 
 
 def test_bad_probability_is_refused():

@@ -10,7 +10,7 @@ from tests.cases import RECIPES
 from tests.helpers import normal
 
 DEPTH = 1000
-LAYER = sj.Layer(subs=(sj.Attention(n_heads=2), sj.FeedForward(d_hidden=24)))
+LAYER = sj.Layer(sublayers=(sj.Attention(n_heads=2), sj.FeedForward(d_hidden=24)))
 
 BEYOND_FLOAT32 = {"plain", "sigma_reparam", "shaped"}
 """Those that grow by a factor a layer: the control by sqrt(3), sigma-reparametrised weights without norms by a few

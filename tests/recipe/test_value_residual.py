@@ -13,7 +13,7 @@ from tests.helpers import normal, perturbed
 from tests.recipe.toy import LAYER, layer_norm, numpy, softmax, toy_stack
 
 ATTENTION = sj.Attention(n_heads=2, n_kv_heads=1)
-LAYERS = sj.Layer(subs=(ATTENTION, sj.FeedForward(d_hidden=8, activation=sj.feed_forward.relu)))
+LAYERS = sj.Layer(sublayers=(ATTENTION, sj.FeedForward(d_hidden=8, activation=sj.feed_forward.relu)))
 
 
 def attention(p, x, mixed):
@@ -82,21 +82,21 @@ def test_any_form_with_its_own_values_is_itself(base, x64):
 
 
 def test_only_the_first_layer_is_first():
-    schedule = toy_stack(ValueResidual(), 4, layer=LAYERS).schedule()["sub"]
-    np.testing.assert_array_equal(schedule["first"], [[1, 1], [0, 0], [0, 0], [0, 0]])
-    np.testing.assert_array_equal(schedule["own"], 0.5)
+    coefficients = toy_stack(ValueResidual(), 4, layer=LAYERS).coefficients()["sublayer"]
+    np.testing.assert_array_equal(coefficients["first"], [[1, 1], [0, 0], [0, 0], [0, 0]])
+    np.testing.assert_array_equal(coefficients["own"], 0.5)
 
 
 def test_a_stack_without_values_is_refused():
     with pytest.raises(ValueError, match="self-attention as the first sublayer"):
         toy_stack(ValueResidual(), 2, layer=LAYER)
-    cross = sj.Layer(subs=(replace(ATTENTION, cross=True),))
+    cross = sj.Layer(sublayers=(replace(ATTENTION, cross=True),))
     with pytest.raises(ValueError, match="self-attention as the first sublayer"):
         toy_stack(StochasticDepth(base=ValueResidual()), 2, layer=cross)
 
 
 def test_values_of_different_width_are_refused():
-    wide = sj.Layer(subs=(replace(ATTENTION, n_kv_heads=2), LAYERS.subs[1]))
+    wide = sj.Layer(sublayers=(replace(ATTENTION, n_kv_heads=2), LAYERS.sublayers[1]))
     with pytest.raises(ValueError, match="one width"):
         sj.Stack.of(LAYERS, wide, depth=4, d_model=8, recipe=ValueResidual())
 
@@ -104,10 +104,12 @@ def test_values_of_different_width_are_refused():
 def test_attention_without_values_of_its_own_is_refused():
     latent = sj.LatentAttention(n_heads=2, d_head=4, d_latent=4, d_rotary=2)
     with pytest.raises(ValueError, match=r"without values of their own \['LatentAttention'\]"):
-        sj.Stack.of(LAYERS, sj.Layer(subs=(latent, LAYERS.subs[1])), depth=4, d_model=8, recipe=ValueResidual())
-    beside = sj.Layer(subs=(sj.Parallel(subs=LAYERS.subs),))
+        sj.Stack.of(
+            LAYERS, sj.Layer(sublayers=(latent, LAYERS.sublayers[1])), depth=4, d_model=8, recipe=ValueResidual()
+        )
+    beside = sj.Layer(sublayers=(sj.Parallel(sublayers=LAYERS.sublayers),))
     with pytest.raises(ValueError, match=r"without values of their own \['Parallel'\]"):
-        sj.Stack.of(sj.Layer(subs=LAYERS.subs[:1]), beside, depth=4, d_model=8, recipe=ValueResidual())
+        sj.Stack.of(sj.Layer(sublayers=LAYERS.sublayers[:1]), beside, depth=4, d_model=8, recipe=ValueResidual())
 
 
 def test_an_outer_form_is_refused():
@@ -146,5 +148,5 @@ def test_base_keeps_its_other_parts():
     deep = ValueResidual(base=sj.recipe.DeepNorm())
     geometry = sj.recipe.Geometry(depth=9, d_model=8)
     assert deep.gain("value", geometry) == sj.recipe.DeepNorm().gain("value", geometry) != 1
-    np.testing.assert_allclose(deep.schedule(geometry)["sub"]["alpha"], 18**0.25, rtol=1e-6)
-    assert PreNorm().law is deep.law
+    np.testing.assert_allclose(deep.coefficients(geometry)["sublayer"]["alpha"], 18**0.25, rtol=1e-6)
+    assert PreNorm().default_init is deep.default_init

@@ -18,11 +18,11 @@ class Toy(sj.Sublayer):
     def spec(self, d_model):
         return sj.parameter.matrix(d_model, d_model, "up")
 
-    def apply(self, params, x, given):
-        return jnp.tanh(x @ params["up"]), sj.Out()
+    def apply(self, params, x, side_inputs):
+        return jnp.tanh(x @ params["up"]), sj.Aux()
 
 
-LAYER = sj.Layer(subs=(Toy(name="one"), Toy(name="two")))
+LAYER = sj.Layer(sublayers=(Toy(name="one"), Toy(name="two")))
 
 
 def toy_stack(recipe, depth, *, d_model=8, layer=LAYER, **options):

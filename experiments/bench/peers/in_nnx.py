@@ -90,8 +90,8 @@ class NNX(JaxPeer):
             flat["layers", "attention", name, "kernel"] = weights[name].reshape(heads)
         for kind in ("scale", "bias"):
             flat["final_norm", kind] = weights[f"final_norm_{kind}"]
-            for sub in ("attention", "feed_forward"):
-                flat["layers", f"{sub}_norm", kind] = weights[f"{sub}_norm_{kind}"]
+            for sublayer in ("attention", "feed_forward"):
+                flat["layers", f"{sublayer}_norm", kind] = weights[f"{sublayer}_norm_{kind}"]
         for path, variable in nnx.to_flat_state(state):
             variable.set_value(flat[path])
         return state

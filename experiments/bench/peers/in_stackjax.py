@@ -39,7 +39,7 @@ class Stackjax(JaxPeer):
         layer = params["stack"]["segments"]["0"]["0"]
         layer["attention"] |= {name: weights[name] for name in ("query", "key", "value", "out")}
         layer["feed_forward"] |= {name: weights[name] for name in ("up", "down")}
-        layer["residual"] |= {sub: {"norm": norm(sub)} for sub in ("attention", "feed_forward")}
+        layer["residual"] |= {sublayer: {"norm": norm(sublayer)} for sublayer in ("attention", "feed_forward")}
         params["stack"]["leave"]["inner"]["norm"] = norm("final")
         params["head"]["unembed"] = weights["unembed"]
         return params

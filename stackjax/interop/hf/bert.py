@@ -1,7 +1,7 @@
 """BERT with its masked-token head: a post-norm encoder. Devlin et al. 2018, arXiv:1810.04805."""
 
 from stackjax.attention import Attention
-from stackjax.ends import Embedding, Head
+from stackjax.embedding import Embedding, Head
 from stackjax.feed_forward import FeedForward
 from stackjax.interop.hf.architecture import Architecture
 from stackjax.interop.hf.config import Config
@@ -57,7 +57,7 @@ def describe(config: Config) -> tuple[Model, Table]:
             norm=norm,
         ),
         stack=Stack.of(
-            Layer(subs=(attention, forward)),
+            Layer(sublayers=(attention, forward)),
             depth=config.take("num_hidden_layers"),
             d_model=config.take("hidden_size"),
             recipe=PostNorm(residual=Post(norm=norm)),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stackjax.attention import Attention
-from stackjax.ends import Embedding, Head
+from stackjax.embedding import Embedding, Head
 from stackjax.feed_forward import Activation, FeedForward
 from stackjax.interop.hf.config import Config
 from stackjax.interop.hf.mapping import Table, dense, norm, tensor, within

@@ -43,9 +43,9 @@ def _attention(heads: int, direct: bool) -> Table:
 
 def _scale(config: Config, width: int) -> float:
     """1/sqrt(K), times what YaRN adds to it where all features are scaled."""
-    given = parameters(config)
-    stretched = given.get("mscale_all_dim") or 0
-    return width**-0.5 * (mscale(given["factor"], stretched) ** 2 if stretched else 1.0)
+    side_inputs = parameters(config)
+    stretched = side_inputs.get("mscale_all_dim") or 0
+    return width**-0.5 * (mscale(side_inputs["factor"], stretched) ** 2 if stretched else 1.0)
 
 
 def describe(config: Config) -> tuple[Model, Table]:
@@ -82,9 +82,9 @@ def describe(config: Config) -> tuple[Model, Table]:
         top_groups=config.take("topk_group"),
         bias_rate=0.001,
     )
-    dense_layer = Layer(subs=(attention, causal.feed_forward(config, activation)))
+    dense_layer = Layer(sublayers=(attention, causal.feed_forward(config, activation)))
     n_dense, depth = config.take("first_k_dense_replace", 3), config.take("num_hidden_layers")
-    layers = [dense_layer] * min(n_dense, depth) + [Layer(subs=(attention, experts))] * max(depth - n_dense, 0)
+    layers = [dense_layer] * min(n_dense, depth) + [Layer(sublayers=(attention, experts))] * max(depth - n_dense, 0)
     recipe = PreNorm(residual=Pre(norm=RMSNorm(eps=config.take("rms_norm_eps", 1e-6))))
     norms: Table = {
         "input_layernorm": norm("residual/attention/norm"),

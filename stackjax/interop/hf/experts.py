@@ -41,7 +41,7 @@ def mixtral(config: Config) -> tuple[Model, Table]:
         d_hidden=config.take("intermediate_size"),
         activation=config.activation("hidden_act", "silu"),
     )
-    layer, recipe = Layer(subs=(attention, experts)), PreNorm(residual=Pre(norm=norm))
+    layer, recipe = Layer(sublayers=(attention, experts)), PreNorm(residual=Pre(norm=norm))
     return causal.decoder(config, layer, recipe=recipe), causal.layers(NORMS, causal.ATTENTION, MIXTRAL_EXPERTS)
 
 
@@ -81,7 +81,7 @@ def gpt_oss(config: Config) -> tuple[Model, Table]:
     )
     windows = {"full_attention": None, "sliding_attention": config.take("sliding_window", 128)}
     kinds = causal.kinds(config, lambda i: "sliding_attention" if (i + 1) % 2 else "full_attention")
-    layers = [Layer(subs=(replace(attention, window=windows[kind]), experts)) for kind in kinds]
+    layers = [Layer(sublayers=(replace(attention, window=windows[kind]), experts)) for kind in kinds]
     table = causal.layers(NORMS, causal.ATTENTION, _gpt_oss_experts(d_hidden))
     return causal.decoder(config, *layers, recipe=PreNorm(residual=Pre(norm=norm))), table
 

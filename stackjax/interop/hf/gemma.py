@@ -34,8 +34,8 @@ def gemma2(config: Config) -> tuple[Model, Table]:
     bias = config.take("attention_bias", False)
     attention = causal.attention(config, bias=bias, d_head=256, position=rotary(config), scale=scale, soft_cap=cap)
     local = replace(attention, window=config.take("sliding_window", 4096))
-    subs = {"sliding_attention": local, "full_attention": attention}
-    return _model(config, subs, period=2, soft_cap=config.take("final_logit_softcapping", 30.0))
+    sublayers = {"sliding_attention": local, "full_attention": attention}
+    return _model(config, sublayers, pattern=2, soft_cap=config.take("final_logit_softcapping", 30.0))
 
 
 def gemma3(config: Config) -> tuple[Model, Table]:
@@ -49,16 +49,16 @@ def gemma3(config: Config) -> tuple[Model, Table]:
     bias = config.take("attention_bias", False)
     attention = causal.attention(config, bias=bias, d_head=256, scale=scale, qk_norm=qk_norm)
     kinds = ("full_attention", "sliding_attention")
-    subs = {kind: replace(attention, position=rotary_of(rope.get(kind), config)) for kind in kinds}
-    subs["sliding_attention"] = replace(subs["sliding_attention"], window=config.take("sliding_window", 4096))
-    period, cap = config.take("sliding_window_pattern", 6), config.take("final_logit_softcapping", None)
-    return _model(config, subs, period=period, soft_cap=cap)
+    sublayers = {kind: replace(attention, position=rotary_of(rope.get(kind), config)) for kind in kinds}
+    sublayers["sliding_attention"] = replace(sublayers["sliding_attention"], window=config.take("sliding_window", 4096))
+    pattern, cap = config.take("sliding_window_pattern", 6), config.take("final_logit_softcapping", None)
+    return _model(config, sublayers, pattern=pattern, soft_cap=cap)
 
 
-def _model(config: Config, attention: dict, *, period: int, soft_cap: float | None) -> tuple[Model, Table]:
+def _model(config: Config, attention: dict, *, pattern: int, soft_cap: float | None) -> tuple[Model, Table]:
     forward = causal.feed_forward(config, config.activation("hidden_activation", "gelu_pytorch_tanh"))
-    kinds = causal.kinds(config, lambda i: "sliding_attention" if (i + 1) % period else "full_attention")
-    layers = [Layer(subs=(attention[kind], forward)) for kind in kinds]
+    kinds = causal.kinds(config, lambda i: "sliding_attention" if (i + 1) % pattern else "full_attention")
+    layers = [Layer(sublayers=(attention[kind], forward)) for kind in kinds]
     norm = RMSNorm(eps=config.take("rms_norm_eps", 1e-6), unit_offset=True)
     recipe = SandwichNorm(residual=Sandwich(norm=norm))
     return causal.decoder(config, *layers, recipe=recipe, scale=None, tied=True, soft_cap=soft_cap), TENSORS

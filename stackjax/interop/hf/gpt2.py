@@ -1,7 +1,7 @@
 """GPT-2: a pre-norm decoder with learned positions. Radford et al. 2019."""
 
 from stackjax.attention import Attention
-from stackjax.ends import Embedding, Head
+from stackjax.embedding import Embedding, Head
 from stackjax.feed_forward import FeedForward
 from stackjax.interop.hf.architecture import Architecture
 from stackjax.interop.hf.config import Config
@@ -46,7 +46,7 @@ def describe(config: Config) -> tuple[Model, Table]:
     model = Model(
         embedding=Embedding(vocab=config.take("vocab_size"), scale=1.0, position=position),
         stack=Stack.of(
-            Layer(subs=(attention, forward)),
+            Layer(sublayers=(attention, forward)),
             depth=config.take("n_layer"),
             d_model=config.take("n_embd"),
             recipe=recipe,

@@ -25,7 +25,7 @@ def llama(config: Config) -> tuple[Model, Table]:
     attention = causal.attention(config, bias=config.take("attention_bias", False), position=rotary(config))
     activation = config.activation("hidden_act", "silu")
     forward = causal.feed_forward(config, activation, bias=config.take("mlp_bias", False))
-    layer = Layer(subs=(attention, forward))
+    layer = Layer(sublayers=(attention, forward))
     return causal.decoder(config, layer, recipe=PreNorm(residual=Pre(norm=norm))), TENSORS
 
 
@@ -39,7 +39,7 @@ def qwen3(config: Config) -> tuple[Model, Table]:
     kinds = causal.kinds(config, lambda i: "sliding_attention" if sliding and i >= first else "full_attention")
     windows = {"full_attention": None, "sliding_attention": window if sliding else None}
     forward = causal.feed_forward(config, config.activation("hidden_act", "silu"))
-    layers = [Layer(subs=(replace(attention, window=windows[kind]), forward)) for kind in kinds]
+    layers = [Layer(sublayers=(replace(attention, window=windows[kind]), forward)) for kind in kinds]
     return causal.decoder(config, *layers, recipe=PreNorm(residual=Pre(norm=norm))), TENSORS
 
 

@@ -4,7 +4,7 @@ Junczys-Dowmunt et al. 2018, arXiv:1804.00344; Vaswani et al. 2017, arXiv:1706.0
 """
 
 from stackjax.attention import Attention
-from stackjax.ends import Embedding, Head
+from stackjax.embedding import Embedding, Head
 from stackjax.feed_forward import FeedForward
 from stackjax.interop.hf.architecture import Architecture
 from stackjax.interop.hf.config import Config
@@ -56,7 +56,7 @@ def describe(config: Config) -> tuple[EncoderDecoder, Table]:
         forward = FeedForward(d_hidden=config.take(f"{side}_ffn_dim"), activation=activation, bias=True)
         own = Attention(causal=side == "decoder", **heads)
         across = Attention(name="cross_attention", cross=True, **heads)
-        return Layer(subs=(own, forward) if side == "encoder" else (own, across, forward))
+        return Layer(sublayers=(own, forward) if side == "encoder" else (own, across, forward))
 
     embedding = Embedding(
         vocab=config.take("vocab_size"),

@@ -4,7 +4,7 @@ Raffel et al. 2020, arXiv:1910.10683; Shazeer 2020, arXiv:2002.05202.
 """
 
 from stackjax.attention import Attention
-from stackjax.ends import Embedding, Head
+from stackjax.embedding import Embedding, Head
 from stackjax.feed_forward import FeedForward
 from stackjax.interop.hf.architecture import Architecture
 from stackjax.interop.hf.config import ACTIVATIONS, Config
@@ -79,7 +79,7 @@ def describe(config: Config) -> tuple[EncoderDecoder, Table]:
         return Attention(causal=causal, position=bias, **heads)
 
     across = Attention(name="cross_attention", cross=True, **heads)
-    reader, writer = Layer(subs=(own(False), forward)), Layer(subs=(own(True), across, forward))
+    reader, writer = Layer(sublayers=(own(False), forward)), Layer(sublayers=(own(True), across, forward))
     decoder = Model(
         embedding=Embedding(vocab=vocab, scale=1.0),
         stack=Stack.of(writer, depth=depths[1], other_depth=depths[0], **sizes),

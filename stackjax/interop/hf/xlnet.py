@@ -4,7 +4,7 @@ Yang et al. 2019, arXiv:1906.08237; Dai et al. 2019, arXiv:1901.02860.
 """
 
 from stackjax.attention import Attention
-from stackjax.ends import Embedding, Head
+from stackjax.embedding import Embedding, Head
 from stackjax.feed_forward import FeedForward
 from stackjax.interop.hf.architecture import Architecture
 from stackjax.interop.hf.config import Config
@@ -63,7 +63,7 @@ def describe(config: Config) -> tuple[Model, Table]:
     )
     activation = config.activation("ff_activation", "gelu")
     forward = FeedForward(d_hidden=config.take("d_inner"), activation=activation, bias=True)
-    layer, recipe = Layer(subs=(attention, forward)), PostNorm(residual=Post(norm=norm))
+    layer, recipe = Layer(sublayers=(attention, forward)), PostNorm(residual=Post(norm=norm))
     model = Model(
         embedding=Embedding(vocab=config.take("vocab_size"), scale=1.0),
         stack=Stack.of(layer, depth=config.take("n_layer"), d_model=d_model, recipe=recipe, side="encoder"),

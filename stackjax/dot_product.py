@@ -1,6 +1,6 @@
 """The arithmetic of attention, as pure functions.
 
-`attend`, written out, is the reference and expresses everything; `attend_fused` hands the cases that
+`dot_product_attention`, written out, is the reference and expresses everything; `fused_attention` hands the cases that
 `jax.nn.dot_product_attention` can express to XLA or cuDNN; `visible` says who may look at whom, from positions alone.
 """
 
@@ -10,7 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from stackjax.norm import wide
+from stackjax.norm import upcast
 from stackjax.sublayer import Positions
 
 
@@ -65,16 +65,16 @@ def attention_weights(
     accumulate = jnp.promote_types(query.dtype, jnp.float32)
     logits = jnp.einsum("btgmk,bsgk->bgmts", grouped, key, preferred_element_type=accumulate)
     logits = logits.reshape(batch, n_heads, n_queries, key.shape[1])
-    logits = scale * (logits if score is None else logits + wide(score))
+    logits = scale * (logits if score is None else logits + upcast(score))
     if soft_cap is not None:
         logits = soft_cap * jnp.tanh(logits / soft_cap)
     if bias is not None:
-        logits = logits + wide(bias)
+        logits = logits + upcast(bias)
     if mask is not None:
         logits = jnp.where(mask, logits, -jnp.inf)
     if sinks is None:
         return softmax(logits), logits
-    sink = jnp.broadcast_to(wide(sinks)[:, None, None], (*logits.shape[:-1], 1))
+    sink = jnp.broadcast_to(upcast(sinks)[:, None, None], (*logits.shape[:-1], 1))
     return softmax(jnp.concatenate((logits, sink), -1))[..., :-1], logits
 
 
@@ -97,7 +97,7 @@ def weighted_sum(weights: jax.Array, value: jax.Array) -> jax.Array:
     return summed.reshape(batch, n_queries, n_heads, value.shape[-1])
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, **options: Any) -> jax.Array:
+def dot_product_attention(query: jax.Array, key: jax.Array, value: jax.Array, **options: Any) -> jax.Array:
     """Scaled dot-product attention, written out.
 
     Args:
@@ -115,7 +115,7 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, **options: Any) -
     return weighted_sum(attention_weights(query, key, **options)[0], value)
 
 
-def attend_fused(
+def fused_attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
@@ -208,9 +208,9 @@ def flat_positions(position: Positions | None, n: int) -> Positions:
     return {name: x.reshape(-1, *x.shape[lead:]) for name, x in position.items()}
 
 
-def with_past(past: Positions, new: Positions) -> Positions:
+def with_cached(cached: Positions, new: Positions) -> Positions:
     """Positions of the tokens in a cache, followed by those of new ones."""
-    return {name: jnp.concatenate((past[name], x), 1) for name, x in new.items()}
+    return {name: jnp.concatenate((cached[name], x), 1) for name, x in new.items()}
 
 
 def first_positions(n: int) -> Positions:

@@ -1,4 +1,4 @@
-"""The two ends of a model: tokens to vectors, and vectors to logits."""
+"""Embedding and head: tokens to vectors before the stack, and vectors to logits behind it."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -6,18 +6,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from stackjax.attend import first_positions
 from stackjax.display import Description
+from stackjax.dot_product import first_positions
 from stackjax.feed_forward import Activation
-from stackjax.norm import NoNorm, Norm, wide, without_statistics
-from stackjax.parameter import Constant, Normal, Spec, linear, zeros
+from stackjax.norm import NoNorm, Norm, upcast, without_statistics
+from stackjax.parameter import Normal, Spec, linear, zeros
 from stackjax.position.base import STREAM_HOOKS, NoPosition, Position
 from stackjax.sublayer import Params, Positions, dropout
 
 
-def end_norm(norm: Norm, d_model: int) -> dict[str, Spec]:
-    """Parameters of a norm at an end of the model, where their role is end_norm."""
-    return {name: replace(spec, role="end_norm") for name, spec in norm.spec(d_model).items()}
+def final_norm(norm: Norm, d_model: int) -> dict[str, Spec]:
+    """Parameters of a norm outside the layers, where their role is final_norm."""
+    return {name: replace(spec, role="final_norm") for name, spec in norm.spec(d_model).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Embedding(Description):
         specs: dict[str, Any] = {
             "token": Spec(shape=(self.vocab, d_model), role="embed", init=Normal(std)),
             "position": self.position.stream_spec(d_model),
-            "norm": end_norm(self.norm, d_model),
+            "norm": final_norm(self.norm, d_model),
         }
         if self.n_types:
             specs["type"] = Spec(shape=(self.n_types, d_model), role="embed", init=Normal(std))
@@ -97,7 +97,7 @@ class Embedding(Description):
         if position is None and limit is not None and n_tokens > limit:
             raise ValueError(f"{n_tokens} tokens, but the position table has {limit} rows")
         scale = params["token"].shape[-1] ** 0.5 if self.scale is None else self.scale
-        x = (multiplier * scale * wide(params["token"][tokens])).astype(dtype)
+        x = (multiplier * scale * upcast(params["token"][tokens])).astype(dtype)
         if self.n_types:
             x = x + params["type"][jnp.zeros_like(tokens) if types is None else types].astype(dtype)
         where = first_positions(n_tokens) if position is None else position
@@ -116,8 +116,6 @@ class Head(Description):
         std: of the initial entries; None means 1/sqrt(D), logits of unit variance for a stream of unit RMS.
         bias: whether logits have a bias.
         scale: on the logits; T5 divides by sqrt(D) where it ties.
-        learned_scale: whether each logit has a learned factor, 1 at first; it is stored as 1/sqrt(D) of its value, so
-            that Adam moves it sqrt(D) times as far (nGPT's s_z, eq. 3, arXiv:2410.01131).
         soft_cap: c in c tanh(logits / c); None for none.
         transform: activation of a dense layer (D, D) in front, as BERT has one; None for no such layer.
         norm: behind the dense layer.
@@ -127,25 +125,26 @@ class Head(Description):
     std: float | None = None
     bias: bool = False
     scale: float = 1.0
-    learned_scale: bool = False
     soft_cap: float | None = None
     transform: Activation | None = None
     norm: Norm = NoNorm()
 
     def spec(self, d_model: int, vocab: int) -> dict[str, Any]:
         """Parameters."""
-        specs: dict[str, Any] = {"norm": end_norm(self.norm, d_model)}
+        specs: dict[str, Any] = {"norm": final_norm(self.norm, d_model)}
         if self.transform is not None:
             specs["transform"] = Spec(shape=(d_model, d_model), role="unembed")
-            specs["transform_bias"] = Spec(shape=(d_model,), role="end_bias", init=zeros)
+            specs["transform_bias"] = Spec(shape=(d_model,), role="head_bias", init=zeros)
         if not self.tied:
             std = d_model**-0.5 if self.std is None else self.std
             specs["unembed"] = Spec(shape=(d_model, vocab), role="unembed", init=Normal(std))
         if self.bias:
-            specs["bias"] = Spec(shape=(vocab,), role="end_bias", init=zeros)
-        if self.learned_scale:
-            specs["scale"] = Spec(shape=(vocab,), role="end_norm", init=Constant(d_model**-0.5))
+            specs["bias"] = Spec(shape=(vocab,), role="head_bias", init=zeros)
         return specs
+
+    def scaled(self, params: Params, logits: jax.Array, d_model: int) -> jax.Array:
+        """A subclass's change to the logits (..., V), before bias and cap."""
+        return logits
 
     def apply(self, params: Params, table: jax.Array, x: jax.Array, *, multiplier: Any = 1.0) -> jax.Array:
         """Unembed.
@@ -165,8 +164,7 @@ class Head(Description):
         weight = table.T if self.tied else params["unembed"]
         accumulate = jnp.promote_types(x.dtype, jnp.float32)
         logits = self.scale * multiplier * jnp.matmul(x, weight.astype(x.dtype), preferred_element_type=accumulate)
-        if self.learned_scale:
-            logits = logits * (x.shape[-1] ** 0.5 * params["scale"])
+        logits = self.scaled(params, logits, x.shape[-1])
         if self.bias:
             logits = logits + params["bias"]
         return logits if self.soft_cap is None else self.soft_cap * jnp.tanh(logits / self.soft_cap)

@@ -1,0 +1,50 @@
+"""Options that functions pass on to a stack, as types, so that an editor knows their names.
+
+What each does is said where it ends: `Stack.apply`, `Model.hidden`.
+"""
+
+from typing import Any, TypedDict
+
+import jax
+
+from stackjax import scan
+from stackjax.recipe.base import Coefficients
+from stackjax.segment import Measure
+from stackjax.sublayer import Cache
+
+
+class CommonOptions(TypedDict, total=False):
+    """Options of `Stack.apply` that both stacks of an encoder-decoder share."""
+
+    measure: Measure | None
+    remat: scan.Remat
+    loop: bool
+    unroll: int
+
+
+class RunOptions(CommonOptions, total=False):
+    """Options of `Stack.apply` that a model passes on to its stack."""
+
+    cache: Cache | None
+    taps: jax.Array | None
+    perturbations: Any
+
+
+class HiddenOptions(RunOptions, total=False):
+    """Options of `Model.hidden` beside those of the stack."""
+
+    types: jax.Array | None
+    dtype: Any
+
+
+class BothOptions(CommonOptions, total=False):
+    """Options of both sides of an encoder-decoder."""
+
+    dtype: Any
+
+
+class DecodeOptions(TypedDict, total=False):
+    """Options of decoding: the recipe's numbers, None takes them from the depth; dtype of the stream and the cache."""
+
+    coefficients: Coefficients | None
+    dtype: Any
