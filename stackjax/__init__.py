@@ -12,45 +12,79 @@ A hundred layers, looked into:
     params = model.init(jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(1), (2, 128), 0, 256)
 
-    @jax.jit
-    def look(params, taps):
-        logits, result = model.apply(params, tokens, measure=sj.probe.standard, taps=taps)
-        return sj.loss.next_token(logits, tokens), result.measure
+    logits, _ = jax.jit(model.apply)(params, tokens)
 
-    taps = jax.numpy.zeros(model.stack.depth + 1)
-    squares, layers = jax.grad(look, argnums=1, has_aux=True)(params, taps)
+    def loss(logits):
+        return sj.loss.next_token(logits, tokens)
 
-`layers["stream_rms"]` is then an array over the 100 layers, and `squares` is |dLoss/dx_l|² for all of them.
+    layers = sj.probe.look(model, params, tokens, loss, jax.random.key(2))
 
-Reading order: `parameter` (declared once), `norm`, `feed_forward`, `position`, `dot_product` (the pure functions),
-`sublayer` (what travels beside x), `attention`, `recipe.residual` and `recipe.base` (the depth treatment), `layer`,
-`segment`, `history`, `scan`, `statistic`, `stack`, `embedding`, `model`; then `latent_attention`, `moe`,
-`parallel`, `seq2seq`; then `cache`, `sample`, `decode`, `beam`; then `probe`, `skip`, `optim`, `shard`; and
-`interop.hf` for checkpoints.
+`layers["stream_rms"]` is then an array over the 100 layers, and `layers["stream_gradient"]` is |dLoss/dx_l| for x_0,
+the embedding, to x_100.
+
+Letters, in shapes and equations:
+
+    B  sequences in a batch              H  heads of queries
+    T  tokens of a sequence              G  heads of keys and values
+    S  keys, where they are not T        K  width of a head
+    D  width of the stream               L  layers, and nothing else
+    F  hidden width                      N  streams of a widened residual connection
+    V  vocabulary                        P  longest path in a tree
+    E  experts
+
+Matrices are (in, out) and applied as `x @ w`. `alpha` multiplies the skip, `beta` the branch, `gamma` the branch's
+input, `gain` the initialiser. `key` comes first, except where it is optional. Every function takes any leading axes.
+
+Modules by floor; imports only ever point down:
+
+    tools      probe  skip  convert  optim  shard  display      interop: linen  nnx  hf
+    decoding   beam  decode  sample  cache
+    models     seq2seq  model  embedding  loss  abstract_model
+    depth      stack  option  segment  scan  layer  history  statistic
+    recipe     one file for each treatment of depth, over recipe.base and recipe.form
+    sublayers  attention  latent_attention  moe  parallel  feed_forward  norm  dot_product  position
+    ground     sublayer (what a sublayer is)  parameter (declared once)
+
+Reading order: from the ground up. `recipe` and `position` begin with one table of all that they hold.
 """
 
+import importlib.metadata
+
 from stackjax import (
+    abstract_model,
+    attention,
     beam,
     cache,
     convert,
     decode,
     display,
     dot_product,
+    embedding,
     feed_forward,
     history,
+    interop,
+    latent_attention,
+    layer,
     loss,
+    model,
     moe,
     norm,
     optim,
+    option,
+    parallel,
     parameter,
     position,
     probe,
     recipe,
     sample,
     scan,
+    segment,
+    seq2seq,
     shard,
     skip,
+    stack,
     statistic,
+    sublayer,
 )
 from stackjax.attention import Attention
 from stackjax.embedding import Embedding, Head
@@ -95,6 +129,8 @@ __all__ = [
     "Stack",
     "Sublayer",
     "Trace",
+    "abstract_model",
+    "attention",
     "beam",
     "cache",
     "convert",
@@ -102,14 +138,21 @@ __all__ = [
     "decoder",
     "display",
     "dot_product",
+    "embedding",
     "encoder",
     "encoder_decoder",
     "feed_forward",
     "history",
+    "interop",
+    "latent_attention",
+    "layer",
     "loss",
+    "model",
     "moe",
     "norm",
     "optim",
+    "option",
+    "parallel",
     "parameter",
     "position",
     "probe",
@@ -117,7 +160,16 @@ __all__ = [
     "residual",
     "sample",
     "scan",
+    "segment",
+    "seq2seq",
     "shard",
     "skip",
+    "stack",
     "statistic",
+    "sublayer",
 ]
+
+try:
+    __version__ = importlib.metadata.version("stackjax")
+except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+    __version__ = "unknown"

@@ -1,6 +1,7 @@
 """Options that functions pass on to a stack, as types, so that an editor knows their names.
 
-What each does is said where it ends: `Stack.apply`, `Model.hidden`.
+What each does is said where it ends: `Stack.apply`, `Model.hidden`. Every class names all that it inherits, because a
+TypedDict forgets its bases and the API reference would not find where an option was declared.
 """
 
 from typing import Any, TypedDict
@@ -22,7 +23,7 @@ class CommonOptions(TypedDict, total=False):
     unroll: int
 
 
-class RunOptions(CommonOptions, total=False):
+class RunOptions(CommonOptions, TypedDict, total=False):
     """Options of `Stack.apply` that a model passes on to its stack."""
 
     cache: Cache | None
@@ -30,14 +31,14 @@ class RunOptions(CommonOptions, total=False):
     perturbations: Any
 
 
-class HiddenOptions(RunOptions, total=False):
+class HiddenOptions(RunOptions, CommonOptions, TypedDict, total=False):
     """Options of `Model.hidden` beside those of the stack."""
 
     types: jax.Array | None
     dtype: Any
 
 
-class BothOptions(CommonOptions, total=False):
+class BothOptions(CommonOptions, TypedDict, total=False):
     """Options of both sides of an encoder-decoder."""
 
     dtype: Any

@@ -34,7 +34,24 @@ it was trained on (`experiments/results/length_extrapolation`).
 Sources stand with each class; `experiments/position_gallery.py` draws what each does.
 """
 
-from stackjax.position import rotary, rotary_scaling, tree
+from stackjax.position import (
+    alibi,
+    base,
+    fire,
+    learned,
+    relation,
+    rotary,
+    rotary_scaling,
+    scalar,
+    shaw,
+    sinusoidal,
+    t5,
+    transformer_xl,
+    tree,
+    tree_bias,
+    tree_path,
+    tree_rotary,
+)
 from stackjax.position.alibi import ALiBi
 from stackjax.position.base import Both, NoPosition, Position
 from stackjax.position.fire import FIRE
@@ -67,7 +84,20 @@ __all__ = [
     "TreeBias",
     "TreePath",
     "TreeRotary",
+    "alibi",
+    "base",
+    "fire",
+    "learned",
+    "relation",
     "rotary",
     "rotary_scaling",
+    "scalar",
+    "shaw",
+    "sinusoidal",
+    "t5",
+    "transformer_xl",
     "tree",
+    "tree_bias",
+    "tree_path",
+    "tree_rotary",
 ]

@@ -20,8 +20,6 @@ import numpy as np
 
 from stackjax.parameter import Declared, is_spec, path_name
 
-Table = dict[str, "Rule | tuple[Rule, ...]"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
@@ -41,6 +39,10 @@ class Rule:
     tensors: tuple[tuple[str, str, bool], ...]
     groups: int = 1
     heads: int = 0
+
+
+Table = dict[str, Rule | tuple[Rule, ...]]
+"""What an architecture's tensors hold, by the name of the checkpoint's module."""
 
 
 def dense(*leaves: str, groups: int = 1) -> Rule:
