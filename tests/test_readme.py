@@ -1,26 +1,42 @@
-"""What the README shows runs, names what exists and gives the commands that CI gives."""
+"""What the README and the guide for contributors show runs, names what exists and gives the commands that CI gives."""
 
 import re
 from pathlib import Path
 
 import numpy as np
+import pytest
+
+import stackjax as sj
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
+GUIDES = [ROOT / "README.md", *(ROOT / ".github").glob("*.md")]
+CI = (ROOT / ".ci" / "run").read_text()
 
 
 def test_code_runs():
     names = {}
     for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
         exec(block, names)
-    assert np.isfinite(names["squares"]).all() and names["squares"].shape == (101,)
-    assert names["layers"]["stream_rms"].shape == (100,)
+    assert names["logits"].shape == (2, 128, 256)
+    assert names["layers"]["stream_rms"].shape == (100,) and names["layers"]["stream_gradient"].shape == (101,)
+    assert np.isfinite(names["layers"]["stream_gradient"]).all()
+    assert np.isfinite(names["squares"]).all() and names["squares"].shape == (49,)
+    assert names["measured"]["stream_rms"].shape == (48,)
     assert names["y"].shape == names["x"].shape
 
 
-def test_links_lead_somewhere():
-    links = re.findall(r"\]\(([^)#:]+)\)", TEXT)
-    assert links and [link for link in links if not (ROOT / link).exists()] == []
+def test_code_of_the_package_docstring_is_that_of_the_readme():
+    """`help(stackjax)` opens with the code that the README opens with, which the test above runs."""
+    shown = re.search(r"A hundred layers, looked into:\n\n(.*?)\n\n`layers", sj.__doc__, re.DOTALL).group(1)
+    opening = re.search(r"```python\n(.*?)```", TEXT, re.DOTALL).group(1)
+    assert re.sub(r"\s+", " ", shown).strip() == re.sub(r"\s+", " ", opening).strip()
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
+def test_links_lead_somewhere(guide):
+    links = re.findall(r"\]\(([^)#:]+)\)", guide.read_text())
+    assert [link for link in links if not (guide.parent / link).exists()] == []
 
 
 def test_modules_are_there():
@@ -40,6 +56,25 @@ def test_experiments_are_there():
 
 
 def test_commands_are_those_of_ci():
-    script = (ROOT / ".ci" / "run").read_text()
-    assert "bin/python -m pytest\n" in TEXT and "bin/python -m pytest\n" in script
-    assert "bin/python -m experiments.depth_sweep\n" in TEXT and "bin/python -m experiments.depth_sweep" in script
+    assert "bin/python -m pytest\n" in TEXT and "bin/python -m pytest\n" in CI
+    assert "bin/python -m experiments.depth_sweep\n" in TEXT and "bin/python -m experiments.depth_sweep" in CI
+
+
+def test_lint_is_the_same_in_ci_before_a_commit_and_in_the_guide():
+    hooks = re.findall(r"^ +entry: (.+)$", (ROOT / ".pre-commit-config.yaml").read_text(), re.MULTILINE)
+    of_ci = re.findall(r"^(?:ruff|pyright).*$", CI, re.MULTILINE)
+    assert len(hooks) == 3 and hooks == of_ci
+    guide = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
+    assert all(hook.replace(" --check", "") in guide for hook in hooks)
+
+
+def test_every_marker_is_in_the_guide():
+    guide, project = (ROOT / ".github" / "CONTRIBUTING.md").read_text(), (ROOT / "pyproject.toml").read_text()
+    markers = re.findall(r'^    "(\w+): .*run with `pytest -m \1`"', project, re.MULTILINE)
+    assert len(markers) >= 3 and all(f"`python -m pytest -m {marker}`" in guide for marker in markers)
+    assert all(f"not {marker}" in project for marker in markers)
+
+
+def test_the_change_log_ends_with_this_version():
+    log = (ROOT / ".github" / "CHANGELOG.md").read_text()
+    assert f"\n## {sj.__version__}\n" in log
