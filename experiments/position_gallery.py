@@ -22,7 +22,7 @@ import numpy as np
 
 import stackjax as sj
 from experiments.lab import command_line, finding
-from experiments.trees import grammar
+from experiments.lab.trees import grammar
 from stackjax import position
 from stackjax.parameter import Normal, Spec
 from stackjax.position import tree

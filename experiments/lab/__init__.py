@@ -4,9 +4,8 @@ Reading order: `names` (words on the command line to objects), `corpus` and `dat
 as pure functions), `lanes` (several runs side by side in one program), `cost` (FLOPs and memory, counted); then `grid`
 (cells, groups and their names), `store` (a run's folder), `claim` (workers that share it), `outcome` (how a cell
 ended), `sweep` (the loop over groups), `progress`; then `results` (the folder read back as tables), `headline`,
-`chart`, `layer_chart`, `page` and `report`. Beside them, `command_line` and `finding` are the beginning and the end of
-an experiment with predictions; `deep_check`, `atlas` and `atlas_chart` belong to the depth atlas, `depth_claims` and
-`profile_chart` to what reads a stack layer by layer.
+`chart`, `profile_chart` and `page`. Beside them, `command_line` and `finding` are the beginning and the end of an
+experiment with predictions, and `trees` holds documents with their trees.
 
 In a notebook:
 

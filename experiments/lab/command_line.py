@@ -5,8 +5,9 @@ import io
 import itertools
 import re
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +15,9 @@ import tyro
 
 from experiments.lab import compile_cache
 
-OK, USAGE = 0, 2
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+"""Exit statuses."""
+
 T = TypeVar("T")
 Work = TypeVar("Work")
 
@@ -88,6 +91,23 @@ def main(
     compile_cache.enable()
     print(run(work, shlex.join(["python", "-m", program, *arguments])))
     return OK
+
+
+@contextlib.contextmanager
+def asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether someone pressed Ctrl-C, or asked the process to end. A second time ends it at once."""
+    asked: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        asked.append(number)
+        signal.signal(number, before[signal.Signals(number)])
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _first_words(box: str) -> str:

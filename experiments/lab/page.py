@@ -90,7 +90,7 @@ def document(*, title: str, under: str, headline: Sequence[str], body: str, spec
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(title)}</title>
-<style>{(HERE / "report.css").read_text()}</style>
+<style>{(HERE / "page.css").read_text()}</style>
 </head>
 <body>
 <main>
@@ -102,7 +102,7 @@ def document(*, title: str, under: str, headline: Sequence[str], body: str, spec
 {data("specs", specs)}
 {data("themes", themes)}
 <script>{bundle}</script>
-<script>{(HERE / "report.js").read_text()}</script>
+<script>{(HERE / "page.js").read_text()}</script>
 </body>
 </html>
 """

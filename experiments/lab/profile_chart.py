@@ -11,7 +11,6 @@ import altair as alt
 import numpy as np
 
 from experiments.lab import chart
-from experiments.lab.layer_chart import LOGARITHMIC, TITLES
 from experiments.lab.store import Json
 
 MEASURES = (
@@ -26,8 +25,25 @@ MEASURES = (
 )
 """In the order of the page; of those that come by sublayer or by role, each is a panel of its own."""
 
-NAMES = {**TITLES, "rank_residual": "|X - mean| / |X|", "jacobian_gain": "gain of the Jacobian"}
-LOGS = LOGARITHMIC | {"rank_residual", "jacobian_gain"}
+TITLES = {
+    "stream_rms": "RMS of the stream",
+    "cosine": "cosine of x_l and x_(l+1)",
+    "token_similarity": "cosine between tokens",
+    "stream_gradient": "|dLoss / dx_l|",
+    "grad_norm": "gradient norm of the weights",
+    "update_ratio": "|update| / |weights|",
+    "branch_ratio": "branch / stream",
+    "attention_entropy": "attention entropy (nats)",
+    "max_logit": "largest attention logit",
+    "rank_residual": "|X - mean| / |X|",
+    "jacobian_gain": "gain of the Jacobian",
+}
+"""Measures by name, and what their axes say."""
+LOGARITHMIC = {
+    *("stream_rms", "stream_gradient", "grad_norm", "update_ratio", "branch_ratio", "max_logit"),
+    *("rank_residual", "jacobian_gain"),
+}
+"""Those that are drawn on a logarithmic axis."""
 MOST_LAYERS = 64
 
 
@@ -94,14 +110,14 @@ def _band(
 ) -> Any:
     """One row of panels; `ends` says whether it is the first, which has headings, and the last, which has a title."""
     kind, _, sublayer = name.partition("/")
-    own = [p for p in points if p["measure"] == name and (p["value"] > 0 or kind not in LOGS)]
+    own = [p for p in points if p["measure"] == name and (p["value"] > 0 or kind not in LOGARITHMIC)]
     scale, axis = alt.Scale(zero=False), alt.Axis(tickCount=4, format="~g", titleFontSize=11)
-    if kind in LOGS and own:
+    if kind in LOGARITHMIC and own:
         ticks = chart.decades(point["value"] for point in own)
         scale = alt.Scale(type="log", nice=False)
         form = "~g" if min(ticks) >= 1e-3 and max(ticks) < 1e5 else ".0e"
         axis = alt.Axis(values=ticks[:: max(1, len(ticks) // 5)], format=form, titleFontSize=11)
-    title = [NAMES.get(kind, kind), sublayer.replace("_", "-")] if sublayer else NAMES.get(kind, kind)
+    title = [TITLES.get(kind, kind), sublayer.replace("_", "-")] if sublayer else TITLES.get(kind, kind)
     panel = (
         alt.Chart()
         .mark_line(strokeWidth=1.8)

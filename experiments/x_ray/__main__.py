@@ -19,10 +19,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from experiments.lab import command_line, store
+from experiments.lab.command_line import OK, USAGE
 from experiments.x_ray import picture, reading, subject
 from experiments.x_ray.subject import Subject
-
-OK, USAGE = 0, 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import altair as alt
 import numpy as np
 
 from experiments.lab import chart, environment, page
-from experiments.lab.layer_chart import LOGARITHMIC, TITLES
+from experiments.lab.profile_chart import LOGARITHMIC, TITLES
 from experiments.lab.store import Json
 from experiments.x_ray.reading import Reading
 from experiments.x_ray.subject import Subject

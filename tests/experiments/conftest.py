@@ -6,8 +6,9 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from experiments import depth_sweep
-from experiments.lab import chart, report
+from experiments.depth_sweep import __main__ as depth_sweep
+from experiments.depth_sweep import report
+from experiments.lab import chart
 
 SIZES = {"steps": 6, "d-model": 8, "n-heads": 2, "context": 6, "batch": 2, "eval-every": 3, "eval-batches": 2}
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import depth_sweep
+from experiments.depth_sweep import __main__ as depth_sweep
 from tests.experiments.conftest import GRID, arguments
 from tests.experiments.test_data import bad_inputs
 

@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from experiments import depth_atlas
-from experiments.lab import atlas, deep_check, names, sweep
+from experiments.depth_atlas import __main__ as depth_atlas
+from experiments.depth_atlas import atlas, deep_check
+from experiments.lab import names, sweep
 from experiments.lab.results import Results
 from tests.experiments.conftest import SIZES
 

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from experiments import depth_probe
-from experiments.lab import depth_claims, profile_chart
+from experiments.depth_probe import __main__ as depth_probe
+from experiments.depth_probe import claims
+from experiments.lab import profile_chart
 
 
 def test_quick(tmp_path, corpus, capsys):
@@ -52,14 +53,14 @@ def test_bad_usage(tmp_path, corpus, capsys, words, said):
 
 def test_slopes_are_read_from_the_last_layers():
     def looked(last):
-        return depth_claims.Looked(random={"grad_norm/down": np.array([[9.0, x] for x in last])}, text={}, trained=None)
+        return claims.Looked(random={"grad_norm/down": np.array([[9.0, x] for x in last])}, text={}, trained=None)
 
     seen = {("keel", depth): looked([1 / depth, 2 / depth, 5 / depth]) for depth in (4, 8, 16)}
     ones = dict.fromkeys(
         ("attention alone", "attention and feed-forward, no skip", "pre-norm", "post-norm"),
-        np.ones((3, depth_claims.COLLAPSE_DEPTH)),
+        np.ones((3, claims.COLLAPSE_DEPTH)),
     )
-    by_claim = [(p.claim, p.found.mean, p.verdict) for p in depth_claims.predictions(seen, ones)]
+    by_claim = [(p.claim, p.found.mean, p.verdict) for p in claims.predictions(seen, ones)]
     assert [verdict for claim, _, verdict in by_claim if "keel" in claim] == ["supported", "supported"]
     assert by_claim[0][1] == pytest.approx(-1)
     assert [verdict for claim, _, verdict in by_claim if "rank" in claim] == [

@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import depth_sweep, layer_drop
+from experiments import layer_drop
+from experiments.depth_sweep import __main__ as depth_sweep
 from tests.experiments.conftest import arguments
 
 

@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from experiments import oracle, parity_table
+import experiments.parity_table as package
+from experiments.parity_table import __main__ as parity_table
 from stackjax.interop import hf
 
 NAN = float("nan")
@@ -44,8 +45,8 @@ def test_lines_of_a_description():
 
 
 def test_without_the_oracle(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "experiments.oracle.compare", None)
-    monkeypatch.delattr(oracle, "compare", raising=False)
+    monkeypatch.setitem(sys.modules, "experiments.parity_table.compare", None)
+    monkeypatch.delattr(package, "compare", raising=False)
     assert parity_table.main([]) == parity_table.USAGE
     assert "install the extra `oracle`" in capsys.readouterr().err
 

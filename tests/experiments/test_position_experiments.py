@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from experiments import length_extrapolation, position_gallery, tree_positions
+from experiments import length_extrapolation, position_gallery
+from experiments.tree_positions import __main__ as tree_positions
 
 EXPERIMENTS = {
-    module.__name__.rpartition(".")[2]: module for module in (tree_positions, length_extrapolation, position_gallery)
+    "tree_positions": tree_positions,
+    "length_extrapolation": length_extrapolation,
+    "position_gallery": position_gallery,
 }
 
 

@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 
-from experiments.lab import chart, headline, report
+from experiments.depth_sweep import report
+from experiments.lab import chart, headline
 from experiments.lab.results import Results
 
 CHARTS = [name for figures in report.SECTIONS.values() for figure in figures for name, _ in figure.charts.values()]

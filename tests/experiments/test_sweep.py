@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import depth_sweep
+from experiments.depth_sweep import __main__ as depth_sweep
 from experiments.lab import claim, outcome, results, store, sweep
 from experiments.lab.grid import Setting
 from tests.experiments.conftest import GRID, LANES, PART, arguments, prepared

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from experiments import parity_table
-from experiments.oracle import cases
+from experiments.parity_table import __main__ as parity_table
+from experiments.parity_table import cases
 from stackjax.interop import hf
 
-compare = pytest.importorskip("experiments.oracle.compare")
+compare = pytest.importorskip("experiments.parity_table.compare")
 pytestmark = pytest.mark.parity
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments.trees import corpus, grammar, prefix, slices, source
-from experiments.trees.corpus import TreeCorpus
+from experiments.lab.trees import corpus, grammar, prefix, slices, source
+from experiments.lab.trees.corpus import TreeCorpus
 
 DOCUMENTS = [f"def f{i}(x):\n    y = {i}\n    return [x, y]\n\n\nf{i}(1)\n".encode() * (1 + i % 3) for i in range(20)]
 

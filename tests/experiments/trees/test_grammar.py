@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.trees import grammar
+from experiments.lab.trees import grammar
 
 PYTHON = b"""def f(x):
     return [1, "a"]  # c

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.trees import prefix
+from experiments.lab.trees import prefix
 
 PYTHON = b'''def f(x, y=[1, 2]):
     """Doc

@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.lab import finding
 from experiments.lab.finding import Estimate, Prediction
-from experiments.trees.slices import SLICES
+from experiments.lab.trees.slices import SLICES
 
 FEWEST = 30
 """Validation tokens below which a slice is left out."""

@@ -1,11 +1,13 @@
-"""Charts of what happens in each layer, over training and over depth, like those in `chart`."""
+"""Charts of what happens in each layer, over training and over depth, like those in `loss_chart`."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
 
+from experiments.depth_sweep import loss_chart
 from experiments.lab import chart
+from experiments.lab.profile_chart import LOGARITHMIC, TITLES
 from experiments.lab.results import Results
 from experiments.lab.store import Json
 
@@ -14,18 +16,6 @@ MOST_LAYERS, MOST_STEPS = 48, 5
 STREAM = ("stream_rms", "cosine", "token_similarity")
 GRADIENT = ("stream_gradient", "grad_norm", "update_ratio")
 BRANCH = ("branch_ratio", "attention_entropy", "max_logit")
-TITLES = {
-    "stream_rms": "RMS of the stream",
-    "cosine": "cosine of x_l and x_(l+1)",
-    "token_similarity": "cosine between tokens",
-    "stream_gradient": "|dLoss / dx_l|",
-    "grad_norm": "gradient norm of the weights",
-    "update_ratio": "|update| / |weights|",
-    "branch_ratio": "branch / stream",
-    "attention_entropy": "attention entropy (nats)",
-    "max_logit": "largest attention logit",
-}
-LOGARITHMIC = {"stream_rms", "stream_gradient", "grad_norm", "update_ratio", "branch_ratio", "max_logit"}
 
 
 def stream_over_time(results: Results) -> alt.TopLevelMixin | None:
@@ -60,7 +50,7 @@ def branches_over_depth(results: Results) -> alt.TopLevelMixin | None:
 
 def _over_time(results: Results, measures: Sequence[str]) -> alt.TopLevelMixin | None:
     rows = []
-    for cell in chart.best_cells(results, depths=results.depths[-1:], one_seed=True):
+    for cell in loss_chart.best_cells(results, depths=results.depths[-1:], one_seed=True):
         for profile in _thin(results.layers(cell), MOST_STEPS):
             rows += _points(cell, profile, measures)
     color = chart.ramp("step", (row["step"] for row in rows))
@@ -69,7 +59,7 @@ def _over_time(results: Results, measures: Sequence[str]) -> alt.TopLevelMixin |
 
 def _over_depth(results: Results, measures: Sequence[str]) -> alt.TopLevelMixin | None:
     rows = []
-    for cell in chart.best_cells(results, one_seed=True):
+    for cell in loss_chart.best_cells(results, one_seed=True):
         for profile in results.layers(cell)[-1:]:
             rows += _points(cell, profile, measures)
     x = alt.X("share:Q", title="layer / depth", axis=alt.Axis(format="~%", tickCount=3))
@@ -124,10 +114,10 @@ def _profiles(
                 detail=detail,
                 tooltip=["recipe:N", "depth:Q", "step:Q", "layer:Q", alt.Tooltip("value:Q", format=".3g")],
             )
-            .properties(width=chart.WIDTH, height=130)
+            .properties(width=loss_chart.WIDTH, height=130)
         )
-        facet = chart.recipe_facet(results, labels=picture == pictures[0])
-        bands.append(panel.facet(facet, data=alt.Data(values=own), columns=chart.COLUMNS))
+        facet = loss_chart.recipe_facet(results, labels=picture == pictures[0])
+        bands.append(panel.facet(facet, data=alt.Data(values=own), columns=loss_chart.COLUMNS))
     return alt.vconcat(*bands, spacing=8).resolve_scale(color="shared") if bands else None
 
 

@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import stackjax as sj
-from experiments.lab import command_line, data, depth_claims, finding, page, profile_chart
+from experiments.depth_probe import claims
+from experiments.depth_probe.claims import Arrays, Looked
+from experiments.lab import command_line, data, finding, page, profile_chart
 from experiments.lab.corpus import Corpus
-from experiments.lab.depth_claims import Arrays, Looked
 from experiments.lab.grid import Cell, Setting
 from experiments.lab.store import Json
 from stackjax import probe
@@ -155,8 +156,8 @@ def run(options: Options, corpus: Corpus, command: str) -> Path:
         for depth in options.depths:
             looked[name, depth] = look(name, depth, corpus, options)
             print(f"{name}, {depth} layers: looked at", flush=True)
-    collapsed = depth_claims.collapse(seeds=options.seeds, d_model=options.d_model, n_heads=options.n_heads)
-    stated = depth_claims.predictions(looked, collapsed)
+    collapsed = claims.collapse(seeds=options.seeds, d_model=options.d_model, n_heads=options.n_heads)
+    stated = claims.predictions(looked, collapsed)
     for claim in stated:
         print(f"{claim.verdict:<13}{claim.claim}: {claim.found} (must be {claim.relation} {claim.threshold:g})")
     born, later = (
@@ -169,12 +170,12 @@ def run(options: Options, corpus: Corpus, command: str) -> Path:
     )
     charts = {
         "Gradients at initialisation": (
-            depth_claims.gradients(looked),
+            claims.gradients(looked),
             "After Xiong et al. 2020, figure 3: post-norm's last layers get large gradients however deep the stack is, "
             "pre-norm's shrink as 1 / sqrt(depth). Random bytes, mean over seeds.",
         ),
         "Rank collapse": (
-            depth_claims.ranks(collapsed),
+            claims.ranks(collapsed),
             "After Dong et al. 2021, figure 2: without skips all tokens become alike. Their bound is doubly "
             "exponential; at a random initialisation the decay is exponential, a straight line here.",
         ),

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.lab import atlas_chart, finding
+from experiments.depth_atlas import chart
+from experiments.lab import finding
 from experiments.lab.finding import Estimate, Prediction
 from experiments.lab.headline import bar
 from experiments.lab.results import Results
@@ -108,15 +109,15 @@ def write(results: Results, checks: Sequence[Json], *, quick: bool = False) -> P
     rows = points(results)
     commands = list(dict.fromkeys(entry["command"] for entry in results.base.get("commands", [])))
     figures = {
-        "depths": atlas_chart.depths(rows, results.base["data"]),
-        "rates": atlas_chart.rates(rows),
-        "deep": atlas_chart.deep(results, rows),
-        "cost": atlas_chart.cost(checks),
+        "depths": chart.depths(rows, results.base["data"]),
+        "rates": chart.rates(rows),
+        "deep": chart.deep(results, rows),
+        "cost": chart.cost(checks),
     }
     curves = [
         {"kind": "curve", "cell": cell["cell"], **{name: cell[name] for name in ("recipe", "depth", "learning_rate")}}
         | {"points": [point for point in results.curve(cell) if point["valid_loss"] is not None]}
-        for cell in atlas_chart.deep_cells(results, rows)
+        for cell in chart.deep_cells(results, rows)
     ]
     kept = [{"kind": "point", **{name: value for name, value in row.items() if name != "cells"}} for row in rows]
     return finding.write(
@@ -126,7 +127,7 @@ def write(results: Results, checks: Sequence[Json], *, quick: bool = False) -> P
         command=" && ".join(commands),
         predictions=predictions(results, checks),
         rows=[*kept, *({"kind": "check", **check} for check in checks), *curves],
-        figures={name: chart for name, chart in figures.items() if chart is not None},
+        figures={name: figure for name, figure in figures.items() if figure is not None},
         text=finding.QUICK * quick + _text(results, rows, checks),
     )
 

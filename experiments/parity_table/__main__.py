@@ -21,11 +21,11 @@ from typing import Any
 from rich.console import Console
 
 from experiments.lab import command_line, environment, store
+from experiments.lab.command_line import FAILED, OK, USAGE
 from stackjax.interop import hf
 
-OK, FAILED, USAGE = 0, 1, 2
 BARS = {"logits": 1e-5, "hidden": 1e-5, "gradients": 1e-4}
-"""Largest errors that pass: what `experiments.oracle.compare.errors` defines."""
+"""Largest errors that pass: what `compare.errors` defines."""
 BEGIN, END = "<!-- parity table -->", "<!-- end of parity table -->"
 
 
@@ -80,7 +80,7 @@ def measure(options: Options) -> list[dict[str, Any]]:
         ValueError: bad options, or the oracle is not installed.
     """
     try:
-        from experiments.oracle import cases, compare
+        from experiments.parity_table import cases, compare
     except ImportError as error:
         raise ValueError(f"{error}; install the extra `oracle`") from error
     if set(options.only) - set(cases.CASES) or options.seeds < 1:

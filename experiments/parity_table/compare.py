@@ -14,7 +14,7 @@ import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 import transformers  # pyright: ignore[reportMissingImports]
 
-from experiments.oracle.cases import CASES, VOCAB, Case, Random
+from experiments.parity_table.cases import CASES, VOCAB, Case, Random
 from stackjax import decode, loss
 from stackjax.interop import hf
 from stackjax.layer import Trace

@@ -3,8 +3,8 @@
     python -m experiments.tree_positions
     python -m experiments.tree_positions --quick
 
-Two tasks on real Python and JSON. A decoder predicts bytes; its paths come from `trees.prefix`, which knows only the
-bytes so far. An encoder fills in hidden leaves; its paths come from the syntax tree of the whole document.
+Two tasks on real Python and JSON. A decoder predicts bytes; its paths come from `lab.trees.prefix`, which knows only
+the bytes so far. An encoder fills in hidden leaves; its paths come from the syntax tree of the whole document.
 
 Four arms with one architecture, one budget and the same data in the same order: rotary positions and T5's bias
 (linear); a tree bias and nothing else (tree); all three (linear + tree); and all three where the paths belong to
@@ -33,8 +33,9 @@ import numpy as np
 import stackjax as sj
 from experiments.lab import command_line, lanes, train
 from experiments.lab.table_recipe import TableRecipe
-from experiments.trees import report, source
-from experiments.trees.corpus import MASK, TreeCorpus, user_cache
+from experiments.lab.trees import source
+from experiments.lab.trees.corpus import MASK, TreeCorpus, user_cache
+from experiments.tree_positions import report
 from stackjax import position
 
 Kind = Literal["decoder", "encoder"]

@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from experiments import depth_sweep
-from experiments.depth_sweep import INTERRUPTED, OK, USAGE
-from experiments.lab import atlas, command_line, compile_cache, data, names, progress
+from experiments.depth_atlas import atlas
+from experiments.depth_atlas.deep_check import check
+from experiments.lab import command_line, compile_cache, data, names, progress
 from experiments.lab.claim import Claim
-from experiments.lab.deep_check import check
+from experiments.lab.command_line import INTERRUPTED, OK, USAGE, asked_to_stop
 from experiments.lab.grid import Grid, Setting
 from experiments.lab.results import Results
 from experiments.lab.store import Folder, read, write
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE
     compile_cache.enable()
     try:
-        with depth_sweep.asked_to_stop() as stop:
+        with asked_to_stop() as stop:
             for i, sweep in enumerate(sweeps):
                 run(replace(sweep, stop=stop), progress.Plain())
                 if i == 0 and plan.check in (options.depths or (plan.check,)):

@@ -6,12 +6,10 @@
 Killed at any moment, the same command goes on. A larger grid in the same folder runs only what is new.
 """
 
-import contextlib
 import dataclasses
 import shlex
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,15 +17,14 @@ import jax.numpy as jnp
 import tyro
 from rich.console import Console
 
-from experiments.lab import compile_cache, cost, data, progress, report
-from experiments.lab.command_line import parse
+from experiments.depth_sweep import report
+from experiments.lab import compile_cache, cost, data, progress
+from experiments.lab.command_line import FAILED, INTERRUPTED, OK, USAGE, asked_to_stop, parse
 from experiments.lab.grid import Grid, Setting
 from experiments.lab.headline import sentences
 from experiments.lab.results import Results
 from experiments.lab.store import Folder
 from experiments.lab.sweep import Interrupted, Sweep, run, save_record
-
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,23 +152,6 @@ def dry_run(sweep: Sweep) -> str:
         f"{total:.2e} model FLOPs are left to do. Memory is an estimate, to a factor of two. Nothing was written.",
     ]
     return "\n".join(lines)
-
-
-@contextlib.contextmanager
-def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether someone pressed Ctrl-C, or asked the process to end. A second time ends it at once."""
-    asked: list[int] = []
-
-    def note(number: int, _: object) -> None:
-        asked.append(number)
-        signal.signal(number, before[signal.Signals(number)])
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _run(sweep: Sweep, retry_failed: bool) -> int:

@@ -17,9 +17,9 @@ from typing import Literal
 
 import numpy as np
 
-from experiments.trees import grammar, prefix
-from experiments.trees.reading import DEEPEST, Reading
-from experiments.trees.slices import by_byte, label
+from experiments.lab.trees import grammar, prefix
+from experiments.lab.trees.reading import DEEPEST, Reading
+from experiments.lab.trees.slices import by_byte, label
 
 Unit = Literal["bytes", "leaves"]
 VERSION = 1

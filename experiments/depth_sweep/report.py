@@ -7,7 +7,8 @@ from pathlib import Path
 
 import altair as alt
 
-from experiments.lab import chart, headline, layer_chart, page
+from experiments.depth_sweep import layer_chart, loss_chart
+from experiments.lab import headline, page
 from experiments.lab.chart import export
 from experiments.lab.results import Results
 from experiments.lab.store import Json, write
@@ -37,7 +38,7 @@ SECTIONS: dict[str, tuple[Figure, ...]] = {
     "Loss against depth": (
         one(
             "final_loss",
-            chart.final_loss,
+            loss_chart.final_loss,
             "Final validation loss of each recipe at its own best learning rate. Small dots are seeds. A triangle says "
             "that the best rate is the lowest or highest of those tried, so a wider grid may do better. Dashed lines: "
             "entropy of the validation data's single bytes or tokens (what one learns by counting them) and of each "
@@ -47,9 +48,9 @@ SECTIONS: dict[str, tuple[Figure, ...]] = {
     "Loss while training": (
         Figure(
             charts={
-                "steps": ("loss_against_steps", chart.loss_against_steps),
-                "tokens": ("loss_against_tokens", chart.loss_against_tokens),
-                "FLOPs": ("loss_against_flops", chart.loss_against_flops),
+                "steps": ("loss_against_steps", loss_chart.loss_against_steps),
+                "tokens": ("loss_against_tokens", loss_chart.loss_against_tokens),
+                "FLOPs": ("loss_against_flops", loss_chart.loss_against_flops),
             },
             caption="Each at its best learning rate. Lines: training loss, the mean of ten steps; dots: validation "
             "loss. FLOPs are those of the model's matrix products, forward and backward, nothing recomputed.",
@@ -58,7 +59,7 @@ SECTIONS: dict[str, tuple[Figure, ...]] = {
     "Learning rate and depth": (
         one(
             "learning_rates",
-            chart.learning_rates,
+            loss_chart.learning_rates,
             "Final validation loss, averaged over seeds; the best rate at each depth is outlined. A recipe whose best "
             "rate stays in place as depth grows can be tuned on a shallow model.",
         ),
@@ -86,7 +87,7 @@ SECTIONS: dict[str, tuple[Figure, ...]] = {
     "Cost": (
         one(
             "cost",
-            chart.cost,
+            loss_chart.cost,
             "Compile time is that of a group of lanes (learning rates and seeds) and is missing where programs came "
             "from the cache; the time of a step is the group's, divided by its lanes; memory is XLA's own count of "
             "temporary bytes in a training chunk.",

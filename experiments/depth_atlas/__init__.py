@@ -1,0 +1,1 @@
+"""The atlas of all recipes from 2 to 1,024 layers; see `python -m experiments.depth_atlas --help`."""
