@@ -280,18 +280,27 @@ class Attention(Sublayer):
         score = self.position.score(params["position"], table, query, key)
         bias = self.position.bias(params["position"], table)
 
-        def weights_and_logits() -> tuple[jax.Array, jax.Array]:
-            shape = {"mask": mask, "score": score, "bias": bias, "soft_cap": self.soft_cap}
-            return attention_weights(query, key, scale=scale, sinks=params.get("sinks"), **shape)
-
         backend = self._backend(query.dtype)
+        intermediates = {}
+        # A fused kernel makes no weights: these are made again for observers, and the compiler drops them if there is
+        # none. Without a compiler they are not made at all.
+        if backend == "plain" or isinstance(query, Tracer):
+            weights, logits = attention_weights(
+                query,
+                key,
+                scale=scale,
+                mask=mask,
+                score=score,
+                bias=bias,
+                soft_cap=self.soft_cap,
+                sinks=params.get("sinks"),
+            )
+            intermediates = {"weights": weights, "logits": logits}
         if backend == "plain":
-            weights, logits = weights_and_logits()
-            mixed = self.mix_weights(params, weights, mask)
+            mixed = self.mix_weights(params, intermediates["weights"], mask)
             y = weighted_sum(mixed, value)
             extra = self.position.value(params["position"], table, mixed)
-            y = y if extra is None else y + extra.astype(y.dtype)
-            return y, {"weights": weights, "logits": logits}
+            return (y if extra is None else y + extra.astype(y.dtype)), intermediates
         everything = side_inputs.position is None and side_inputs.cache is None
         standard = everything and self.chunk is None and not self.cross
         y = fused_attention(
@@ -305,11 +314,7 @@ class Attention(Sublayer):
             mask=None if standard else mask,
             bias=total([None if score is None else scale * score, bias]),
         )
-        if not isinstance(query, Tracer):
-            return y, {}
-        # A fused kernel makes no weights: this computes them again, and the compiler drops it unless they are observed.
-        weights, logits = weights_and_logits()
-        return y, {"weights": weights, "logits": logits}
+        return y, intermediates
 
     def _backend(self, dtype: Any) -> Backend:
         if self.backend is not None:

@@ -1,6 +1,7 @@
 """A layer: a few sublayers, each joined to the stream by its residual form."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ from flax import struct
 
 from stackjax.display import Description
 from stackjax.recipe.base import Geometry, Recipe
-from stackjax.recipe.form import Form, FormCoefficients
+from stackjax.recipe.form import Branch, Form, FormCoefficients
 from stackjax.sublayer import Aux, Params, SideInputs, Sublayer, add_losses
 
 
@@ -91,38 +92,42 @@ class Layer(Description):
             The stream; losses summed, and state by sublayer; and what an observer may look at.
         """
 
-        def sublayers(inner: Any, **hints: Any) -> tuple[Any, Aux]:
+        def sublayers(inner: Any, hints: dict[str, Any]) -> tuple[Any, Aux]:
             """One after another; `hints` are coefficients from the outer form."""
             loss: dict[str, jax.Array] = {}
             state, intermediates = {}, {}
             for i, (sublayer, form) in enumerate(zip(self.sublayers, self.forms, strict=True)):
+                name = sublayer.name
                 keys = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, i))
-                c = FormCoefficients({**{name: value[i] for name, value in coefficients.items()}, **hints})
-                branch = _branch(sublayer, form, params[sublayer.name], inner, side_inputs[sublayer.name], keys[0])
-                with jax.named_scope(sublayer.name):
-                    inner, aux = form.apply(params["residual"][sublayer.name], c, inner, branch, keys[1])
+                c = FormCoefficients({**{n: value[i] for n, value in coefficients.items()}, **hints})
+                run = partial(_run, sublayer, form, params[name], inner, replace(side_inputs[name], key=keys[0]))
+                with jax.named_scope(name):
+                    inner, aux = form.apply(params["residual"][name], c, inner, Branch(run, dtype), keys[1])
                 loss = add_losses(loss, aux.loss)
-                intermediates[sublayer.name] = aux.intermediates
+                intermediates[name] = aux.intermediates
                 if aux.state:
-                    state[sublayer.name] = aux.state
+                    state[name] = aux.state
             return inner, Aux(loss=loss, state=state, intermediates=intermediates)
 
+        dtype = jax.tree.leaves(stream)[0].dtype
         if self.outer is None:
-            new, aux = sublayers(stream)
+            new, aux = sublayers(stream, {})
         else:
             outer_key = None if key is None else jax.random.fold_in(key, len(self.sublayers))
-            c = FormCoefficients(outer_coefficients)
-            new, aux = self.outer.apply(params["residual"].get("outer", {}), c, stream, sublayers, outer_key)
+            c, group = FormCoefficients(outer_coefficients), params["residual"].get("outer", {})
+            new, aux = self.outer.apply(group, c, stream, Branch(sublayers, dtype), outer_key)
         return new, aux, Trace(before=self.view(stream), after=self.view(new), intermediates=aux.intermediates)
 
 
-def _branch(
-    sublayer: Sublayer, form: Form, params: Params, stream: Any, side_inputs: SideInputs, key: jax.Array | None
-):
-    """The sublayer as its form sees it: (x, hints) to (y, Aux)."""
-
-    def branch(x: jax.Array, **hints: Any) -> tuple[jax.Array, Aux]:
-        y, aux = sublayer.apply(params, x, replace(side_inputs, key=key, hints=hints))
-        return y, replace(aux, intermediates={**aux.intermediates, "stream": form.view(stream), "x": x, "y": y})
-
-    return branch
+def _run(
+    sublayer: Sublayer,
+    form: Form,
+    params: Params,
+    stream: Any,
+    side_inputs: SideInputs,
+    x: jax.Array,
+    hints: dict[str, Any],
+) -> tuple[jax.Array, Aux]:
+    """The sublayer on the input that its form gives it, with what an observer sees of the branch."""
+    y, aux = sublayer.apply(params, x, replace(side_inputs, hints=hints))
+    return y, replace(aux, intermediates={**aux.intermediates, "stream": form.view(stream), "x": x, "y": y})

@@ -53,8 +53,15 @@ def run(
     """
     if n and not loop and history.holds_history(carry):
         return history.run(body, carry, xs, n, unroll=unroll)
-    drive = _drive_nested if nested and n > 1 else _drive
-    return drive(body, carry, xs, n, loop, unroll)
+    if nested and n > 1:
+        return _drive_nested(body, carry, xs, n, loop, unroll)
+    if not loop or n == 0:
+        return jax.lax.scan(body, carry, xs, length=n, unroll=unroll)
+    ys = []
+    for i in range(n):
+        carry, y = body(carry, jax.tree.map(lambda a, i=i: a[i], xs))
+        ys.append(y)
+    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys)
 
 
 def chunks(n: int) -> tuple[int, int, int]:
@@ -75,26 +82,16 @@ def _drive_nested(body: Body, carry: Any, xs: Any, n: int, loop: bool, unroll: i
     split = count * length
 
     def chunk(carry: Any, xs: Any) -> tuple[Any, Any]:
-        return _drive(body, carry, xs, length, loop, unroll)
+        return run(body, carry, xs, length, loop=loop, unroll=unroll)
 
     head = jax.tree.map(lambda a: a[:split].reshape(count, length, *a.shape[1:]), xs)
-    carry, ys = _drive(jax.checkpoint(chunk, prevent_cse=loop), carry, head, count, loop, 1)
+    carry, ys = run(jax.checkpoint(chunk, prevent_cse=loop), carry, head, count, loop=loop)
     ys = jax.tree.map(lambda a: a.reshape(split, *a.shape[2:]), ys)
     if not tail:
         return carry, ys
     rest = jax.tree.map(lambda a: a[split:], xs)
-    carry, more = _drive(body, carry, rest, tail, loop, unroll)
+    carry, more = run(body, carry, rest, tail, loop=loop, unroll=unroll)
     return carry, jax.tree.map(lambda a, b: jnp.concatenate((a, b)), ys, more)
-
-
-def _drive(body: Body, carry: Any, xs: Any, n: int, loop: bool, unroll: int):
-    if not loop or n == 0:
-        return jax.lax.scan(body, carry, xs, length=n, unroll=unroll)
-    ys = []
-    for i in range(n):
-        carry, y = body(carry, jax.tree.map(lambda a, i=i: a[i], xs))
-        ys.append(y)
-    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys)
 
 
 @jax.custom_vjp

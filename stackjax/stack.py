@@ -218,7 +218,8 @@ class Stack(AbstractModel):
         """The stream, and the new statistics of the norms on its way in."""
         stream, state = x, {}
         for name, form in self._end_forms("enter").items():
-            stream, new = form.run(form.enter, params["enter"].get(name, {}), form.enter_norms, stream)
+            parameters, new = form.bind(params["enter"].get(name, {}), form.enter_norms)
+            stream = form.enter(stream, **parameters)
             state |= {name: new} if new else {}
         return stream, state
 
@@ -226,7 +227,8 @@ class Stack(AbstractModel):
         """The output, and the new statistics of the norms on the way out."""
         state = {}
         for name, form in reversed(self._end_forms("leave").items()):
-            stream, new = form.run(form.leave, params["leave"].get(name, {}), form.leave_norms, stream)
+            parameters, new = form.bind(params["leave"].get(name, {}), form.leave_norms)
+            stream = form.leave(stream, **parameters)
             state |= {name: new} if new else {}
         return stream, state
 

@@ -8,7 +8,7 @@ import pytest
 import stackjax as sj
 from stackjax import recipe
 from stackjax.recipe import Geometry
-from stackjax.recipe.form import FormCoefficients
+from stackjax.recipe.form import Branch, FormCoefficients
 from tests.helpers import normal, perturbed
 
 D = 16
@@ -22,9 +22,8 @@ def stack(rule, depth=3, d_model=D):
 def residual(form, coefficients, x, f, params=None):
     specs = sj.parameter.declare(form.spec(D, 3))
     own = params or sj.parameter.realise(jax.random.key(0), specs, dtype=x.dtype)
-    return form.apply(own, FormCoefficients(coefficients), x, lambda h, **_: (f(h), sj.Aux()))[0], jax.tree.map(
-        np.asarray, own
-    )
+    branch = Branch(lambda h, hints: (f(h), sj.Aux()), x.dtype)
+    return form.apply(own, FormCoefficients(coefficients), x, branch)[0], jax.tree.map(np.asarray, own)
 
 
 def numpy_norm(p, x):

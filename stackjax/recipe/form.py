@@ -30,12 +30,33 @@ from stackjax.display import Description
 from stackjax.norm import Norm, upcast
 from stackjax.sublayer import Aux, Params
 
-Branch = Callable[..., tuple[Any, Aux]]
-"""`branch(x, **hints) -> (y, Aux)`. Around a sublayer, `hints` become `SideInputs.hints`; around a whole layer, they
-are added to the coefficients of its sublayers' forms."""
-
 Function = Callable[..., Any]
 """The branch or a norm as a formula sees it: array to array."""
+
+
+class Branch:
+    """What a form is put around, as the function f of its formula; keeps the `Aux` of the one call.
+
+    Args:
+        function: (x, hints) to (y, Aux). Around a sublayer, hints become `SideInputs.hints`; around a whole layer, they
+            are added to the coefficients of its sublayers' forms.
+        dtype: that of the stream, to which the input is cast.
+        hints: what is passed beside x.
+    """
+
+    def __init__(self, function: Callable[[Any, dict[str, Any]], tuple[Any, Aux]], dtype: Any, **hints: Any):
+        self.function, self.dtype, self.hints = function, dtype, hints
+        self.returned: list[Aux] = []
+
+    def __call__(self, x: Any, **hints: Any) -> Any:
+        x = jax.tree.map(lambda a: a.astype(self.dtype), x)
+        y, aux = self.function(x, {**self.hints, **hints})
+        self.returned.append(aux)
+        return y
+
+    def with_hints(self, **hints: Any) -> "Branch":
+        """The same with more beside x."""
+        return Branch(self.function, self.dtype, **{**self.hints, **hints})
 
 
 class FormCoefficients:
@@ -152,29 +173,27 @@ class Form(Description):
         Raises:
             ValueError: an `update` that does not call its branch once, or changes the stream's shape.
         """
-        dtype = jax.tree.leaves(stream)[0].dtype
-        returned: list[Aux] = []
-
-        def f(x: Any, **hints: Any) -> Any:
-            y, aux = branch(jax.tree.map(lambda a: a.astype(dtype), x), **hints)
-            returned.append(aux)
-            return y
-
-        new, statistics = self.run(self.update, params, self.norms, stream, f, c)
+        parameters, statistics = self.bind(params, self.norms)
+        new = self.update(stream, branch, c, **parameters)
         name = type(self).__name__
-        if len(returned) != 1:
-            raise ValueError(f"{name}.update must call its branch f once; it called it {len(returned)} times")
+        if len(branch.returned) != 1:
+            n = len(branch.returned)
+            raise ValueError(f"{name}.update must call its branch f once; it called it {n} times")
         if (got := _shapes(new)) != (expected := _shapes(stream)):
             raise ValueError(
                 f"{name}.update must return the stream with the shapes it came with, {expected}; it returned {got}"
             )
-        (aux,) = returned
+        (aux,) = branch.returned
         if statistics:
             aux = replace(aux, state={**aux.state, "residual": {**aux.state.get("residual", {}), **statistics}})
         return new, aux
 
-    def run(self, formula: Function, params: Params, norms: tuple[str, ...], *inputs: Any) -> tuple[Any, Params]:
-        """What `formula` (`update`, `enter` or `leave`) returns, and the new statistics of the norms that it ran."""
+    def bind(self, params: Params, norms: tuple[str, ...]) -> tuple[dict[str, Any], Params]:
+        """The parameters as `update`, `enter` or `leave` takes them, norms as functions.
+
+        Returns:
+            Keyword arguments; and a dict that holds, once the formula has run, the norms' new statistics.
+        """
         statistics: Params = {}
 
         def bound(name: str) -> Function:
@@ -187,8 +206,7 @@ class Form(Description):
 
             return normalise
 
-        own = {name: bound(name) if name in norms else value for name, value in params.items()}
-        return formula(*inputs, **own), statistics
+        return {name: bound(name) if name in norms else value for name, value in params.items()}, statistics
 
     def norm_called(self, name: str) -> Norm:
         """The description of the norm of this name."""

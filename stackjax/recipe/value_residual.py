@@ -83,9 +83,7 @@ class WithValue(AroundForm):
         own = jnp.where(c.first > 0, 1, c.own * learned.get("own_value", 1))
         earlier = jnp.where(c.first > 0, 0, c.earlier * learned.get("earlier_value", 1))
 
-        def with_value(x: jax.Array, **hints: Any) -> tuple[jax.Array, Aux]:
-            return branch(x, own=own, earlier=earlier, first_value=stream["value"], **hints)
-
+        with_value = branch.with_hints(own=own, earlier=earlier, first_value=stream["value"])
         inner = {name: value for name, value in params.items() if name not in learned}
         new, aux = self.inner.apply(inner, c, stream["inner"], with_value, key)
         value = aux.intermediates["value"].reshape(stream["value"].shape)
