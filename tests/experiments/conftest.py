@@ -9,6 +9,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from experiments.depth_sweep import __main__ as depth_sweep
 from experiments.depth_sweep import report
 from experiments.lab import chart
+from tests.experiments import browser as chromium
 
 SIZES = {"steps": 6, "d-model": 8, "n-heads": 2, "context": 6, "batch": 2, "eval-every": 3, "eval-batches": 2}
 
@@ -78,3 +79,12 @@ def copy(finished, tmp_path):
     """A copy of it, to be changed."""
     shutil.copytree(finished, tmp_path / "copy")
     return tmp_path / "copy"
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A browser without a network; where there is none, what needs it is skipped."""
+    if chromium.CHROMIUM is None or chromium.DRIVER is None:
+        pytest.skip("no chromium with its chromedriver here")
+    with chromium.opened(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver

@@ -1,5 +1,7 @@
 """The probe runs, and refuses what it cannot do."""
 
+import contextlib
+import io
 import json
 
 import numpy as np
@@ -8,13 +10,21 @@ import pytest
 from experiments.depth_probe import __main__ as depth_probe
 from experiments.depth_probe import claims
 from experiments.lab import profile_chart
+from tests.experiments.browser import use
 
 
-def test_quick(tmp_path, corpus, capsys):
-    out = tmp_path / "out"
+@pytest.fixture(scope="module")
+def quick_run(tmp_path_factory, corpus):
+    """The folder of a small run that has ended, and what it printed."""
+    out = tmp_path_factory.mktemp("depth_probe") / "out"
     words = ["--quick", "--recipes", "pre_norm", "post_norm", "--data", str(corpus), "--out", str(out)]
-    assert depth_probe.main(words) == 0
-    said = capsys.readouterr().out
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert depth_probe.main(words) == 0
+    return out, printed.getvalue()
+
+
+def test_quick(quick_run):
+    out, said = quick_run
     found = json.loads((out / "result.json").read_text())
     assert {p["verdict"] for p in found["predictions"]} <= {"supported", "refuted", "inconclusive"}
     assert all(p["claim"] in said for p in found["predictions"]) and len(found["predictions"]) == 9
@@ -29,6 +39,10 @@ def test_quick(tmp_path, corpus, capsys):
     assert "Rank collapse" in page and page.count('class="chart"') == 4
     for name in depth_probe.FIGURES:
         assert (out / "figures" / f"{name}.png").exists() and (out / "figures" / f"{name}.svg").exists()
+
+
+def test_a_browser_uses_the_page(quick_run, browser):
+    use(browser, quick_run[0] / "page.html")
 
 
 @pytest.mark.parametrize(

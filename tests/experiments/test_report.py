@@ -2,17 +2,17 @@
 
 import json
 import re
-import shutil
-import subprocess
+from pathlib import Path
 
 import pytest
 
 from experiments.depth_sweep import report
 from experiments.lab import chart, headline
 from experiments.lab.results import Results
+from tests.experiments.browser import use
 
+ROOT = Path(__file__).parents[2]
 CHARTS = [name for figures in report.SECTIONS.values() for figure in figures for name, _ in figure.charts.values()]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def test_it_loads_nothing_from_anywhere(finished):
@@ -99,21 +99,16 @@ def test_nothing_has_ended_yet(copy):
     assert "Nothing has ended yet" in report.write_report(found).read_text()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no browser here")
-def test_a_browser_draws_every_chart_without_an_error(finished, tmp_path):
-    command = [
-        CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--no-first-run",
-    ]
-    command += [f"--user-data-dir={tmp_path}", "--virtual-time-budget=20000", "--enable-logging=stderr", "--dump-dom"]
-    done = subprocess.run([*command, (finished / "report.html").as_uri()], capture_output=True, text=True, timeout=180)
-    body = re.search(r"<body[^>]*>", done.stdout).group(0)
-    assert f'data-drawn="{len(CHARTS)}"' in body and 'data-broken="0"' in body
-    for name in CHARTS:
-        drawn = done.stdout.split(f'id="{name}"', 1)[1].split("</svg>", 1)[0]
-        assert drawn.count("<path") > 3, f"{name} is empty"
-    assert "CONSOLE" not in done.stderr, done.stderr
+def test_a_browser_uses_the_page(finished, browser):
+    use(browser, finished / "report.html")
+    assert len(browser.find_elements("class name", "chart")) == len(CHARTS)
+
+
+def test_every_page_that_an_experiment_writes_is_used_in_a_browser():
+    """Where a page is written, a test beside this one opens it."""
+    sources = {path: path.read_text() for path in ROOT.joinpath("experiments").rglob("*.py")}
+    writers = {path.parent.name for path, text in sources.items() if re.search(r"page\.(document|write_page)\(", text)}
+    tests = {path.stem: path.read_text() for path in ROOT.joinpath("tests", "experiments").glob("test_*.py")}
+    assert writers == {"depth_sweep", "depth_probe", "x_ray"}
+    opened = {"depth_sweep": "test_report", "depth_probe": "test_depth_probe", "x_ray": "test_x_ray"}
+    assert all("use(browser, " in tests[opened[writer]] for writer in writers)

@@ -14,6 +14,7 @@ from experiments.x_ray import __main__ as x_ray
 from experiments.x_ray import picture, reading, subject
 from stackjax import loss
 from stackjax.interop import hf
+from tests.experiments.browser import use
 
 DEAD = 1
 GPT2 = {"model_type": "gpt2", "vocab_size": 256, "n_positions": 64, "n_embd": 16, "n_layer": 3, "n_head": 2}
@@ -85,6 +86,13 @@ def test_the_page(seen):
     assert "http" not in outside and "src=" not in outside and "@import" not in outside and "url(" not in outside
     assert f"Layer {int(np.argmin(seen[1].without['']))} is worth least" in page
     assert "x_ray &lt;folder&gt;" in page and "text.txt" in page
+
+
+def test_a_browser_uses_the_page(seen, browser, tmp_path, monkeypatch):
+    monkeypatch.undo()  # the code that draws is wanted here
+    path = tmp_path / "page.html"
+    path.write_text(picture.html(*seen[:2], "python -m experiments.x_ray <folder>"))
+    use(browser, path)
 
 
 def test_a_loss_that_is_no_number_stays_readable(seen):
