@@ -282,6 +282,16 @@ def test_every_recipe_and_position_names_its_source():
     assert not unsourced
 
 
+def test_every_recipe_and_position_is_in_its_table():
+    """Exported by its package, and a row of the table that the package begins with."""
+    for package, base in ((sj.recipe, sj.recipe.Recipe), (sj.position, sj.position.Position)):
+        kinds = {thing.__name__ for thing in PUBLIC.values() if inspect.isclass(thing) and issubclass(thing, base)}
+        assert kinds <= set(package.__all__)
+        words = set(re.findall(r"\w+", package.__doc__))
+        shortened = {"ManifoldHyperConnections", "AttentionResiduals"}
+        assert kinds - words == {base.__name__} | (shortened | {"Around"} if package is sj.recipe else {"LearnedBias"})
+
+
 def test_files_stay_small():
     long = {path.name: n for path in ROOT.rglob("*.py") if (n := len(path.read_text().splitlines())) > 350}
     assert not long

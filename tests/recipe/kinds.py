@@ -1,26 +1,16 @@
-"""The recipes that the tests in this folder know formula by formula."""
+"""The recipes whose formula is one of `test_forward`: those whose module has no test file of its own beside it."""
+
+from pathlib import Path
 
 from stackjax import recipe
 
-MODULES = (
-    recipe.admin,
-    recipe.complete_p,
-    recipe.deepnorm,
-    recipe.depth_init,
-    recipe.dynamic_tanh,
-    recipe.gate,
-    recipe.inner_norm,
-    recipe.placement,
-    recipe.scaled,
-    recipe.shaped,
-    recipe.sigma_reparam,
-    recipe.t_fixup,
-    recipe.two_streams,
-)
+BESIDE = Path(__file__).parent
 
 KINDS = {
     name: kind
-    for module in MODULES
-    for name, kind in vars(module).items()
-    if isinstance(kind, type) and issubclass(kind, recipe.Recipe) and kind.__module__ == module.__name__
+    for name, kind in vars(recipe).items()
+    if isinstance(kind, type)
+    and issubclass(kind, recipe.Recipe)
+    and kind not in (recipe.Recipe, recipe.Around)
+    and not (BESIDE / f"test_{kind.__module__.rpartition('.')[2]}.py").exists()
 }
