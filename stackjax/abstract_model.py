@@ -1,4 +1,4 @@
-"""What a stack, a model and an encoder-decoder have in common: something with stacks of layers in it."""
+"""The base that a stack, a model and an encoder-decoder share: something with stacks of layers in it."""
 
 import html
 import itertools
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stackjax.stack import Result, Stack
 
 Path = tuple[str, ...]
-"""Where the parameters of a stack lie in those of its model: (), (`stack`,), (`encoder`,), (`decoder`, `stack`)."""
+"""The path of a stack's parameters in those of its model: (), (`stack`,), (`encoder`,), (`decoder`, `stack`)."""
 
 
 class AbstractModel(Description):
@@ -51,7 +51,7 @@ class AbstractModel(Description):
         raise NotImplementedError(f"{type(self).__name__} must override stacks")
 
     def with_stacks(self, stacks: "Mapping[Path, Stack]") -> Self:
-        """The same with other stacks in the places of these."""
+        """A copy with other stacks in the places of these."""
         raise NotImplementedError(f"{type(self).__name__} must override with_stacks")
 
     def per_stack(self, value: "Callable[[Path, Stack], Any]") -> Any:
@@ -128,7 +128,7 @@ class AbstractModel(Description):
 
 
 def at(tree: Any, path: Path) -> Any:
-    """What lies at a path in a tree of dicts."""
+    """The subtree at a path in a tree of dicts."""
     for name in path:
         tree = tree[name]
     return tree

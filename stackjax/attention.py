@@ -106,7 +106,7 @@ class Attention(Sublayer):
 
     @property
     def groups(self) -> int:
-        """G."""
+        """G, the number of key/value heads."""
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
     @property
@@ -123,7 +123,7 @@ class Attention(Sublayer):
         return self.cross
 
     def head_width(self, d_model: int) -> int:
-        """K."""
+        """K, the width of a head."""
         if self.d_head is not None:
             return self.d_head
         if d_model % self.n_heads:
@@ -191,7 +191,7 @@ class Attention(Sublayer):
         return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
 
     def _slots(self, capacity: int) -> int:
-        """How many of the last `capacity` tokens are worth keeping."""
+        """The number of the last `capacity` tokens that any later query can reach."""
         return min(reach for reach in (capacity, self.window, self.chunk) if reach is not None)
 
     def remember(self, params: Params, memory: jax.Array) -> Any:
@@ -216,7 +216,7 @@ class Attention(Sublayer):
         return weights
 
     def apply(self, params: Params, x: jax.Array, side_inputs: SideInputs) -> tuple[jax.Array, Aux]:
-        """Attend.
+        """Attend: softmax(query · key) value, projected back to the width of the stream.
 
         Args:
             params: as declared by `spec`.

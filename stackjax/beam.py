@@ -17,7 +17,7 @@ from stackjax.sublayer import Cache, Params, SideInputs
 
 @struct.dataclass
 class Beams:
-    """What `search` returns, best first.
+    """The continuations that `search` returns, best first.
 
     Args:
         tokens: (B, K, n) new tokens; a beam that has ended is filled with the stop token.

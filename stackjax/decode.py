@@ -178,7 +178,7 @@ def follow(
 
 @struct.dataclass
 class Generated:
-    """What `generate` returns.
+    """The continuations that `generate` returns.
 
     Args:
         tokens: (B, n) new tokens; a row that has ended is filled with the stop token.
@@ -207,7 +207,7 @@ def generate(
     coefficients: Coefficients | None = None,
     dtype: Any = jnp.float32,
 ) -> Generated:
-    """Continue prompts.
+    """Continue prompts, one token after another.
 
     Compiled once for each shape of `tokens` and each n_tokens; everything else is data. Ends early when all rows have.
 

@@ -1,4 +1,4 @@
-"""How descriptions show themselves, at a prompt and in a notebook.
+"""Descriptions shown at a prompt and in a notebook.
 
 A description prints the fields that differ from their defaults, and no more; a stack prints one line for each run of
 equal layers, however deep it is; the table of parameters has a row for each role.

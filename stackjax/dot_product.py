@@ -127,7 +127,7 @@ def fused_attention(
     mask: jax.Array | None = None,
     bias: jax.Array | None = None,
 ) -> jax.Array:
-    """The same through `jax.nn.dot_product_attention`, which has no soft cap, no sinks and no value positions.
+    """Scaled dot-product attention by `jax.nn`'s fused kernels: no soft cap, no sinks, no value positions.
 
     Args:
         query: (B, T, H, K)
@@ -175,7 +175,7 @@ def visible(
     window: int | None = None,
     chunk: int | None = None,
 ) -> jax.Array:
-    """Which keys each query may look at, from positions alone.
+    """The mask of keys that each query may look at, from positions alone.
 
     Args:
         query: index (..., T) and perhaps segment (..., T); index -1 is an empty slot.

@@ -76,7 +76,7 @@ class Embedding(Description):
         key: jax.Array | None = None,
         dtype: Any = jnp.float32,
     ) -> jax.Array:
-        """Embed.
+        """Embed tokens.
 
         Args:
             params: as declared by `spec`.
@@ -147,7 +147,7 @@ class Head(Description):
         return logits
 
     def apply(self, params: Params, table: jax.Array, x: jax.Array, *, multiplier: Any = 1.0) -> jax.Array:
-        """Unembed.
+        """Logits of the stream that left the stack.
 
         Args:
             params: as declared by `spec`.

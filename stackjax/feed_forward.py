@@ -17,7 +17,7 @@ Activation = Callable[[jax.Array], jax.Array]
 
 
 def keep_slope(function: Activation) -> Activation:
-    """The same elementwise function; its backward pass keeps the slope f'(x) and nothing else.
+    """Change an elementwise function so that its backward pass keeps the slope f'(x) and nothing else.
 
     Left alone, the backward pass of a GELU keeps five arrays of its input's size.
     """
@@ -158,7 +158,7 @@ class FeedForward(Sublayer):
         without_statistics(inner_norm=self.inner_norm)
 
     def width(self, d_model: int) -> int:
-        """F."""
+        """F, the hidden width."""
         if self.d_hidden is not None:
             return self.d_hidden
         return -(-8 * d_model // 24) * 8 if self.gated else 4 * d_model

@@ -43,7 +43,7 @@ class History:
         return History(slots=jax.lax.dynamic_update_index_in_dim(self.slots, x.astype(self.slots.dtype), slot, 0))
 
     def written(self, n: jax.Array) -> jax.Array:
-        """Which slots stand before slot n (): booleans (N,)."""
+        """The mask of the slots before slot n (): booleans (N,)."""
         return jnp.arange(self.slots.shape[0]) < n
 
     def sum(self, weights: jax.Array) -> jax.Array:
@@ -60,7 +60,7 @@ class History:
 
 
 def holds_history(carry: Any) -> bool:
-    """Whether there is a `History` in a pytree."""
+    """True if there is a `History` in a pytree."""
     return any(_is_history(leaf) for leaf in jax.tree.leaves(carry, is_leaf=_is_history))
 
 
@@ -150,7 +150,7 @@ def _where(some: Any, whole: Any) -> Any:
 
 
 def _is_zero(cotangent: Any) -> bool:
-    """Whether nothing flows back: what only an observer looks at must not be differentiated (0 times inf is NaN)."""
+    """True if nothing flows back: what only an observer looks at must not be differentiated (0 times inf is NaN)."""
     return isinstance(cotangent, SymbolicZero) or cotangent.dtype == jax.dtypes.float0
 
 

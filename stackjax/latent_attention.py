@@ -122,7 +122,7 @@ class LatentAttention(Sublayer):
         return {"latent": jnp.zeros((batch, capacity, self.d_latent + self.d_rotary), dtype)}
 
     def apply(self, params: Params, x: jax.Array, side_inputs: SideInputs) -> tuple[jax.Array, Aux]:
-        """Attend.
+        """Attend: softmax(query · key) value, projected back to the width of the stream.
 
         Args:
             params: as declared by `spec`.
@@ -162,7 +162,7 @@ class LatentAttention(Sublayer):
         )
 
     def _absorbing(self, n_queries: int, n_keys: int) -> bool:
-        """Whether the absorbed form takes fewer multiplications (per head) than the expanded one."""
+        """True if the absorbed form takes fewer multiplications (per head) than the expanded one."""
         project = self.d_latent * (self.d_head + self.value_width)
         absorbed = n_queries * (project + n_keys * (2 * self.d_latent + self.d_rotary))
         expanded = n_keys * (project + n_queries * (self.d_head + self.d_rotary + self.value_width))

@@ -15,7 +15,7 @@ from stackjax.sublayer import Aux, Params, SideInputs, Sublayer, add_losses
 
 @struct.dataclass
 class Trace:
-    """What an observer sees of one layer.
+    """The record of one layer that an observer reads.
 
     Args:
         before: x_l, (..., T, D).

@@ -1,4 +1,4 @@
-"""Losses."""
+"""Losses of logits: cross-entropy, and the loss of the next token."""
 
 import chex
 import jax

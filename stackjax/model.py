@@ -146,7 +146,7 @@ class Model(AbstractModel):
         dtype: Any = jnp.float32,
         **options: Unpack[RunOptions],
     ) -> tuple[jax.Array, Result]:
-        """What the stack makes of the tokens, before the head.
+        """The stream that leaves the stack, before the head.
 
         Args:
             params: as drawn by `init`.

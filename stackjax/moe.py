@@ -122,7 +122,7 @@ def run_dense(
     up_activation: Activation = identity,
     norm: Norm = NoNorm(),
 ) -> jax.Array:
-    """The same with every expert on every token: the plain reference, and the faster one without a ragged kernel.
+    """Run every expert on every token: the plain reference, and the faster one without a ragged kernel.
 
     Args:
         params: as `run_ragged` takes them, and so are the others.

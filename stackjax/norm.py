@@ -22,7 +22,7 @@ Params = dict[str, Any]
 
 
 def upcast(x: jax.Array) -> jax.Array:
-    """At least float32: the dtype in which statistics and residual sums are taken."""
+    """Cast to at least float32, the dtype in which statistics and residual sums are taken."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -159,7 +159,7 @@ class Norm(Description):
 
 @dataclass(frozen=True, kw_only=True)
 class NoNorm(Norm):
-    """x."""
+    """The identity: x itself, no norm."""
 
 
 def without_statistics(**norms: Norm) -> None:

@@ -31,7 +31,7 @@ class Described(Protocol):
         ...
 
     def multipliers(self) -> Params:
-        """The same tree, each leaf the recipe's `Multiplier`."""
+        """The tree of parameters, each leaf the recipe's `Multiplier`."""
         ...
 
     def project(self, params: Params) -> Params:

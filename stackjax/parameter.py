@@ -49,7 +49,7 @@ class Spec:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether this is a hidden matrix (or a stack of them)."""
+        """True for a hidden matrix (or a stack of them)."""
         return self.role in MATRICES
 
 
@@ -95,12 +95,12 @@ def declare(specs: Any, *, prefix: str = "", layers: tuple[int, ...] = (), stack
 
 
 def zeros(key: jax.Array, shape: tuple[int, ...], layer: jax.Array) -> jax.Array:
-    """All zeros."""
+    """An initialiser: all zeros."""
     return jnp.zeros(shape, jnp.float32)
 
 
 def ones(key: jax.Array, shape: tuple[int, ...], layer: jax.Array) -> jax.Array:
-    """All ones."""
+    """An initialiser: all ones."""
     return jnp.ones(shape, jnp.float32)
 
 

@@ -82,7 +82,7 @@ def attention_entropy(weights: jax.Array) -> jax.Array:
 
 
 def stream(trace: Trace) -> dict[str, jax.Array]:
-    """What happens to the stream: stream_rms and token_similarity of x_{l+1}, cosine of x_l and x_{l+1}."""
+    """Measure the stream: stream_rms and token_similarity of x_{l+1}, cosine of x_l and x_{l+1}."""
     return {
         "stream_rms": rms(trace.after),
         "cosine": cosine(trace.before, trace.after),
@@ -91,7 +91,7 @@ def stream(trace: Trace) -> dict[str, jax.Array]:
 
 
 def branches(trace: Trace) -> dict[str, jax.Array]:
-    """For each sublayer: branch_rms, and branch_ratio, its size against the stream that it joins."""
+    """Measure each branch: branch_rms, and branch_ratio, its size against the stream that it joins."""
     found = {}
     for name, seen in trace.intermediates.items():
         size = rms(seen["y"])
@@ -101,7 +101,7 @@ def branches(trace: Trace) -> dict[str, jax.Array]:
 
 
 def attention(trace: Trace) -> dict[str, jax.Array]:
-    """For each attention sublayer: attention_entropy in nats, and max_logit, the largest in absolute value."""
+    """Measure attention: attention_entropy in nats, and max_logit, the largest in absolute value, by sublayer."""
     found = {}
     for name, seen in trace.intermediates.items():
         if "weights" in seen:
@@ -112,7 +112,7 @@ def attention(trace: Trace) -> dict[str, jax.Array]:
 
 
 def routing(trace: Trace) -> dict[str, jax.Array]:
-    """For each mixture of experts: router_entropy and load_entropy in nats, and max_load, 1 when all are used alike.
+    """Measure experts: router_entropy and load_entropy in nats, and max_load, 1 when all are used alike.
 
     The router's entropy is that of one token's probabilities, averaged; the load's is that of all choices together.
     """
@@ -128,7 +128,7 @@ def routing(trace: Trace) -> dict[str, jax.Array]:
 
 
 def expert_load(trace: Trace) -> dict[str, jax.Array]:
-    """For each mixture of experts: the share of all choices that falls on each expert, (E,)."""
+    """Measure experts: the share of all choices that falls on each, (E,), by sublayer."""
     return {f"expert_load/{name}": seen["load"] for name, seen in trace.intermediates.items() if "load" in seen}
 
 

@@ -14,8 +14,8 @@ from stackjax import history
 from stackjax.norm import upcast
 
 Remat = Literal["none", "layer", "nested"] | Callable[..., Any]
-"""What the backward pass recomputes: nothing, each layer, blocks of about sqrt(n) layers and in them each layer, or
-each layer with a `jax.checkpoint` policy that says what to keep."""
+"""The layers that the backward pass recomputes: none, each, or blocks of about sqrt(n) layers and each layer in them;
+or each layer with a `jax.checkpoint` policy that says what to keep."""
 
 Body = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -65,7 +65,7 @@ def run(
 
 
 def chunks(n: int) -> tuple[int, int, int]:
-    """How nested rematerialisation splits n layers: (number of chunks, their length, length of the tail).
+    """The split of n layers for nested rematerialisation: (number of chunks, their length, length of the tail).
 
     The divisors nearest sqrt(n) if they are within a factor of 2 of it, else chunks of ceil(sqrt(n)) and a tail.
     """

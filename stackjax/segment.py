@@ -23,7 +23,7 @@ Measure = Callable[[Trace], dict[str, jax.Array]]
 
 @dataclass(frozen=True, kw_only=True)
 class Segment(Description):
-    """A period of layers, repeated.
+    """A short pattern of layers, repeated.
 
     Args:
         layers: the pattern.
@@ -37,7 +37,7 @@ class Segment(Description):
 
     @property
     def depth(self) -> int:
-        """Layers in all."""
+        """The number of layers in all."""
         return self.n * len(self.layers)
 
     def __repr__(self) -> str:
@@ -64,7 +64,7 @@ def fold(layers: Sequence[Layer]) -> tuple[Segment, ...]:
 
 
 def _repeats(kinds: list[int], length: int) -> int:
-    """How often the first `pattern` entries stand one after another at the front."""
+    """The number of times that the first `length` entries are repeated at the front."""
     n = 1
     while kinds[n * length : (n + 1) * length] == kinds[:length]:
         n += 1

@@ -106,7 +106,7 @@ def state(described: Described, on: Mesh, tree: Any, rules: Rules = RULES) -> An
 
 
 def batch(on: Mesh, rules: Rules = RULES) -> NamedSharding:
-    """Where a batch lies: its first axis split, the others whole."""
+    """The sharding of a batch: its first axis split, the others whole."""
     return NamedSharding(on, logical_to_mesh_axes(("batch",), _present(on, rules)) or PartitionSpec())
 
 

@@ -53,7 +53,7 @@ class Skippable(AroundForm):
 
 
 def skippable(stack: Stack) -> Stack:
-    """The same stack, with the same parameters, whose layers can be left out; its coefficients need `keep`."""
+    """A stack with the same parameters whose layers can be left out; its coefficients need `keep`."""
 
     def change(layer: Layer) -> Layer:
         return replace(layer, outer=Skippable() if layer.outer is None else Skippable(inner=layer.outer))

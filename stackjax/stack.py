@@ -28,7 +28,7 @@ from stackjax.sublayer import Cache, Params, SideInputs, Sublayer, add_losses
 
 @struct.dataclass
 class Result:
-    """What a stack returns beside its output.
+    """The values that a stack returns beside its output.
 
     Args:
         loss: {name: scalar}, summed over the layers.
@@ -133,12 +133,12 @@ class Stack(AbstractModel):
 
     @property
     def depth(self) -> int:
-        """L."""
+        """L, the number of layers."""
         return self.geometry.depth
 
     @property
     def d_model(self) -> int:
-        """D."""
+        """D, the width of the stream."""
         return self.geometry.d_model
 
     def stacks(self) -> "dict[tuple[str, ...], Stack]":
@@ -323,7 +323,7 @@ class Stack(AbstractModel):
     def _prepare(
         self, params: Params, side_inputs: SideInputs, n_tokens: int, cache: Cache | None
     ) -> dict[Sublayer, Any]:
-        """What each different sublayer prepares, once, outside the scan."""
+        """The values that each different sublayer prepares, once, outside the scan."""
         prepared = {}
         cached = None if cache is None else cache.position
         for segment in self.segments:

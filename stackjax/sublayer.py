@@ -16,7 +16,7 @@ from stackjax.display import Description
 
 Params = dict[str, Any]
 Positions = dict[str, jax.Array]
-"""Where tokens stand, as data: index (..., T) integers; optionally segment (..., T), path (..., T, P).
+"""Places of tokens, as data: index (..., T) integers; optionally segment (..., T), path (..., T, P).
 
 An index of -1 marks an empty cache entry or a padded token; masks follow from the index alone. Tokens attend only
 within their segment (packed documents). A path is the way from the root of a tree to the token's node, one child
@@ -28,7 +28,7 @@ CachedPositions = dict[int, Positions]
 
 @struct.dataclass
 class SideInputs:
-    """What a sublayer reads beside x and its parameters.
+    """The inputs that a sublayer reads beside x and its parameters.
 
     Set by the caller, the same for all layers:
         position: of the tokens; None means 0 .. T-1 without padding.
@@ -55,7 +55,7 @@ class SideInputs:
 
 @struct.dataclass
 class Aux:
-    """What a sublayer returns beside its output, as `has_aux` has it in JAX.
+    """The values that a sublayer returns beside its output, as `has_aux` has it in JAX.
 
     Args:
         loss: {name: scalar}, summed over the layers (a router's balance loss).
@@ -70,7 +70,7 @@ class Aux:
 
 @struct.dataclass
 class Cache:
-    """What decoding keeps of the tokens that went before, see `stackjax.decode`.
+    """The memory of a decoder: what every layer keeps of earlier tokens, see `stackjax.decode`.
 
     Sublayers of equal capacity hold the same tokens, so their positions are kept once.
 
@@ -110,12 +110,12 @@ class Sublayer(Description):
 
     @property
     def attends(self) -> bool:
-        """Whether tokens see each other here; recipes may treat attention apart from other sublayers."""
+        """True where tokens see each other; recipes may treat attention apart from other sublayers."""
         return False
 
     @property
     def reads_memory(self) -> bool:
-        """Whether this is cross-attention, over `side_inputs.memory`."""
+        """True for cross-attention, over `side_inputs.memory`."""
         return False
 
     def map(self, change: Callable[["Sublayer"], "Sublayer"]) -> "Sublayer":
@@ -137,7 +137,7 @@ class Sublayer(Description):
         d_model: int,
         cached: CachedPositions | None = None,
     ) -> Any:
-        """All that does not depend on the layer (masks, rotary tables, biases), computed once, outside the scan.
+        """Compute once, outside the scan, all that does not depend on the layer: masks, rotary tables, biases.
 
         Args:
             shared: the stack's shared parameters.
@@ -149,7 +149,7 @@ class Sublayer(Description):
         return None
 
     def apply(self, params: Params, x: Any, side_inputs: SideInputs) -> tuple[jax.Array, Aux]:
-        """(..., T, D) to (..., T, D)."""
+        """Map x (..., T, D) to (y (..., T, D), Aux)."""
         raise NotImplementedError(f"{type(self).__name__} must override apply")
 
     def cache(self, batch: int, capacity: int, d_model: int, dtype: Any) -> Any:
@@ -164,12 +164,12 @@ class Sublayer(Description):
         return None
 
     def remember(self, params: Params, memory: jax.Array) -> Any:
-        """What cross-attention keeps of the memory for decoding, computed once per layer; None elsewhere."""
+        """The keys and values of the memory, computed once per layer for decoding; None outside cross-attention."""
         return None
 
 
 def add_losses(a: dict[str, jax.Array], b: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Sum by name."""
+    """Add losses by name."""
     return {**a, **{name: a[name] + x if name in a else x for name, x in b.items()}}
 
 

@@ -80,7 +80,7 @@ class Position(Description):
         return None
 
     def acts_on(self, hooks: tuple[str, ...]) -> bool:
-        """Whether this encoding overrides any of the named hooks."""
+        """True if this encoding overrides any of the named hooks."""
         return any(getattr(type(self), hook) is not getattr(Position, hook) for hook in hooks)
 
 

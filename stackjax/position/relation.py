@@ -39,7 +39,7 @@ class LearnedBias(Position):
 
     @property
     def name(self) -> str:
-        """Of the parameters among those that the stack shares."""
+        """The name of the parameters among those that the stack shares."""
         return type(self).__name__.lower()
 
     def bias_spec(self, n_heads: int, d_head: int) -> dict[str, Any]:
@@ -47,11 +47,11 @@ class LearnedBias(Position):
         raise NotImplementedError(f"{type(self).__name__} must override bias_spec")
 
     def relate(self, query: Positions, key: Positions) -> Any:
-        """How each key (S) stands to each query (T)."""
+        """The relation of each key (S) to each query (T)."""
         raise NotImplementedError(f"{type(self).__name__} must override relate")
 
     def logits(self, params: Params, relation: Any) -> jax.Array:
-        """(B or 1, H, T, S)"""
+        """The bias on the logits, (B or 1, H, T, S)."""
         raise NotImplementedError(f"{type(self).__name__} must override logits")
 
     def shared(self, n_heads: int, d_head: int) -> dict[str, Any]:

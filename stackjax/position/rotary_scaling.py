@@ -1,4 +1,4 @@
-"""How rotary frequencies are stretched for contexts longer than those trained on.
+"""Rotary frequencies stretched for contexts longer than those trained on.
 
 Each description turns (R, base, length) into R/2 frequencies, and may scale cosine and sine by a factor, so that the
 logits of the rotated features get its square.

@@ -28,7 +28,7 @@ def depth_of(path: jax.Array) -> jax.Array:
 
 
 def relate(query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """How each key's node stands to each query's, by way of their lowest common ancestor.
+    """The relation of each key's node to each query's, by way of their lowest common ancestor.
 
     Args:
         query: (..., T, P) paths.
@@ -56,7 +56,7 @@ def relate(query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.
 
 
 def left_child_right_sibling(path: jax.Array, n_steps: int) -> jax.Array:
-    """The same tree with two children a node: 0 goes to the first child, 1 to the next sibling.
+    """Rewrite a tree with two children a node: 0 goes to the first child, 1 to the next sibling.
 
     A step to child b becomes a 0 and b ones.
 

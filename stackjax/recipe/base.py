@@ -82,7 +82,7 @@ BRANCH = frozenset({"value", "out", "up", "gate", "down"})
 """Roles of the matrices that a branch's output is proportional to; queries and keys only steer it."""
 
 CROSS_BRANCH = frozenset({"cross_value", "cross_out"})
-"""The same in cross-attention."""
+"""Roles of such matrices in cross-attention."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +98,11 @@ class Recipe(Description):
     default_init: Init = xavier
 
     def adapt(self, sublayer: Sublayer, geometry: Geometry) -> Sublayer:
-        """What the recipe changes inside a sublayer."""
+        """A sublayer with whatever the recipe changes inside it."""
         return sublayer
 
     def adapt_head(self, head: Head, geometry: Geometry) -> Head:
-        """What the recipe changes in the model's head."""
+        """The model's head with whatever the recipe changes in it."""
         return head
 
     def form(self, sublayer: Sublayer, index: int, layer: int, geometry: Geometry) -> Form:
@@ -186,7 +186,7 @@ def innermost(sublayer: Sublayer) -> list[Sublayer]:
 
 
 def is_attention(sublayer: Sublayer) -> bool:
-    """Whether a sublayer attends.
+    """True for a sublayer that attends.
 
     Raises:
         ValueError: a container of attention and something else, for which a recipe that asks has no rule.

@@ -35,7 +35,7 @@ Function = Callable[..., Any]
 
 
 class Branch:
-    """What a form is put around, as the function f of its formula; keeps the `Aux` of the one call.
+    """The branch that a form is put around, the function f of its formula; keeps the `Aux` of the one call.
 
     Args:
         function: (x, hints) to (y, Aux). Around a sublayer, hints become `SideInputs.hints`; around a whole layer, they
@@ -55,7 +55,7 @@ class Branch:
         return y
 
     def with_hints(self, **hints: Any) -> "Branch":
-        """The same with more beside x."""
+        """This branch with more beside x."""
         return Branch(self.function, self.dtype, **{**self.hints, **hints})
 
 
@@ -121,7 +121,7 @@ class Form(Description):
 
     @property
     def kind(self) -> Hashable:
-        """What the stream is; only forms of equal kind may meet in one stack."""
+        """The kind of stream; only forms of equal kind may meet in one stack."""
         return "one stream"
 
     def update(self, x: Any, f: Function, c: FormCoefficients, **parameters: Any) -> Any:

@@ -91,7 +91,7 @@ class WithValue(AroundForm):
 
 
 def reads_itself(sublayer: Sublayer) -> bool:
-    """Whether there is self-attention in a sublayer."""
+    """True if there is self-attention in a sublayer."""
     return any(is_attention(one) and not one.reads_memory for one in innermost(sublayer))
 
 

@@ -1,4 +1,4 @@
-"""What an architecture's description consists of."""
+"""The parts of an architecture's description."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

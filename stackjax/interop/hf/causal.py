@@ -1,4 +1,4 @@
-"""What decoders since Llama have in common: rotary positions, grouped heads, gated feed-forward, and their names."""
+"""The parts that decoders since Llama share: rotary positions, grouped heads, gated feed-forward, and their names."""
 
 from collections.abc import Callable
 from typing import Any

@@ -29,7 +29,7 @@ ALIGNMENT = 64
 
 
 class Checkpoint(NamedTuple):
-    """What a folder holds.
+    """A model read from a folder, with its parameters and its config.
 
     Args:
         model: the description, a `Model` or an `EncoderDecoder`.
@@ -138,11 +138,11 @@ class View:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As stored."""
+        """The shape of the tensor as stored."""
         return self.link.shape
 
     def read(self) -> np.ndarray:
-        """Its values."""
+        """Read the tensor's values."""
         parts = zip(self.leaves, self.link.parts, strict=True)
         return self.link.join([np.asarray(leaf)[part.index] for leaf, part in parts])
 

@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint are which parameters: a table for each architecture, and what it unfolds to.
+"""The table from tensors of a checkpoint to parameters, one for each architecture, and what it unfolds to.
 
 A table maps a module's name in the checkpoint to the parameters it holds:
 
@@ -23,7 +23,7 @@ from stackjax.parameter import Declared, is_spec, path_name
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What one module of a checkpoint holds.
+    """The parameters that one module of a checkpoint holds, and how they are stored.
 
     Args:
         leaves: parameters, by address: their path in the tree, with `stack/{layer}/...` for those of a layer. Several
@@ -42,7 +42,7 @@ class Rule:
 
 
 Table = dict[str, Rule | tuple[Rule, ...]]
-"""What an architecture's tensors hold, by the name of the checkpoint's module."""
+"""The rule, or the alternative rules, for each module of a checkpoint by its name."""
 
 
 def dense(*leaves: str, groups: int = 1) -> Rule:
@@ -113,7 +113,7 @@ class Link:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the tensor as stored in the checkpoint."""
+        """The shape of the tensor as stored in the checkpoint."""
         lead, last = self.parts[0].shape[:-1], sum(part.shape[-1] for part in self.parts if part.shape)
         if self.transposed:
             lead, last = (*lead[:-1], last), lead[-1]

@@ -43,7 +43,7 @@ def _stack(side: str, ours: str, layer: Table) -> Table:
 
 
 def tensors(gated: bool) -> Table:
-    """Where T5's parameters are."""
+    """The table of T5's tensors."""
     own, across = _attention(0, "SelfAttention", "attention"), _attention(1, "EncDecAttention", "cross_attention")
     return {
         "shared.weight": tensor("decoder/embedding/token"),

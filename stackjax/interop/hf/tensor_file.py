@@ -49,7 +49,7 @@ class Tensor:
     start: int
 
     def read(self) -> np.ndarray:
-        """Its values, in a new array.
+        """Read the tensor's values into a new array.
 
         Raises:
             ValueError: a dtype that parameters do not have.

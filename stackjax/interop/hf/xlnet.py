@@ -19,7 +19,7 @@ from stackjax.stack import Stack
 
 
 def tensors(heads: int) -> Table:
-    """Where XLNet's parameters are; its projections keep the heads on an axis of their own."""
+    """The table of XLNet's tensors; its projections keep the heads on an axis of their own."""
     layer: Table = {
         "rel_attn.q": tensor("attention/query", heads=heads),
         "rel_attn.k": tensor("attention/key", heads=heads),
