@@ -1,0 +1,126 @@
+"""Is a layer that learns a correction easier to train than one that learns everything? With a control that lives."""
+
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+import stackjax as sj
+from experiments.claims import drawing
+from experiments.claims.claim import Check, Claim, Rows, Unit, seeds
+from experiments.claims.training import best, train_on_text
+from experiments.lab.store import Json
+from stackjax.recipe.base import Recipe
+
+RECIPES: dict[str, Recipe] = {
+    "pre-norm": sj.recipe.PreNorm(),
+    "post-norm": sj.recipe.PostNorm(),
+    "norm without skip": sj.recipe.Weighted(residual=sj.residual.Post(), alpha=0.0),
+    "no skip, no norm": sj.recipe.WithoutResidual(),
+}
+PRE, _, NOSKIP, BARE = RECIPES
+DEPTHS = (2, 4, 8)
+ZERO = "no layers"
+RATES = (4e-3, 16e-3, 64e-3)
+
+
+def run(*, recipe: str, depth: int, d_model: int, n_heads: int, **numbers: Any) -> Json:
+    """Validation losses of an arm."""
+    model = sj.decoder(d_model=d_model, depth=depth, n_heads=n_heads, recipe=RECIPES[recipe])
+    return train_on_text(model, **numbers)
+
+
+def name(recipe: str, depth: int) -> str:
+    """Of a unit."""
+    return f"{recipe}, {depth} layers"
+
+
+def units(quick: bool) -> list[Unit]:
+    """No layers, and every recipe at every depth."""
+    size = {"d_model": 32, "n_heads": 4, "context": 32, "batch": 4, "steps": 200, "seeds": list(seeds(3))}
+    if quick:
+        size |= {"d_model": 8, "n_heads": 2, "context": 8, "steps": 2, "seeds": list(seeds(2))}
+    size["rates"] = list(RATES[:1] if quick else RATES)
+    zero = Unit(name=ZERO, run=run, setting={**size, "recipe": PRE, "depth": 0})
+    return [zero] + [
+        Unit(name=name(recipe, depth), run=run, setting={**size, "recipe": recipe, "depth": depth})
+        for depth in DEPTHS
+        for recipe in RECIPES
+        if not (recipe == BARE and depth == DEPTHS[-1])
+    ]
+
+
+def difference(about, claim: str, one: str, other: str, relation, threshold: float) -> Check:
+    """Of two units' losses, paired by seed."""
+    return Check(
+        claim=f"{claim}, nats",
+        about=about,
+        relation=relation,
+        threshold=threshold,
+        needs=(one, other),
+        values=lambda rows: best(rows[one]) - best(rows[other]),
+    )
+
+
+CHECKS = (
+    difference("text", "4 layers: norm without skip minus pre-norm", name(NOSKIP, 4), name(PRE, 4), "above", 0.5),
+    difference("text", "8 layers: norm without skip minus pre-norm", name(NOSKIP, 8), name(PRE, 8), "above", 0.5),
+    difference("text", "4 layers: norm without skip minus no layers", name(NOSKIP, 4), ZERO, "above", 0.5),
+    Check(
+        claim="2 layers: norm without skip minus counting single bytes, nats (the control lives)",
+        about="control",
+        relation="below",
+        threshold=-0.2,
+        needs=(name(NOSKIP, 2),),
+        values=lambda rows: best(rows[name(NOSKIP, 2)]) - rows[name(NOSKIP, 2)]["unigram"],
+    ),
+)
+
+
+def figure(rows: Rows) -> alt.TopLevelMixin:
+    """Loss against depth, with the loss of no layers as a line."""
+    points = [
+        {"arm": recipe, "depth": depth, "loss": float(loss)}
+        for recipe in RECIPES
+        for depth in DEPTHS
+        if name(recipe, depth) in rows
+        for loss in best(rows[name(recipe, depth)])
+        if np.isfinite(loss)
+    ]
+    x = alt.X("depth:O", title="layers", axis=alt.Axis(labelAngle=0))
+    y = alt.Y("loss:Q", title="validation loss (nats)", scale=alt.Scale(zero=False))
+    drawn = drawing.curves(points, x=x, y=y, arms=list(RECIPES))
+    return drawing.with_line(drawn, float(best(rows[ZERO]).mean()), ZERO) if ZERO in rows else drawn
+
+
+def lesson(rows: Rows) -> str:
+    """What the skip does for training."""
+
+    def loss(unit: str) -> str:
+        return f"{best(rows[unit]).mean():.2f}"
+
+    return (
+        "Take the skip away and keep the norm, so that nothing explodes or dies out: every layer must then make its "
+        f"whole output, and not a correction of its input. Two such layers still learn ({loss(name(NOSKIP, 2))} nats); "
+        f"four end at {loss(name(NOSKIP, 4))} where pre-norm ends at {loss(name(PRE, 4))}, and having no layers at all "
+        f"ends at {loss(ZERO)}. So the skip makes training easy beyond keeping signals at their size. The control of "
+        f"most demonstrations, no skip and no norm, is dead for another reason ({loss(name(BARE, 4))} at four layers): "
+        "its signal has shrunk to nothing before training begins, and it would show nothing about learning."
+    )
+
+
+CLAIM = Claim(
+    name="corrections",
+    part="Residual connections",
+    title="Layers that learn corrections are easier to optimise",
+    says="With a skip each layer only learns a correction to its input, which is easier to optimise.",
+    refuted_by="Layers without a skip, but with norms that keep signals at their size, that train as well.",
+    protocol="norm(f(x)) against pre-norm and post-norm with 2, 4 and 8 layers, D = 32, 200 steps of 4 windows of 32 "
+    "bytes, each at the best of three learning rates, chosen on other text than is reported.",
+    control="Two layers of norm(f(x)) must learn something, or what is compared is dead; no layers at all is the "
+    "floor; and no skip, no norm is shown to be dead.",
+    units=units,
+    checks=CHECKS,
+    figure=figure,
+    lesson=lesson,
+)

@@ -1,0 +1,88 @@
+"""What the figures of several claims share."""
+
+from collections.abc import Sequence
+
+import altair as alt
+
+from experiments.lab import chart
+from experiments.lab.finding import Estimate
+
+POWERS = alt.Axis(format=".0e", tickCount=6)
+"""Labels of a logarithmic axis over many decades."""
+
+
+def color(field: str, names: Sequence[str]) -> alt.Color:
+    """A colour for each arm, in the order of the names."""
+    colors = [chart.PALETTE[i % len(chart.PALETTE)] for i in range(len(names))]
+    return alt.Color(f"{field}:N", title=None, scale=alt.Scale(domain=list(names), range=colors))
+
+
+def dots(
+    values: dict[str, Sequence[float]], *, title: str, line: tuple[float, str] | None = None, log: bool = False
+) -> alt.TopLevelMixin:
+    """One row for each arm: every seed a dot, the mean a tick, its 95 % interval a bar.
+
+    Args:
+        values: one number a seed, by arm, top to bottom.
+        title: of the axis.
+        line: a number to compare with, and what it is called.
+        log: whether the axis is logarithmic.
+    """
+    names = list(values)
+    seeds = [{"arm": name, "value": float(x)} for name, each in values.items() for x in each]
+    ends = [
+        {"arm": name, "low": found.low, "high": found.high, "value": found.mean}
+        for name, each in values.items()
+        if (found := Estimate.of(each)).n > 1
+    ]
+    scale = alt.Scale(type="log") if log else alt.Scale(zero=False)
+    x = alt.X("value:Q", title=title, scale=scale)
+    y = alt.Y("arm:N", title=None, sort=names)
+    layers = [
+        alt.Chart(alt.Data(values=ends))
+        .mark_rule(strokeWidth=4, opacity=0.35)
+        .encode(x=alt.X("low:Q"), x2="high:Q", y=y, color=color("arm", names).legend(None)),
+        alt.Chart(alt.Data(values=seeds))
+        .mark_circle(size=50, opacity=0.8)
+        .encode(x=x, y=y, color=color("arm", names).legend(None)),
+    ]
+    if line is not None:
+        layers.append(
+            alt.Chart(alt.Data(values=[{"value": line[0], "label": line[1]}]))
+            .mark_rule(strokeDash=[5, 4])
+            .encode(x="value:Q", tooltip="label:N")
+        )
+        layers.append(
+            alt.Chart(alt.Data(values=[{"value": line[0], "label": line[1]}]))
+            .mark_text(align="left", dx=4, baseline="top")
+            .encode(x="value:Q", y=alt.value(2), text="label:N")
+        )
+    return alt.layer(*layers).properties(width=560, height=alt.Step(34))
+
+
+def curves(points: Sequence[dict], *, x: alt.X, y: alt.Y, arms: Sequence[str]) -> alt.TopLevelMixin:
+    """A line through the means of each arm and a dot for each seed.
+
+    Args:
+        points: rows with `arm` and the fields of the axes.
+        x: axis.
+        y: axis.
+        arms: in order.
+    """
+    base = alt.Chart(alt.Data(values=list(points))).encode(x=x, color=color("arm", arms))
+    field = str(y.shorthand).removesuffix(":Q")
+    line = base.mark_line(strokeWidth=2.2).encode(y=alt.Y(f"mean({field}):Q", title=y.title, scale=y.scale))
+    return (line + base.mark_circle(size=36, opacity=0.75).encode(y=y)).properties(width=560, height=280)
+
+
+def with_line(drawn: alt.TopLevelMixin, value: float, label: str) -> alt.TopLevelMixin:
+    """A layered chart of width 560 with a labelled horizontal line.
+
+    Args:
+        drawn: the chart, whose vertical axis is quantitative.
+        value: where the line lies.
+        label: beside it.
+    """
+    base = alt.Chart(alt.Data(values=[{"value": value, "label": label}])).encode(y="value:Q")
+    words = base.mark_text(align="left", baseline="middle").encode(x=alt.value(566), text="label:N")
+    return alt.layer(drawn, base.mark_rule(strokeDash=[5, 4]), words)

@@ -1,0 +1,142 @@
+"""Do norms allow larger learning rates?"""
+
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+import stackjax as sj
+from experiments.claims import drawing
+from experiments.claims.claim import Check, Claim, Rows, Unit, seeds
+from experiments.claims.training import best, train_on_text
+from experiments.lab.store import Json
+from stackjax.recipe.base import Recipe
+
+RECIPES: dict[str, Recipe] = {
+    "pre-norm": sj.recipe.PreNorm(),
+    "no norm, small init": sj.recipe.PlainScaledInit(),
+    "post-norm": sj.recipe.PostNorm(),
+    "no norm": sj.recipe.PlainResidual(),
+}
+PRE, SMALL, POST, PLAIN = RECIPES
+DEPTHS = (8, 32)
+RATES = tuple(1e-3 * 2**k for k in range(8))
+ENDS_WELL = 3.06
+"""In nats, between what counting single bytes and counting pairs of bytes gives."""
+
+
+def run(*, recipe: str, depth: int, d_model: int, n_heads: int, **numbers: Any) -> Json:
+    """Validation losses at every learning rate."""
+    return train_on_text(sj.decoder(d_model=d_model, depth=depth, n_heads=n_heads, recipe=RECIPES[recipe]), **numbers)
+
+
+def name(recipe: str, depth: int) -> str:
+    """Of a unit."""
+    return f"{recipe}, {depth} layers"
+
+
+ARMS = ((PRE, 8), (SMALL, 8), (POST, 8), (PLAIN, 8), (PRE, 32), (SMALL, 32))
+
+
+def units(quick: bool) -> list[Unit]:
+    """Four recipes at eight layers, two of them at 32."""
+    size = {"d_model": 32, "n_heads": 4, "context": 32, "batch": 4, "steps": 200, "seeds": list(seeds(3))}
+    size |= {"rates": list(RATES)}
+    if quick:
+        size |= {"d_model": 8, "n_heads": 2, "context": 8, "steps": 2, "seeds": list(seeds(2))}
+    return [
+        Unit(name=name(*arm), run=run, setting={**size, "recipe": arm[0], "depth": 2 if quick else arm[1]})
+        for arm in ARMS
+    ]
+
+
+def largest(rows: Rows, unit: str) -> np.ndarray:
+    """log2 of the largest rate that ends well, one a seed; one step below the grid where none does."""
+    loss = np.array(rows[unit]["loss"], float)
+    well = np.nan_to_num(loss, nan=np.inf) < ENDS_WELL
+    below = np.log2(RATES[0]) - 1
+    return np.array(
+        [max((np.log2(r) for r, ok in zip(RATES, lane, strict=True) if ok), default=below) for lane in well.T]
+    )
+
+
+def ratio(depth: int, threshold: float) -> Check:
+    """Of the largest rates of pre-norm and of no norm with a small init."""
+    one, other = name(PRE, depth), name(SMALL, depth)
+    return Check(
+        claim=f"{depth} layers: log2 of the largest rate that ends well, pre-norm minus no norm with small init",
+        about="text",
+        relation="above",
+        threshold=threshold,
+        needs=(one, other),
+        values=lambda rows: largest(rows, one) - largest(rows, other),
+    )
+
+
+CHECKS = (
+    ratio(8, 1.5),
+    ratio(32, 2.5),
+    Check(
+        claim="8 layers: log2 of the largest rate that ends well, post-norm minus no norm with small init",
+        about="correction",
+        relation="below",
+        threshold=0.0,
+        needs=(name(POST, 8), name(SMALL, 8)),
+        values=lambda rows: largest(rows, name(POST, 8)) - largest(rows, name(SMALL, 8)),
+    ),
+    Check(
+        claim="no norm, usual init, 8 layers: best loss minus pre-norm's, nats",
+        about="control",
+        relation="above",
+        threshold=0.2,
+        needs=(name(PLAIN, 8), name(PRE, 8)),
+        values=lambda rows: np.minimum(best(rows[name(PLAIN, 8)]), 100.0) - best(rows[name(PRE, 8)]),
+    ),
+)
+
+
+def figure(rows: Rows) -> alt.TopLevelMixin:
+    """Loss against learning rate."""
+    points = [
+        {"arm": unit, "rate": rate, "loss": loss}
+        for unit, row in rows.items()
+        for rate, each in zip(row["rates"], row["loss"], strict=True)
+        for loss in each
+        if loss is not None and loss < 4
+    ]
+    x = alt.X("rate:Q", title="learning rate", scale=alt.Scale(type="log"), axis=alt.Axis(values=RATES, format="~g"))
+    y = alt.Y("loss:Q", title="validation loss (nats)", scale=alt.Scale(zero=False))
+    return drawing.with_line(drawing.curves(points, x=x, y=y, arms=list(rows)), ENDS_WELL, "ends well below")
+
+
+def lesson(rows: Rows) -> str:
+    """How much room a norm leaves."""
+
+    def rate(unit: str) -> str:
+        return f"{2 ** largest(rows, unit).mean():.3f}"
+
+    return (
+        "A stack without norms can be trained if its matrices start small, but only in a narrow range of learning "
+        f"rates: the largest that ends well is {rate(name(SMALL, 8))} at 8 layers and {rate(name(SMALL, 32))} at 32. "
+        f"Pre-norm ends well up to {rate(name(PRE, 8))} and {rate(name(PRE, 32))} (the grid ends at {RATES[-1]:g}). "
+        f"Where the norm stands decides: with the norm on the skip it is {rate(name(POST, 8))}. A norm before the "
+        "branch makes the output indifferent to the size of what comes in, so a step that is too long does not blow "
+        "up."
+    )
+
+
+CLAIM = Claim(
+    name="norms_rates",
+    part="Layer normalisation",
+    title="Norms allow larger learning rates",
+    says="Layer norm makes training stable and allows larger learning rates.",
+    refuted_by="A stack without norms that bears the same learning rates.",
+    protocol="Pre-norm, post-norm, and the skip without norms with small and usual init, 8 and 32 layers, D = 32, 200 "
+    "steps of 4 windows of 32 bytes, eight learning rates from 0.001 by factors of two; the largest that ends below "
+    "3.06 nats.",
+    control="No norm with the usual init must do badly at every rate, or the setting asks for nothing.",
+    units=units,
+    checks=CHECKS,
+    figure=figure,
+    lesson=lesson,
+)

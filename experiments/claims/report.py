@@ -1,0 +1,200 @@
+"""The page of all claims: one offline HTML page, `finding.md` with its figures, and `result.json`."""
+
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.claims import suite
+from experiments.claims.claim import Check, Claim, Rows, judge
+from experiments.lab import chart, environment, finding, page
+from experiments.lab.finding import Prediction
+from experiments.lab.store import Json, write
+
+TITLE = "The claims of the founding text, each put to a test it could fail"
+
+WITHOUT_PROTOCOL = {
+    "Stacking: lower layers capture what is local, and several heads give several views": "no protocol was found that "
+    "tests it. In a pilot a task meant to need two views was learned by one head, which weighted the two unequally.",
+    "Stacking: an encoder and a decoder, each in N layers": "not run. The library's tests train such models; what the "
+    "depth of either is worth has not been measured.",
+}
+"""Claims of the text that no experiment stands for, and why."""
+
+
+class Judged:
+    """A claim with all that is known of it.
+
+    Args:
+        claim: the claim.
+        records: of its units that have been run.
+        quick: whether these are those of a quick run.
+    """
+
+    def __init__(self, claim: Claim, records: dict[str, Json], quick: bool):
+        self.claim, self.records = claim, records
+        self.rows: Rows = suite.rows(records)
+        self.checks: list[tuple[Check, Prediction | None]] = [(c, c.predict(self.rows)) for c in claim.checks]
+        self.missing = [unit.name for unit in claim.units(quick) if unit.name not in records]
+        self.word = "not settled" if self.missing else judge(self.checks)
+
+    @property
+    def seconds(self) -> float:
+        """Of CPU, spent on what has been run."""
+        return sum(record["cpu_seconds"] for record in self.records.values())
+
+    @property
+    def paragraph(self) -> str:
+        """For a student; where something was not run, what."""
+        if self.missing:
+            return f"Not settled, because these were not run: {'; '.join(self.missing)}."
+        return self.claim.lesson(self.rows)
+
+    def table(self) -> list[Json]:
+        """A row for each check."""
+        return [
+            {
+                "stated beforehand": check.claim,
+                "about": {"text": "the text", "correction": "against it", "control": "control"}[check.about],
+                "found": "not run" if prediction is None else f"{prediction.found}",
+                "seeds": "" if prediction is None else str(prediction.found.n),
+                "must be": f"{check.relation} {check.threshold:g}",
+                "": "" if prediction is None else prediction.verdict,
+            }
+            for check, prediction in self.checks
+        ]
+
+
+def write_all(out: Path, quick: bool, command: str) -> Path:
+    """Write everything from the numbers that are there; returns the page."""
+    judged = [Judged(claim, suite.done(out, claim, quick), quick) for claim in suite.CLAIMS]
+    specs: dict[str, Json] = {}
+    figures = {}
+    for each in judged:
+        if each.rows:
+            figures[each.claim.name] = each.claim.figure(each.rows)
+            chart.export(out / "figures", each.claim.name, figures[each.claim.name].to_dict(validate=False))
+    write(out / "result.json", json.dumps(result(judged, command), indent=1, allow_nan=False) + "\n")
+    write(out / "finding.md", markdown(judged, figures, quick, command))
+    body = summary(judged) + "".join(section(each, figures, specs) for each in judged) + unproven()
+    counted = ", ".join(f"{n} {word}" for word, n in tally(judged).items())
+    document = page.document(
+        title=TITLE,
+        under=finding.QUICK.strip("*\n") * quick + f"{len(judged)} claims: {counted}.",
+        headline=(),
+        body=body + page.environment(origin(judged), [command]),
+        specs=specs,
+    )
+    write(out / "page.html", document)
+    return out / "page.html"
+
+
+def tally(judged: Sequence[Judged]) -> dict[str, int]:
+    """How many claims ended in each word."""
+    words = [each.word for each in judged]
+    return {word: words.count(word) for word in ("holds", "corrected", "false", "not settled") if word in words}
+
+
+def origin(judged: Sequence[Judged]) -> dict[str, str]:
+    """Where the numbers were made: every commit, device and version among them, and the CPU time."""
+    records = [record for each in judged for record in each.records.values()]
+    facts: dict[str, dict[str, None]] = {}
+    for record in records:
+        for name, value in {**record["versions"], "device": record["device"]}.items():
+            facts.setdefault(name, {})[value] = None
+    minutes = sum(each.seconds for each in judged) / 60
+    return {**{name: ", ".join(values) for name, values in facts.items()}, "CPU time": f"{minutes:.1f} minutes"}
+
+
+def result(judged: Sequence[Judged], command: str) -> Json:
+    """All of it, for programs."""
+    return {
+        "question": TITLE,
+        "command": command,
+        "made": origin(judged),
+        "page_commit": environment.versions()["commit"],
+        "tally": tally(judged),
+        "claims": [
+            {
+                "name": each.claim.name,
+                "part": each.claim.part,
+                "title": each.claim.title,
+                "verdict": each.word,
+                "checks": [
+                    {"about": check.about, **(prediction.json() if prediction else {"claim": check.claim})}
+                    for check, prediction in each.checks
+                ],
+                "not_run": each.missing,
+                "cpu_seconds": round(each.seconds, 1),
+                "paragraph": each.paragraph,
+            }
+            for each in judged
+        ],
+    }
+
+
+def described(claim: Claim) -> dict[str, str]:
+    """What was fixed beforehand, by heading."""
+    return {
+        "The text says": claim.says,
+        "It would be refuted by": claim.refuted_by,
+        "Protocol": claim.protocol,
+        "Control": claim.control,
+    }
+
+
+def markdown(judged: Sequence[Judged], figures: dict[str, Any], quick: bool, command: str) -> str:
+    """`finding.md`."""
+    overview = [{"part": each.claim.part, "claim": each.claim.title, "verdict": f"**{each.word}**"} for each in judged]
+    parts = [f"# {TITLE}", *([finding.QUICK.strip()] if quick else []), finding.table(overview)]
+    for each in judged:
+        parts.append(f"## {each.claim.title}: {each.word}")
+        parts += [each.paragraph]
+        parts += [f"- *{heading}*: {words}" for heading, words in described(each.claim).items()]
+        parts.append(finding.table(each.table()))
+        if each.claim.name in figures:
+            parts.append(f"![{each.claim.title}](figures/{each.claim.name}.svg)")
+        parts.append(f"{each.seconds / 60:.1f} minutes of CPU.")
+    parts.append("## Without a test")
+    parts += [f"- {claim}: {why}" for claim, why in WITHOUT_PROTOCOL.items()]
+    made = "; ".join(f"{name} {value}" for name, value in origin(judged).items())
+    parts.append(f"Made by `{command}`, which also makes `page.html`. {made}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def summary(judged: Sequence[Judged]) -> str:
+    """Every claim with its verdict, and a link to it."""
+    rows = "".join(
+        f"<tr><td class='word'>{html.escape(each.claim.part)}</td>"
+        f"<td class='word'><a href='#{each.claim.name}'>{html.escape(each.claim.title)}</a></td>"
+        f"<td class='word'><b>{each.word}</b></td></tr>"
+        for each in judged
+    )
+    heads = "".join(f"<th class='word'>{head}</th>" for head in ("part", "claim", "verdict"))
+    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def section(each: Judged, figures: dict[str, Any], specs: dict[str, Json]) -> str:
+    """One claim."""
+    claim = each.claim
+    terms = "".join(f"<p><b>{heading}.</b> {html.escape(words)}</p>" for heading, words in described(claim).items())
+    drawn = page.figure({"": (f"chart_{claim.name}", figures[claim.name])}, claim.title, specs) if each.rows else ""
+    columns = list(each.table()[0])
+    heads = "".join(f"<th class='word'>{html.escape(column)}</th>" for column in columns)
+    rows = "".join(
+        "<tr>" + "".join(f"<td class='word'>{html.escape(row[column])}</td>" for column in columns) + "</tr>"
+        for row in each.table()
+    )
+    checks = f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+    cost = f'<p class="under">{each.seconds / 60:.1f} minutes of CPU</p>'
+    return (
+        f'<h2 id="{claim.name}">{html.escape(claim.title)}: {each.word}</h2>'
+        f"<p>{html.escape(each.paragraph)}</p>{drawn}{terms}{checks}{cost}"
+    )
+
+
+def unproven() -> str:
+    """Claims without an experiment."""
+    items = "".join(f"<li>{html.escape(f'{claim}: {why}')}</li>" for claim, why in WITHOUT_PROTOCOL.items())
+    return f"<h2>Without a test</h2><ul>{items}</ul>"

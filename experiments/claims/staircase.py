@@ -1,0 +1,144 @@
+"""Seventeen tokens, 289 relations: what one layer cannot do and two can."""
+
+import altair as alt
+import jax
+import numpy as np
+
+from experiments.claims.claim import Check, Claim, Rows, Unit, seeds
+from experiments.claims.training import train
+from experiments.lab import task_hops
+from experiments.lab.store import Json
+from experiments.lab.task import Filled
+from experiments.lab.train import Batch
+from stackjax.sublayer import Params
+
+ASKED = {1: (1, 2, 3, 4), 2: (1, 2, 3, 4, 5, 8), 3: (1, 2, 4, 8)}
+"""Hops on which a stack of so many layers is trained; more kinds take longer to learn."""
+
+REACHED = 0.95
+
+
+def run(*, depth: int, d_model: int, n_heads: int, hops: list[int], seeds: list[int], steps: int, batch: int) -> Json:
+    """Accuracy by number of hops, for each seed."""
+    task = Filled(model=task_hops.encoder(d_model=d_model, depth=depth, n_heads=n_heads))
+    valid = [task_hops.examples(256, seed=0, step=2**32 + i, hops=hops) for i in range(8)]
+
+    def score(params: Params, batch: Batch) -> dict[str, jax.Array]:
+        return {str(k): task.accuracy(params, batch, batch["hops"] == k) for k in hops}
+
+    return train(
+        task,
+        lambda seed, step: task_hops.examples(batch, seed=seed, step=step, hops=hops),
+        {name: np.stack([part[name] for part in valid]) for name in valid[0]},
+        rates=(2e-3,),
+        seeds=seeds,
+        steps=steps,
+        score=score,
+        until=lambda scores: depth == max(ASKED) and all(scores[str(k)].min() > 0.995 for k in hops),
+        chunks=12,
+    )
+
+
+def units(quick: bool) -> list[Unit]:
+    """One, two and three layers, and one wide layer."""
+    small = {"d_model": 16, "n_heads": 2, "seeds": list(seeds(2)), "steps": 4, "batch": 4}
+    usual = {"d_model": 64, "n_heads": 4, "seeds": list(seeds(3)), "batch": 64}
+    wanted = {
+        "1 layer": {**usual, "depth": 1, "steps": 1500},
+        "2 layers": {**usual, "depth": 2, "steps": 2500},
+        "1 layer of twice the width": {**usual, "depth": 1, "d_model": 128, "n_heads": 8, "steps": 1500},
+        "3 layers": {**usual, "depth": 3, "steps": 6000, "seeds": list(seeds(2))},
+    }
+    return [
+        Unit(name=name, run=run, setting={"hops": list(ASKED[setting["depth"]]), **setting, **(small if quick else {})})
+        for name, setting in wanted.items()
+    ]
+
+
+def accuracy(rows: Rows, unit: str, hops: int) -> np.ndarray:
+    """Of each seed."""
+    return np.array(rows[unit][str(hops)], float)[0]
+
+
+def check(about, unit: str, hops: int, relation, threshold: float) -> Check:
+    """That so many layers answer so many hops, or do not."""
+    verb = "answers" if unit.startswith("1") else "answer"
+    claim = f"{unit} {verb} {hops} {'hop' if hops == 1 else 'hops'}: share right"
+    return Check(
+        claim=claim,
+        about=about,
+        relation=relation,
+        threshold=threshold,
+        needs=(unit,),
+        values=lambda rows: accuracy(rows, unit, hops),
+    )
+
+
+CHECKS = (
+    check("text", "1 layer", 4, "below", 0.20),
+    check("text", "1 layer", 3, "below", 0.35),
+    check("control", "1 layer", 1, "above", REACHED),
+    check("control", "1 layer", 2, "above", REACHED),
+    check("text", "2 layers", 3, "above", REACHED),
+    check("text", "2 layers", 4, "above", REACHED),
+    check("text", "2 layers", 5, "below", 0.35),
+    check("text", "2 layers", 8, "below", 0.20),
+    check("text", "3 layers", 8, "above", 0.90),
+    check("control", "1 layer of twice the width", 4, "below", 0.12),
+    check("control", "1 layer of twice the width", 3, "below", 0.35),
+)
+
+
+def figure(rows: Rows) -> alt.TopLevelMixin:
+    """Accuracy for each number of layers and hops."""
+    points = [
+        {"layers": unit, "hops": k, "right": float(accuracy(rows, unit, k).mean())}
+        for unit in rows
+        for k in range(1, task_hops.MOST_HOPS + 1)
+        if str(k) in rows[unit]
+    ]
+    order = [unit.name for unit in units(False)]
+    base = alt.Chart(alt.Data(values=points)).encode(
+        x=alt.X("hops:O", title="hops k", axis=alt.Axis(labelAngle=0)),
+        y=alt.Y("layers:N", title=None, sort=[order[0], order[2], order[1], order[3]]),
+    )
+    color = alt.Color("right:Q", title="share right", scale=alt.Scale(scheme="blues", domain=[0, 1]))
+    ink = alt.condition("datum.right > 0.5", alt.value("white"), alt.value("#22221f"))
+    number = base.mark_text(fontSize=13).encode(text=alt.Text("right:Q", format=".2f"), color=ink)
+    return (base.mark_rect().encode(color=color) + number).properties(width=alt.Step(62), height=alt.Step(44))
+
+
+def lesson(rows: Rows) -> str:
+    """What the staircase shows."""
+
+    def share(unit: str, k: int) -> str:
+        return f"{100 * accuracy(rows, unit, k).mean():.0f} %"
+
+    return (
+        "Every place holds an arrow to another place, and the question is where one stands after k arrows. In one "
+        "layer each token can look at every other once: it learns where its arrow points and where that one's arrow "
+        f"points, two hops ({share('1 layer', 2)} right), and then it is at its end: four hops {share('1 layer', 4)}, "
+        f"where guessing gives {100 / task_hops.PLACES:.0f} %. A second layer looks at what the first has found, so "
+        f"two hops become four ({share('2 layers', 4)}), and eight stay out of reach ({share('2 layers', 8)}) until "
+        f"there is a third ({share('3 layers', 8)}). Making the one layer twice as wide does not replace the second "
+        f"({share('1 layer of twice the width', 4)} at four hops). Each layer doubles: that is what depth is for."
+    )
+
+
+CLAIM = Claim(
+    name="staircase",
+    part="Stacking",
+    title="One layer is not enough for seventeen tokens",
+    says="Seventeen tokens have 289 relations between them; one layer has not the depth to reason over them, and N "
+    "layers reason step by step.",
+    refuted_by="One layer that follows four pointers, or two layers that do not.",
+    protocol="Sixteen tokens hold a random cycle of pointers, the seventeenth says k; every token must say where k "
+    "pointers lead from it. Bidirectional pre-norm encoder, D = 64, four heads, learned positions, 64 examples a step, "
+    "learning rate 2e-3; the three layers stop when they answer everything.",
+    control="One layer of twice the width, with four times the parameters: it must not do what a second layer does. "
+    "And one hop and two hops must be easy for one layer, or it has simply not learned.",
+    units=units,
+    checks=CHECKS,
+    figure=figure,
+    lesson=lesson,
+)

@@ -1,0 +1,146 @@
+"""Train one arm of a claim: all its learning rates and seeds side by side, chosen on one half and reported on another.
+
+Validation batches with an even number choose the learning rate, those with an odd number are reported, so that no
+number is the lowest of several on the text that it was chosen by.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import stackjax as sj
+from experiments.lab import data, lanes
+from experiments.lab.corpus import Corpus
+from experiments.lab.store import Json
+from experiments.lab.train import Batch, Hyper, NextToken, Task, Trainer
+from stackjax.sublayer import Params
+
+Score = Callable[[Params, Batch], Mapping[str, jax.Array]]
+"""Numbers of one lane's parameters on a batch, each ()."""
+
+
+@functools.cache
+def text() -> Corpus:
+    """The corpus of all claims about text: the standard library of the running Python, byte by byte."""
+    return data.load(None)
+
+
+def train_on_text(
+    model: sj.Model, *, context: int, batch: int, valid_windows: int = 256, chunks: int = 1, **numbers: Any
+) -> Json:
+    """`train` a decoder to predict the next byte.
+
+    Args:
+        model: a decoder.
+        context: T.
+        batch: B.
+        valid_windows: windows of validation text, half of them to choose by.
+        chunks: into how many parts the steps are divided.
+        **numbers: the rest of `train`.
+
+    Returns:
+        As `train`, and `unigram`, the entropy of single bytes of the validation text in nats.
+    """
+    found = train(
+        NextToken(model=model),
+        lambda seed, step: text().batch(seed=seed, step=step, batch=batch, context=context),
+        text().valid_batches(-(-valid_windows // 32) * 2, batch=16, context=context),
+        chunks=chunks,
+        **numbers,
+    )
+    return {**found, "unigram": text().unigram}
+
+
+def train(
+    task: Task,
+    feed: lanes.Feed,
+    valid: Batch,
+    *,
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    steps: int,
+    warmups: Sequence[int] | None = None,
+    score: Score | None = None,
+    until: Callable[[dict[str, np.ndarray]], bool] = lambda scores: False,
+    chunks: int = 4,
+) -> Json:
+    """Train every learning rate with every seed.
+
+    Args:
+        task: what is learned.
+        feed: training batches.
+        valid: validation batches with a leading axis, an even number of them.
+        rates: learning rates, at their peak.
+        seeds: of init and data.
+        steps: of each run.
+        warmups: steps of warm-up; several make a further, outermost axis. None is one tenth of all steps.
+        score: what else is read from trained parameters.
+        until: whether the scores of all runs are good enough to stop.
+        chunks: into how many parts the steps are divided.
+
+    Returns:
+        rates, steps (made), and `choose` and `loss`, the mean validation loss of either half, each a list for each
+        rate (and warm-up, outside) of one number a seed; and, by name, each score of the half that is reported. None
+        stands for what is not finite.
+    """
+    warm = (steps // 10,) if warmups is None else tuple(warmups)
+    hypers = [
+        Hyper(learning_rate=float(rate), seed=seed, steps=steps, warmup=warmup)
+        for warmup in warm
+        for rate in rates
+        for seed in seeds
+    ]
+    first = jax.tree.map(lambda x: np.asarray(x)[:1], valid)
+    run = lanes.Run(Trainer(task=task), hypers, feed, first, eval_every=-(-steps // chunks))
+    shape = (len(warm) * len(rates), len(seeds))
+
+    @jax.jit
+    def numbers(params: Params, batch: Batch) -> dict[str, jax.Array]:
+        def one(own: Params) -> dict[str, jax.Array]:
+            return {"loss": task.loss(own, batch)[0], **({} if score is None else score(own, batch))}
+
+        return jax.vmap(one)(params)
+
+    def read(half: int) -> dict[str, np.ndarray]:
+        batches = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[half::2]), valid)
+        n = len(jax.tree.leaves(batches)[0])
+        each = [jax.device_get(numbers(run.state.params, jax.tree.map(lambda x: x[i], batches))) for i in range(n)]  # noqa: B023
+        alive = np.asarray(run.state.alive)
+        return {
+            name: np.where(alive, np.mean([seen[name] for seen in each], 0), np.nan).reshape(shape) for name in each[0]
+        }
+
+    run.begin()
+    while not run.ended:
+        run.chunk()
+        if score is not None and not run.ended and until(read(1)):
+            break
+    reported = read(1)
+    found = {"rates": [float(rate) for rate in rates], "steps": run.step, "params": task.model.n_params}
+    return {**found, "choose": plain(read(0)["loss"]), **{name: plain(values) for name, values in reported.items()}}
+
+
+def plain(values: Any) -> Any:
+    """An array as nested lists of numbers with six digits; None for what is not finite."""
+    if np.ndim(values):
+        return [plain(part) for part in values]
+    return float(f"{float(values):.6g}") if np.isfinite(values) else None
+
+
+def best(row: Json, name: str = "loss", *, of: slice = slice(None)) -> np.ndarray:
+    """One number a seed at the learning rate with the lowest mean loss on the half that chooses.
+
+    A learning rate at which any seed diverged is not chosen unless all are such; then the numbers are infinite.
+
+    Args:
+        row: as `train` returns it.
+        name: which of its numbers.
+        of: the rates among which to choose.
+    """
+    choose = np.array(row["choose"], float)[of]
+    means = np.where(np.isnan(choose).any(1), np.inf, np.nan_to_num(choose, nan=np.inf).mean(1))
+    return np.nan_to_num(np.array(row[name], float)[of][int(np.argmin(means))], nan=np.inf)
