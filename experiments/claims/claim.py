@@ -12,6 +12,8 @@ from experiments.lab.store import Json
 Rows = Mapping[str, Json]
 """The numbers of each unit that has been run, by its name."""
 
+About = Literal["text", "correction", "control"]
+Relation = Literal["below", "above"]
 Word = Literal["holds", "corrected", "false", "not settled"]
 
 FIRST_SEED = 20
@@ -53,8 +55,8 @@ class Check:
     """
 
     claim: str
-    about: Literal["text", "correction", "control"]
-    relation: Literal["below", "above"]
+    about: About
+    relation: Relation
     threshold: float
     needs: tuple[str, ...]
     values: Callable[[Rows], Sequence[float] | Any]

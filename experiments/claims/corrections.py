@@ -7,7 +7,7 @@ import numpy as np
 
 import stackjax as sj
 from experiments.claims import drawing
-from experiments.claims.claim import Check, Claim, Rows, Unit, seeds
+from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, seeds
 from experiments.claims.training import best, train_on_text
 from experiments.lab.store import Json
 from stackjax.recipe.base import Recipe
@@ -50,7 +50,7 @@ def units(quick: bool) -> list[Unit]:
     ]
 
 
-def difference(about, claim: str, one: str, other: str, relation, threshold: float) -> Check:
+def difference(about: About, claim: str, one: str, other: str, relation: Relation, threshold: float) -> Check:
     """Of two units' losses, paired by seed."""
     return Check(
         claim=f"{claim}, nats",

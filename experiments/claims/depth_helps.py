@@ -7,7 +7,7 @@ import numpy as np
 
 import stackjax as sj
 from experiments.claims import drawing
-from experiments.claims.claim import Check, Claim, Rows, Unit, seeds
+from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, seeds
 from experiments.claims.training import best, train_on_text
 from experiments.lab.store import Json
 
@@ -38,7 +38,7 @@ def units(quick: bool) -> list[Unit]:
     return [deep[0], deep[1], deep[8], Unit(name=WIDE, run=run, setting={**size, **wide}), deep[4], deep[2]]
 
 
-def difference(about, one: str, other: str, relation, threshold: float) -> Check:
+def difference(about: About, one: str, other: str, relation: Relation, threshold: float) -> Check:
     """Of two units' losses, paired by seed."""
     return Check(
         claim=f"{one} minus {other}, nats",

@@ -1,6 +1,7 @@
 """What the figures of several claims share."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import altair as alt
 
@@ -38,7 +39,7 @@ def dots(
     scale = alt.Scale(type="log") if log else alt.Scale(zero=False)
     x = alt.X("value:Q", title=title, scale=scale)
     y = alt.Y("arm:N", title=None, sort=names)
-    layers = [
+    layers: list[Any] = [
         alt.Chart(alt.Data(values=ends))
         .mark_rule(strokeWidth=4, opacity=0.35)
         .encode(x=alt.X("low:Q"), x2="high:Q", y=y, color=color("arm", names).legend(None)),
@@ -60,7 +61,7 @@ def dots(
     return alt.layer(*layers).properties(width=560, height=alt.Step(34))
 
 
-def curves(points: Sequence[dict], *, x: alt.X, y: alt.Y, arms: Sequence[str]) -> alt.TopLevelMixin:
+def curves(points: Sequence[dict], *, x: alt.X, y: alt.Y, arms: Sequence[str]) -> Any:
     """A line through the means of each arm and a dot for each seed.
 
     Args:
@@ -70,12 +71,13 @@ def curves(points: Sequence[dict], *, x: alt.X, y: alt.Y, arms: Sequence[str]) -
         arms: in order.
     """
     base = alt.Chart(alt.Data(values=list(points))).encode(x=x, color=color("arm", arms))
-    field = str(y.shorthand).removesuffix(":Q")
-    line = base.mark_line(strokeWidth=2.2).encode(y=alt.Y(f"mean({field}):Q", title=y.title, scale=y.scale))
+    average = y.copy(deep=False)
+    average.shorthand = f"mean({str(y.shorthand).removesuffix(':Q')}):Q"
+    line = base.mark_line(strokeWidth=2.2).encode(y=average)
     return (line + base.mark_circle(size=36, opacity=0.75).encode(y=y)).properties(width=560, height=280)
 
 
-def with_line(drawn: alt.TopLevelMixin, value: float, label: str) -> alt.TopLevelMixin:
+def with_line(drawn: Any, value: float, label: str) -> alt.TopLevelMixin:
     """A layered chart of width 560 with a labelled horizontal line.
 
     Args:

@@ -7,7 +7,7 @@ import numpy as np
 
 import stackjax as sj
 from experiments.claims import drawing
-from experiments.claims.claim import Check, Claim, Rows, Unit, seeds
+from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, seeds
 from experiments.lab.store import Json
 from stackjax.recipe.base import Recipe
 
@@ -76,7 +76,7 @@ def accuracy(rows: Rows, unit: str, depth: int, labels: str = "accuracy") -> np.
     return np.array(rows[unit][labels][str(depth)])
 
 
-def check(about, unit: str, depth: int, relation, threshold: float, labels: str = "accuracy") -> Check:
+def check(about: About, unit: str, depth: int, relation: Relation, threshold: float, labels: str = "accuracy") -> Check:
     """That a probe behind so many layers names the token, or does not."""
     what = "" if labels == "accuracy" else ", labels shuffled"
     return Check(

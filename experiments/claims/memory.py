@@ -10,7 +10,7 @@ import optax
 
 import stackjax as sj
 from experiments.claims import drawing
-from experiments.claims.claim import Check, Claim, Rows, Unit, seeds
+from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, seeds
 from experiments.lab.store import Json
 
 VALUES = 64
@@ -90,7 +90,7 @@ def straightness(rows: Rows) -> np.ndarray:
     return np.array([np.corrcoef(parameters, each)[0, 1] ** 2 for each in bits.T])
 
 
-def check(about, unit: str, relation, threshold: float) -> Check:
+def check(about: About, unit: str, relation: Relation, threshold: float) -> Check:
     """Of bits a parameter."""
     return Check(
         claim=f"{unit}: bits a parameter",

@@ -9,7 +9,7 @@ import numpy as np
 
 import stackjax as sj
 from experiments.claims import drawing
-from experiments.claims.claim import Check, Claim, Rows, Unit, seeds
+from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, seeds
 from experiments.claims.training import best, train_on_text
 from experiments.lab.store import Json
 from stackjax.parameter import declare, realise, xavier
@@ -75,7 +75,7 @@ def units(quick: bool) -> list[Unit]:
     ]
 
 
-def exact(about, what: str, relation, threshold: float) -> Check:
+def exact(about: About, what: str, relation: Relation, threshold: float) -> Check:
     """Of the exact part."""
     return Check(
         claim=f"{what}: |f(x + y) - f(x) - f(y)| / |f(x + y)|",
@@ -87,7 +87,7 @@ def exact(about, what: str, relation, threshold: float) -> Check:
     )
 
 
-def difference(about, one: str, other: str, relation, threshold: float) -> Check:
+def difference(about: About, one: str, other: str, relation: Relation, threshold: float) -> Check:
     """Of two units' losses, paired by seed."""
     return Check(
         claim=f"{one} minus {other}, nats",

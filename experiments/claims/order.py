@@ -7,7 +7,7 @@ import numpy as np
 
 import stackjax as sj
 from experiments.claims import drawing
-from experiments.claims.claim import Check, Claim, Rows, Unit, seeds
+from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, seeds
 from experiments.lab.store import Json
 
 ENCODER, ROTARY, DECODER = "encoder without positions", "encoder with rotary positions", "decoder without positions"
@@ -37,11 +37,11 @@ def run(*, arm: str, depth: int, d_model: int, context: int, seeds: list[int]) -
 
 def units(quick: bool) -> list[Unit]:
     """Three models."""
-    size = {"depth": 4, "d_model": 64, "context": 24, "seeds": list(seeds(2 if quick else 5))}
+    size = {"depth": 4, "d_model": 64, "context": 24, "seeds": list(seeds(5))}
     return [Unit(name=name, run=run, setting={**size, "arm": name}) for name in (ENCODER, ROTARY, DECODER)]
 
 
-def check(about, unit: str, relation, threshold: float) -> Check:
+def check(about: About, unit: str, relation: Relation, threshold: float) -> Check:
     """That the order matters to a model, or does not."""
     return Check(
         claim=f"{unit}: relative difference that the order makes",

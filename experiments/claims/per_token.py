@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.claims import drawing
-from experiments.claims.claim import Check, Claim, Rows, Unit, seeds
+from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, seeds
 from experiments.lab.store import Json
 from stackjax.norm import batch_norm, layer_norm
 
@@ -43,11 +43,11 @@ def run(*, norm: str, batch: int, context: int, d_model: int, seeds: list[int]) 
 
 def units(quick: bool) -> list[Unit]:
     """Layer norm and batch norm."""
-    size = {"batch": 8, "context": 16, "d_model": 64, "seeds": list(seeds(2 if quick else 5))}
+    size = {"batch": 8, "context": 16, "d_model": 64, "seeds": list(seeds(5))}
     return [Unit(name=name, run=run, setting={**size, "norm": name}) for name in NORMS]
 
 
-def check(about, norm: str, what: str, relation, threshold: float) -> Check:
+def check(about: About, norm: str, what: str, relation: Relation, threshold: float) -> Check:
     """That replacing something changes a norm's output, or does not."""
     return Check(
         claim=f"{norm}: relative change at a token when {what} {'is' if what == OWN else 'are'} replaced",

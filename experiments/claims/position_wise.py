@@ -7,7 +7,7 @@ import numpy as np
 
 import stackjax as sj
 from experiments.claims import drawing
-from experiments.claims.claim import Check, Claim, Rows, Unit, seeds
+from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, seeds
 from experiments.lab.store import Json
 from stackjax.parameter import declare, realise, xavier
 from stackjax.sublayer import Sublayer
@@ -37,11 +37,11 @@ def run(*, sublayer: str, context: int, d_model: int, seeds: list[int]) -> Json:
 
 def units(quick: bool) -> list[Unit]:
     """Feed-forward and attention."""
-    size = {"context": 6, "d_model": 16, "seeds": list(seeds(2 if quick else 5))}
+    size = {"context": 6, "d_model": 16, "seeds": list(seeds(5))}
     return [Unit(name=name, run=run, setting={**size, "sublayer": name}) for name in SUBLAYERS]
 
 
-def check(about, unit: str, relation, threshold: float) -> Check:
+def check(about: About, unit: str, relation: Relation, threshold: float) -> Check:
     """That a sublayer mixes positions, or does not."""
     return Check(
         claim=f"{unit}: largest influence of one position on another, over that on itself",

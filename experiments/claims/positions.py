@@ -8,7 +8,7 @@ import numpy as np
 
 import stackjax as sj
 from experiments.claims import drawing
-from experiments.claims.claim import Check, Claim, Rows, Unit, seeds
+from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, seeds
 from experiments.claims.training import best, text, train
 from experiments.lab.store import Json
 from experiments.lab.task import Filled
@@ -87,7 +87,7 @@ def units(quick: bool) -> list[Unit]:
     return [Unit(name=arm, run=run, setting={**size, "arm": arm}) for arm in arms]
 
 
-def difference(about, one: str, other: str, relation, threshold: float) -> Check:
+def difference(about: About, one: str, other: str, relation: Relation, threshold: float) -> Check:
     """Of two encodings' losses at the trained length, paired by seed."""
     return Check(
         claim=f"{one} minus {other}, nats",

@@ -1,5 +1,6 @@
 """A skip alone does not let a hundred layers be stacked."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import altair as alt
@@ -9,7 +10,7 @@ import numpy as np
 
 import stackjax as sj
 from experiments.claims import drawing
-from experiments.claims.claim import Check, Claim, Rows, Unit, seeds
+from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, seeds
 from experiments.lab.store import Json
 from stackjax.parameter import FanIn, Init
 from stackjax.recipe.base import Recipe
@@ -75,7 +76,7 @@ def growth(rows: Rows, unit: str) -> np.ndarray:
     return size[:, -1] ** (1 / (size.shape[1] - 1))
 
 
-def check(about, claim: str, unit: str, relation, threshold: float, values) -> Check:
+def check(about: About, claim: str, unit: str, relation: Relation, threshold: float, values: Callable) -> Check:
     """A check that reads one unit."""
     return Check(
         claim=claim,

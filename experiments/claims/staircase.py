@@ -4,7 +4,7 @@ import altair as alt
 import jax
 import numpy as np
 
-from experiments.claims.claim import Check, Claim, Rows, Unit, seeds
+from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, seeds
 from experiments.claims.training import train
 from experiments.lab import task_hops
 from experiments.lab.store import Json
@@ -60,7 +60,7 @@ def accuracy(rows: Rows, unit: str, hops: int) -> np.ndarray:
     return np.array(rows[unit][str(hops)], float)[0]
 
 
-def check(about, unit: str, hops: int, relation, threshold: float) -> Check:
+def check(about: About, unit: str, hops: int, relation: Relation, threshold: float) -> Check:
     """That so many layers answer so many hops, or do not."""
     verb = "answers" if unit.startswith("1") else "answer"
     claim = f"{unit} {verb} {hops} {'hop' if hops == 1 else 'hops'}: share right"

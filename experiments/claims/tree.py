@@ -1,5 +1,6 @@
 """Does it help to tell a token where in the tree it stands?"""
 
+from collections.abc import Callable
 from typing import Any
 
 import altair as alt
@@ -8,7 +9,7 @@ import numpy as np
 
 import stackjax as sj
 from experiments.claims import drawing
-from experiments.claims.claim import Check, Claim, Rows, Unit, seeds
+from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, seeds
 from experiments.claims.training import best, train
 from experiments.lab import task_tree
 from experiments.lab.store import Json
@@ -57,7 +58,9 @@ def right(rows: Rows, arm: str) -> np.ndarray:
     return best(rows[arm], "right")
 
 
-def check(about, claim: str, arms: tuple[str, ...], relation, threshold: float, values) -> Check:
+def check(
+    about: About, claim: str, arms: tuple[str, ...], relation: Relation, threshold: float, values: Callable
+) -> Check:
     """Of shares right."""
     return Check(claim=claim, about=about, relation=relation, threshold=threshold, needs=arms, values=values)
 
@@ -91,7 +94,7 @@ def lesson(rows: Rows) -> str:
         "A tree is written down as a line with a token that closes each node, and every node must say its "
         f"grandparent's colour. With rotary positions, which know distances along the line, {share(LINE)} are right "
         f"after {rows[LINE]['steps']} steps: the tree is there to be counted out, and counting is hard. With a learned "
-        f"number for each way up and down the tree {share(TREE)} are right. With another text's tree, which has as many "
+        f"number for each way up and down the tree {share(TREE)} are. With another text's tree, which has as many "
         f"numbers to learn, {share(WRONG)} are: it is the right tree that helps, not the parameters."
     )
 

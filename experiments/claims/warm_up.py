@@ -7,7 +7,7 @@ import numpy as np
 
 import stackjax as sj
 from experiments.claims import drawing
-from experiments.claims.claim import Check, Claim, Rows, Unit, seeds
+from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, seeds
 from experiments.claims.training import best, train_on_text
 from experiments.lab.store import Json
 
@@ -47,7 +47,7 @@ def warmed(rows: Rows, unit: str, warmup: int) -> np.ndarray:
     return best(rows[unit], of=slice(i * len(RATES), (i + 1) * len(RATES)))
 
 
-def gain(about, unit: str, relation, threshold: float) -> Check:
+def gain(about: About, unit: str, relation: Relation, threshold: float) -> Check:
     """What a long warm-up changes against a short one."""
     return Check(
         claim=f"{unit}: 100 steps of warm-up minus 20, nats",
@@ -59,7 +59,7 @@ def gain(about, unit: str, relation, threshold: float) -> Check:
     )
 
 
-def deeper(about, recipe: str, relation, threshold: float) -> Check:
+def deeper(about: About, recipe: str, relation: Relation, threshold: float) -> Check:
     """What 24 layers lose against eight of pre-norm."""
     one, other = name(recipe, DEEP), name(PRE, SHALLOW)
     return Check(
@@ -105,8 +105,8 @@ def lesson(rows: Rows) -> str:
         f"eight layers end at {loss(POST, SHALLOW, 0)} nats without warm-up, {loss(POST, SHALLOW, 20)} with twenty "
         f"steps and {loss(POST, SHALLOW, 100)} with a hundred. Pre-norm does not ask for it ({loss(PRE, SHALLOW, 0)}, "
         f"{loss(PRE, SHALLOW, 20)}, {loss(PRE, SHALLOW, 100)}), and at {DEEP} layers it ends at "
-        f"{loss(PRE, DEEP, 100)}. There post-norm ends at {loss(POST, DEEP, 100)} even after a hundred: by then all tokens look alike at the top before training "
-        "begins, and no schedule brings back what is not there."
+        f"{loss(PRE, DEEP, 100)}. There post-norm ends at {loss(POST, DEEP, 100)} even after a hundred: in a stack of "
+        "that depth all tokens look alike at the top before training begins, and no schedule brings back what is gone."
     )
 
 

@@ -46,8 +46,9 @@ def _tree(random: np.random.Generator) -> tuple[list[int], list[int], list[tuple
     nodes = int(random.integers(FEWEST_NODES, MOST_NODES + 1))
     colors = random.integers(0, COLORS, nodes)
     opens = random.random(2 * nodes * STEPS) < 0.55
-    tokens, answers, paths = [int(colors[0])], [-1], [()]
-    above, ways, children = [int(colors[0])], [()], [0]
+    tokens, answers, above, children = [int(colors[0])], [-1], [int(colors[0])], [0]
+    ways: list[tuple[int, ...]] = [()]
+    paths: list[tuple[int, ...]] = [()]
     born = 1
     for chance in opens:
         if born == nodes:
@@ -66,10 +67,7 @@ def _tree(random: np.random.Generator) -> tuple[list[int], list[int], list[tuple
             tokens.append(CLOSE)
             answers.append(-1)
             paths.append(ways[-1])
-            above.pop(), ways.pop(), children.pop()
-    while above:
-        tokens.append(CLOSE)
-        answers.append(-1)
-        paths.append(ways[-1])
-        above.pop(), ways.pop()
-    return tokens, answers, paths
+            for pile in (above, ways, children):
+                pile.pop()
+    n_open = len(ways)
+    return tokens + [CLOSE] * n_open, answers + [-1] * n_open, paths + ways[::-1]

@@ -1,0 +1,233 @@
+"""The claims of the founding text: verdicts, what is run and what is not, and the page."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.claims import __main__ as command
+from experiments.claims import keeps_input, report, suite, training
+from experiments.claims.claim import FIRST_SEED, Check, judge
+from experiments.lab import task_hops, task_tree
+from experiments.lab.finding import Estimate, Prediction
+
+CLAIMS = {claim.name: claim for claim in suite.CLAIMS}
+CHEAP = "per_token"
+
+
+def judged(*checks):
+    """Checks with predictions, from (about, verdict) pairs."""
+    values = {"supported": [0.9, 1.0, 1.1], "refuted": [2.9, 3.0, 3.1], "inconclusive": [0.0, 2.0, 4.0]}
+    found = []
+    for about, verdict in checks:
+        check = Check(claim="", about=about, relation="below", threshold=2.0, needs=(), values=lambda rows: [])
+        made = Prediction(claim="", found=Estimate.of(values[verdict]), relation="below", threshold=2.0)
+        assert made.verdict == verdict
+        found.append((check, made))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("checks", "word"),
+    [
+        ([("text", "supported"), ("control", "supported")], "holds"),
+        ([("text", "refuted"), ("control", "supported")], "false"),
+        ([("correction", "supported")], "false"),
+        ([("text", "supported"), ("correction", "supported")], "corrected"),
+        ([("text", "supported"), ("text", "refuted"), ("text", "inconclusive")], "corrected"),
+        ([("text", "supported"), ("text", "inconclusive")], "not settled"),
+        ([("text", "supported"), ("correction", "refuted")], "not settled"),
+        ([("text", "refuted"), ("text", "inconclusive")], "not settled"),
+        ([("text", "supported"), ("control", "inconclusive")], "not settled"),
+        ([("text", "supported"), ("correction", "supported"), ("control", "refuted")], "not settled"),
+    ],
+)
+def test_a_verdict_is_one_of_three_words_or_none_yet(checks, word):
+    assert judge(judged(*checks)) == word
+
+
+def test_a_number_that_is_missing_settles_nothing():
+    (check, _), other = judged(("text", "supported"), ("text", "supported"))
+    assert judge([(check, None), other]) == "not settled"
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_every_claim_has_a_control_fresh_seeds_and_checks_that_read_what_is_run(name):
+    claim = CLAIMS[name]
+    units = {unit.name: unit for unit in claim.units(False)}
+    assert [unit.name for unit in claim.units(True)] == list(units)
+    assert any(check.about == "control" for check in claim.checks)
+    assert any(check.about != "control" for check in claim.checks)
+    for check in claim.checks:
+        assert set(check.needs) <= set(units), check.claim
+        assert check.predict({}) is None
+    for unit in units.values():
+        assert min(unit.setting["seeds"]) >= FIRST_SEED and len(unit.setting["seeds"]) >= 2
+        assert json.loads(json.dumps(unit.setting)) == unit.setting
+
+
+def test_all_claims_are_run_and_stand_on_the_page():
+    assert {claim.name for claim in suite.named(())} == set(CLAIMS) and len(CLAIMS) == len(suite.CLAIMS)
+
+
+@pytest.fixture
+def nothing_trained(monkeypatch):
+    """Training that returns numbers of the right shapes at once."""
+    random = np.random.default_rng(0)
+
+    def train(task, feed, valid, *, rates, seeds, steps, warmups=None, score=None, **more):
+        assert jax.tree.leaves(feed(seeds[0], 0)) and len(jax.tree.leaves(valid)[0]) % 2 == 0
+        params = jax.eval_shape(task.model.init, jax.random.key(0))
+        first = jax.tree.map(lambda x: np.asarray(x)[0], valid)
+        jax.eval_shape(lambda p: task.loss(p, first)[0], params)
+        names = {} if score is None else jax.eval_shape(score, params, first)
+        shape = (len(rates) * len(warmups or [0]), len(seeds))
+        found = {name: random.uniform(0.1, 1.0, shape).tolist() for name in ("choose", "loss", *names)}
+        return {"rates": list(rates), "steps": steps, "params": task.model.n_params, **found}
+
+    monkeypatch.setattr(training, "train", train)
+    for module in suite.RUN_ORDER:
+        if hasattr(module, "train"):
+            monkeypatch.setattr(module, "train", train)
+
+    def run(*, depths, seeds, **more):
+        each = {str(depth): [0.5] * len(seeds) for depth in depths}
+        return {"accuracy": each, "shuffled": each}
+
+    monkeypatch.setattr(keeps_input, "run", run)
+
+
+def test_every_claim_has_a_verdict_a_figure_and_a_lesson_once_all_is_run(tmp_path, nothing_trained):
+    assert command.main(words(tmp_path)) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    for claim in result["claims"]:
+        assert not claim["not_run"] and "not run" not in claim["paragraph"] and len(claim["paragraph"]) > 200
+        assert "{" not in claim["paragraph"] and "nan" not in claim["paragraph"].split()
+        assert all("found" in check for check in claim["checks"])
+        assert (tmp_path / "figures" / f"{claim['name']}.svg").exists()
+    assert sum(result["tally"].values()) == len(CLAIMS)
+
+
+def test_figures_are_drawn_from_what_there_is(tmp_path, nothing_trained):
+    for claim in suite.CLAIMS:
+        units = claim.units(True)
+        for unit in (units[0], units[-1]):
+            rows = {unit.name: json.loads(json.dumps(unit.run(**unit.setting)))}
+            claim.figure(rows).to_dict(validate=False)
+
+
+def words(out, *more):
+    """A command line for a small run."""
+    return ["--quick", "--out", str(out), *more]
+
+
+def test_what_was_run_is_not_run_again_unless_its_setting_changed(tmp_path, monkeypatch):
+    assert command.main(words(tmp_path, "--only", CHEAP)) == 0
+    raw = tmp_path / "raw" / f"{CHEAP}.json"
+    before = json.loads(raw.read_text())
+    assert command.main(words(tmp_path, "--only", CHEAP)) == 0 and json.loads(raw.read_text()) == before
+    changed = {name: {**record, "setting": {**record["setting"], "d_model": 1}} for name, record in before.items()}
+    raw.write_text(json.dumps({**before, "batch norm": changed["batch norm"]}))
+    ran = []
+    measured = suite.measured
+    monkeypatch.setattr(suite, "measured", lambda unit: ran.append(unit.name) or measured(unit))
+    assert command.main(words(tmp_path, "--only", CHEAP)) == 0
+    after = json.loads(raw.read_text())
+    assert ran == ["batch norm"] and after["batch norm"]["numbers"] == before["batch norm"]["numbers"]
+    assert after["layer norm"] == before["layer norm"]
+
+
+def test_interrupted_between_two_units_keeps_the_first(tmp_path, monkeypatch):
+    measured = suite.measured
+
+    def interrupted(unit):
+        if unit.name == "batch norm":
+            raise KeyboardInterrupt
+        return measured(unit)
+
+    monkeypatch.setattr(suite, "measured", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        command.main(words(tmp_path, "--only", CHEAP))
+    assert stop.value.code == 130
+    assert list(json.loads((tmp_path / "raw" / f"{CHEAP}.json").read_text())) == ["layer norm"]
+    assert (tmp_path / "page.html").exists()
+
+
+def test_the_page_says_what_was_found_and_what_was_not_run(tmp_path):
+    assert command.main(words(tmp_path, "--only", CHEAP)) == 0
+    finding, page = (tmp_path / "finding.md").read_text(), (tmp_path / "page.html").read_text()
+    result = {claim["name"]: claim for claim in json.loads((tmp_path / "result.json").read_text())["claims"]}
+    assert result[CHEAP]["verdict"] == "corrected" and not result[CHEAP]["not_run"]
+    others = set(CLAIMS) - {CHEAP}
+    assert {result[name]["verdict"] for name in others} == {"not settled"}
+    assert all(result[name]["not_run"] for name in others)
+    for claim in CLAIMS.values():
+        assert claim.title in finding and f'id="{claim.name}"' in page
+    for text in (finding, page):
+        assert CLAIMS[CHEAP].lesson(suite.rows(suite.done(tmp_path, CLAIMS[CHEAP], True)))[:60] in text
+        assert "http" not in text.split("<script>")[0].replace("http://www.w3.org", "")
+    assert (tmp_path / "figures" / f"{CHEAP}.svg").exists()
+    assert [path.name for path in (tmp_path / "figures").glob("*.svg")] == [f"{CHEAP}.svg"]
+
+
+def test_a_claim_that_does_not_exist_is_one_line_and_nothing_written(tmp_path, capsys):
+    assert command.main(words(tmp_path / "new", "--only", "perpetual_motion")) == 2
+    said = capsys.readouterr().err
+    assert "perpetual_motion" in said and "staircase" in said and said.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_every_claim_without_a_test_says_why():
+    assert report.WITHOUT_PROTOCOL and all(report.WITHOUT_PROTOCOL.values())
+
+
+def test_the_best_rate_is_chosen_on_one_half_and_reported_on_the_other():
+    row = {"choose": [[2.0, 2.0], [1.0, 1.2], [0.1, None]], "loss": [[5.0, 6.0], [7.0, 8.0], [0.0, 0.0]]}
+    np.testing.assert_array_equal(training.best(row), [7.0, 8.0])
+    np.testing.assert_array_equal(training.best(row, of=slice(0, 1)), [5.0, 6.0])
+    dead = {"choose": [[None, None]], "loss": [[None, None]]}
+    assert np.isinf(training.best(dead)).all()
+
+
+def test_hops_follow_one_cycle():
+    found = task_hops.examples(50, seed=3, step=4, hops=(1, 3, 8))
+    for tokens, targets, asked in zip(found["inputs"], found["targets"], found["hops"], strict=True):
+        arrow, seen, place = tokens[: task_hops.PLACES], [], 0
+        for _ in range(task_hops.PLACES):
+            seen.append(place)
+            place = arrow[place]
+        assert sorted(seen) == list(range(task_hops.PLACES)) and place == 0
+        assert tokens[-1] == task_hops.PLACES + asked[0] - 1 and targets[-1] == -1
+        for start in range(task_hops.PLACES):
+            end = start
+            for _ in range(asked[0]):
+                end = arrow[end]
+            assert targets[start] == end
+    assert set(found["hops"].ravel()) == {1, 3, 8}
+    again, other = (task_hops.examples(50, seed=3, step=step, hops=(1, 3, 8)) for step in (4, 5))
+    np.testing.assert_array_equal(again["inputs"], found["inputs"])
+    assert (other["inputs"] != found["inputs"]).any()
+
+
+def test_grandparents_are_those_of_the_tree():
+    found = task_tree.examples(20, seed=3, step=4)
+    deepest = 0
+    for tokens, index, targets, path in zip(
+        *(found[name] for name in ("inputs", "index", "targets", "path")), strict=True
+    ):
+        n = int((index >= 0).sum())
+        assert n % 2 == 0 and task_tree.FEWEST_NODES <= n // 2 <= task_tree.MOST_NODES
+        above, colors = [], {}
+        for token, target, steps in zip(tokens[:n], targets[:n], path[:n], strict=True):
+            way = tuple(int(step) for step in steps if step >= 0)
+            if token == task_tree.CLOSE:
+                assert above.pop() == way and target == -1
+            else:
+                assert (way[:-1] == above[-1]) if above else way == ()
+                colors[way] = int(token)
+                assert target == (colors[way[:-2]] if len(way) > 1 else -1)
+                above.append(way)
+                deepest = max(deepest, len(way))
+        assert not above and (targets[n:] == -1).all()
+    assert 2 < deepest <= task_tree.STEPS
