@@ -116,8 +116,8 @@ def kept(relation: Relation, threshold: float) -> Check:
 CHECKS = (
     *(set_to(factor, "above", factor - CLOSE) for factor in FACTORS),
     *(set_to(factor, "below", factor + CLOSE) for factor in FACTORS),
-    kept("above", -1.0),
-    kept("below", 1.0),
+    kept("above", -1.5),
+    kept("below", 1.5),
 )
 
 

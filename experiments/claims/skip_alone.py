@@ -101,8 +101,8 @@ def gradient_log(rows: Rows, unit: str) -> np.ndarray:
 CHECKS = (
     check("correction", "skip alone: factor of the stream a layer", BARE, "above", round(0.95 * GROWTH, 3), growth),
     check("correction", "skip alone: factor of the stream a layer", BARE, "below", round(1.05 * GROWTH, 3), growth),
-    check("text", f"{NORMED}: log10 of gradient, bottom over top", NORMED, "above", -1.0, gradient_log),
-    check("text", f"{NORMED}: log10 of gradient, bottom over top", NORMED, "below", 1.0, gradient_log),
+    check("text", f"{NORMED}: log10 of gradient, bottom over top", NORMED, "above", -1.5, gradient_log),
+    check("text", f"{NORMED}: log10 of gradient, bottom over top", NORMED, "below", 1.5, gradient_log),
     check("control", f"{GATED}: stream at the top over the bottom", GATED, "below", SMALL, end),
     check("control", f"{SCALED}: stream at the top over the bottom", SCALED, "below", SMALL, end),
 )

@@ -135,7 +135,7 @@ CLAIM = Claim(
     protocol="Sixteen tokens hold a random cycle of pointers, the seventeenth says k; every token must say where k "
     "pointers lead from it. Bidirectional pre-norm encoder, D = 64, four heads, learned positions, 64 examples a step, "
     "learning rate 2e-3; the three layers stop when they answer everything.",
-    control="One layer of twice the width, with four times the parameters: it must not do what a second layer does. "
+    control="One layer of twice the width: it must not do what a second layer does. "
     "And one hop and two hops must be easy for one layer, or it has simply not learned.",
     units=units,
     checks=CHECKS,
