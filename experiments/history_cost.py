@@ -1,4 +1,4 @@
-"""What a buffer of all earlier layers costs in a scan: memory, compile time and step time, against depth.
+"""Cost of a buffer of all earlier layers in a scan: memory, compile time and step time, against depth.
 
     python -m experiments.history_cost --out runs/history_cost
 
@@ -160,7 +160,7 @@ def measure(name: str, way: str, rule: sj.recipe.Recipe, depth: int, options: Op
 
 
 def ways(name: str, depth: int, options: Options) -> dict[str, dict[str, Any]]:
-    """How a recipe is compiled: {label: arguments of `gradient`, and whether the history is hidden}."""
+    """Ways to compile a recipe: {label: arguments of `gradient`, and whether the history is hidden}."""
     plain: dict[str, dict[str, Any]] = {
         f"scan, {remat}": {"remat": remat, "loop": False, "hidden": True} for remat in ("none", "layer", "nested")
     }
@@ -189,7 +189,7 @@ def chart(rows: list[Row]) -> altair.VConcatChart:
 
 
 def table(rows: list[Row]) -> Table:
-    """What was measured, for the terminal."""
+    """Table of the measurements, for the terminal."""
     shown = Table("recipe", "way", "layers", "temp MiB", "in (B, T, D)", "compile s", "step s")
     for row in rows:
         numbers = (f"{row.temp_bytes / 2**20:.1f}", f"{row.units:.0f}", f"{row.compile_seconds:.1f}")

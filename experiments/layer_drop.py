@@ -47,7 +47,7 @@ class Options:
     steps: int = 300
     """Updates of a run."""
     learning_rate: float = 2e-3
-    """At its peak."""
+    """Learning rate at its peak."""
     seeds: int = 3
     """Runs of each recipe."""
     d_model: int = 64
@@ -81,7 +81,7 @@ QUICK = {
 
 @dataclass(frozen=True, kw_only=True)
 class Dropped:
-    """What was found of one recipe, or one cell.
+    """Losses and distances of one recipe, or one cell.
 
     Args:
         loss: with all layers, (seeds,).
@@ -160,7 +160,7 @@ def checked(options: Options) -> Corpus:
 
 
 def setting_of(options: Options) -> Setting:
-    """How models are trained on the spot."""
+    """Setting of the models that are trained on the spot."""
     sizes = {name: getattr(options, name) for name in ("steps", "d_model", "n_heads", "context", "batch")}
     return Setting(eval_every=max(1, options.steps // 4), **sizes)
 
@@ -263,7 +263,7 @@ def predictions(found: dict[str, Dropped]) -> list[Prediction]:
 
 
 def cost_figure(found: dict[str, Dropped]) -> alt.TopLevelMixin:
-    """How much the loss rises without a layer, on an axis that is linear below `USED` and logarithmic above."""
+    """Chart of how much the loss rises without a layer, on an axis linear below `USED` and logarithmic above."""
     rows = []
     for name, dropped in found.items():
         for layer, costs in enumerate(dropped.cost.T, 1):

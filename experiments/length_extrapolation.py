@@ -61,7 +61,7 @@ class Options:
     batch: int = 8
     """Windows in a batch."""
     learning_rate: float = 3e-3
-    """At its peak, the same for all encodings; ten times that for tables of logits."""
+    """Learning rate at its peak, the same for all encodings; ten times that for tables of logits."""
     d_model: int = 64
     """Width."""
     depth: int = 3

@@ -1,4 +1,4 @@
-"""What each position encoding does to attention, as a picture.
+"""A picture of what each position encoding does to attention.
 
     python -m experiments.position_gallery
 
@@ -42,7 +42,7 @@ class Options:
     tokens: int = 24
     """Queries and keys of the encodings that read an index."""
     seed: int = 0
-    """Of the parameters that are drawn at random."""
+    """Seed of the parameters that are drawn at random."""
 
     def __post_init__(self):
         command_line.one_or_more(self, "tokens")
@@ -72,7 +72,7 @@ def encodings(tokens: int) -> dict[str, position.Position]:
 
 
 def reads_trees(encoding: position.Position) -> bool:
-    """Whether the encoding needs paths."""
+    """True if the encoding needs paths."""
     if isinstance(encoding, position.Both):
         return reads_trees(encoding.first) or reads_trees(encoding.second)
     return isinstance(encoding, TREES)
@@ -131,7 +131,7 @@ def said(encoding: position.Position) -> tuple[str, str]:
 
 
 def by_distance_alone(matrix: np.ndarray) -> bool:
-    """Whether the entries of each diagonal are equal."""
+    """True if the entries of each diagonal are equal."""
     ends = 1e-4 * (np.ptp(matrix) + 1e-6)
     return all(np.ptp(np.diagonal(matrix, k)) <= ends for k in range(-len(matrix) + 1, len(matrix)))
 
@@ -162,7 +162,7 @@ def panel(name: str, matrix: np.ndarray, cell: int, words: list[str] | None = No
 
 
 def sheet(panels: list[alt.Chart], columns: int) -> alt.TopLevelMixin:
-    """Small multiples."""
+    """Chart of many panels side by side."""
     return alt.concat(*panels, columns=columns).resolve_scale(color="independent").configure_view(stroke=None)
 
 

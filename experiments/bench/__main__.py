@@ -45,11 +45,11 @@ class Options:
     minutes: float = 20.0
     """Nothing is begun that would probably end later than this; what was left out is said."""
     parts: tuple[Part, ...] = PARTS
-    """What is measured, in this order."""
+    """Parts of the benchmark, in this order."""
     peers: tuple[str, ...] = tuple(peers.PEERS)
-    """Who takes part."""
+    """Libraries that take part."""
     size: tyro.conf.OmitArgPrefixes[Size] = Size()
-    """Of the model; its depth is not read."""
+    """Sizes of the model; its depth is not read."""
     depths: tuple[int, ...] = (2, 16, 128, 512)
     """Layers."""
     deepest_step: int = 128
@@ -61,7 +61,7 @@ class Options:
     compile_depths: tuple[int, int] = (4, 512)
     """Layers whose compile times are compared."""
     compile_pairs: int = 5
-    """How often, in turn."""
+    """Pairs of compilations, in turn."""
     rounds: int = 5
     """Steps to time of each peer, in turn."""
     together: bool = True
@@ -127,14 +127,14 @@ class Bench:
         self.say(f"left out: {line}")
 
     def fits(self, what: str, seconds: float) -> bool:
-        """Whether there is time for something."""
+        """True if there is time for something; else says what is left out."""
         left = 60 * self.options.minutes - (time.perf_counter() - self.began)
         if seconds > left:
             self.skip(f"{what}: about {seconds:.0f} s, and {max(left, 0):.0f} s of --minutes are left")
         return seconds <= left
 
     def run(self) -> dict[str, Any]:
-        """All parts."""
+        """Run all parts that there is time for."""
         for part in self.options.parts:
             if self.fits(part, 0):
                 getattr(self, part)()
@@ -142,14 +142,14 @@ class Bench:
         return self.results
 
     def agree(self) -> None:
-        """Whether the peers are the same model."""
+        """Check that the peers are the same model."""
         size = replace(self.options.size, depth=2)
         rows = [agree.losses(name, size) for name in self.peers]
         self.results["agreement"] = {"rows": rows, "largest_difference": agree.largest_difference(rows)}
         self.say(f"losses agree to {self.results['agreement']['largest_difference']:.1e}")
 
     def remat(self) -> None:
-        """What stackjax's rematerialisations save and cost, and what the first other JAX peer needs without any."""
+        """Measure what stackjax's rematerialisations save and cost, beside the first other JAX peer without any."""
         size = replace(self.options.size, depth=self.options.remat_depth)
         wanted = [("stackjax", remat) for remat in ("none", "layer", "nested")]
         rows = self.group(size, wanted, rounds=min(self.options.rounds, 3))

@@ -1,4 +1,4 @@
-"""Whether the peers are the same model under the same optimiser: equal losses from equal weights."""
+"""Check that the peers are the same model under the same optimiser: equal losses from equal weights."""
 
 from typing import Any
 
@@ -52,6 +52,6 @@ def losses(name: str, size: Size) -> Row:
 
 
 def largest_difference(rows: list[Row]) -> float:
-    """Of any loss from the first peer's, relative."""
+    """Largest relative difference of any loss from the first peer's."""
     reference = np.asarray(rows[0]["losses"])
     return float(max(np.abs(np.asarray(row["losses"]) / reference - 1).max() for row in rows))

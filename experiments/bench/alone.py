@@ -1,4 +1,4 @@
-"""A peer measured in a process of its own: where memory holds only one, and none may keep what it once reserved."""
+"""Measure one peer in a subprocess, so that its GPU allocation is released before the next."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from experiments.bench.program import Row
 
 
 def measure(name: str, size: Size, remat: str, rounds: int) -> Row:
-    """What `program.prepare` and `program.run` find.
+    """Run `program.prepare` and `program.run` in a subprocess, and return the row that they find.
 
     Raises:
         RuntimeError: the process failed; its last line says why.

@@ -18,7 +18,7 @@ def cores() -> int:
 
 
 def on_one_core() -> bool:
-    """Whether everything is computed by a single core."""
+    """True if everything is computed by a single core."""
     return cores() == 1 and jax.default_backend() == "cpu"
 
 

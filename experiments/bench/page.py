@@ -57,7 +57,7 @@ def _share(results: dict[str, Any], row: Row, rate: float) -> str:
 
 
 def remat(results: dict[str, Any]) -> list[Row]:
-    """What rematerialisation costs and saves in one deep stack."""
+    """Table of what rematerialisation costs and saves in one deep stack."""
     peer = results["remat_peer"]
     rows = [*results["remat"], *([peer] if peer else [])]
     return [

@@ -117,7 +117,7 @@ def _temp_bytes(compiled: Any) -> int:
 
 
 def equations(jaxpr: Jaxpr) -> int:
-    """How many equations a jaxpr has, those of inner jaxprs included."""
+    """Number of equations in a jaxpr, those of inner jaxprs included."""
     return sum(1 + sum(map(equations, cost.inner_jaxprs(equation.params))) for equation in jaxpr.eqns)
 
 

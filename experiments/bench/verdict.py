@@ -1,4 +1,4 @@
-"""What the benchmark must show, and whether it did."""
+"""Targets of the benchmark, and which of them were met."""
 
 import statistics
 from collections.abc import Iterator
@@ -29,12 +29,12 @@ class Target:
 
     @property
     def met(self) -> bool:
-        """Whether it holds."""
+        """True if the number found is within the bound."""
         return self.found <= self.bound
 
     @property
     def row(self) -> Row:
-        """For a table."""
+        """The target as a row of a table."""
         show = (lambda x: f"{100 * x:.2f} %") if self.unit == "%" else (lambda x: f"{x:.3g}")
         verdict = "met" if self.met else "**not met**"
         return {"target": self.claim, "found": show(self.found), "at most": show(self.bound), "": verdict}

@@ -1,4 +1,4 @@
-"""How far stackjax is from `transformers`, architecture by architecture, as the table of the README.
+"""Table of how far stackjax is from `transformers`, architecture by architecture, for the README.
 
     python -m experiments.parity_table
 
@@ -39,7 +39,7 @@ class Options:
     out: str = "experiments/results/parity_table"
     """Folder for the two files."""
     readme: str = "README.md"
-    """Where the table is put between its marks, if all architectures were compared and it has them."""
+    """File that takes the table between its marks, if all architectures were compared and it has them."""
     seeds: int = 3
     """Random configurations of each architecture."""
     only: tuple[str, ...] = ()
@@ -99,7 +99,7 @@ def measure(options: Options) -> list[dict[str, Any]]:
 
 
 def caption(record: dict[str, Any]) -> str:
-    """What the numbers of the table are, and where they come from."""
+    """Caption that says what the numbers of the table are, and where they come from."""
     versions = record["versions"]
     return (
         "Lines of the function that describes the architecture, and rows of its table of tensors. Largest errors over "
@@ -126,7 +126,7 @@ def worst(runs: list[dict[str, float]]) -> dict[str, float | None]:
 
 
 def passes(row: dict[str, Any]) -> bool:
-    """Whether all errors are within the bars, and all answers yes."""
+    """True if all errors are within the bars, and all answers yes."""
     within = all(row[name] is None or row[name] <= bar for name, bar in BARS.items())
     return within and row["decoding"] in (None, 1) and row["round_trip"] == 1
 

@@ -49,7 +49,7 @@ class Case:
 
     @property
     def two_sided(self) -> bool:
-        """Whether it is an encoder-decoder."""
+        """True for an encoder-decoder."""
         return len(self.layers) == 2
 
 
@@ -71,7 +71,7 @@ def _bert(random: Random) -> dict[str, Any]:
 
 
 def _grouped(random: Random) -> dict[str, Any]:
-    """The same, with grouped heads of a width of their own."""
+    """Sizes that most configurations name alike, with grouped heads of a width of their own."""
     sizes = _sizes(random)
     groups = int(random.choice([g for g in (1, 2, 4) if g <= sizes["num_attention_heads"]]))
     eps = float(random.choice([1e-6, 1e-2]))

@@ -25,7 +25,7 @@ transformers.logging.disable_progress_bar()
 
 BATCH, TOKENS, NEW_TOKENS = 3, 9, 64
 ROUNDING = 1e-6
-"""Of the largest gradient: below it, gradients that are zero on paper are noise."""
+"""Share of the largest gradient below which gradients that are zero on paper are noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +49,12 @@ class Batch:
 
     @property
     def position(self) -> dict[str, jax.Array]:
-        """The same for stackjax."""
+        """Positions of the tokens, for stackjax."""
         return {"index": jnp.asarray(self.index)}
 
     @property
     def mask(self) -> Any:
-        """The same for transformers."""
+        """Mask of the real tokens, for transformers."""
         return torch.tensor(self.real.astype(int))
 
 
@@ -88,7 +88,7 @@ def draw_model(case: Case, random: Random) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a model made of a batch.
+    """A model's outputs for a batch.
 
     Args:
         logits: of the real tokens, (N, V).
@@ -199,7 +199,7 @@ def _relative(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def same_tokens(case: Case, model: Any, checkpoint: hf.Checkpoint, batch: Batch) -> bool:
-    """Whether greedy decoding gives the same 64 tokens."""
+    """True if greedy decoding gives the same 64 tokens."""
     limits = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0}
     model.generation_config.eos_token_id = model.generation_config.forced_eos_token_id = None
     reference = model.generate(torch.tensor(batch.tokens), attention_mask=batch.mask, **limits).numpy()[:, -NEW_TOKENS:]
@@ -215,7 +215,7 @@ def same_tokens(case: Case, model: Any, checkpoint: hf.Checkpoint, batch: Batch)
 
 
 def round_trip(case: Case, checkpoint: hf.Checkpoint, folder: Path) -> bool:
-    """Whether parameters come back to the bit from stackjax -> folder -> transformers -> folder -> stackjax."""
+    """True if parameters come back to the bit from stackjax -> folder -> transformers -> folder -> stackjax."""
     hf.save(folder / "ours", checkpoint.params, checkpoint.config, shard_bytes=10_000)
     model, report = getattr(transformers, case.model).from_pretrained(folder / "ours", output_loading_info=True)
     missing = [name for name in report["missing_keys"] if not re.fullmatch(case.left_out, name)]

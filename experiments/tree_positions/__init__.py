@@ -1,1 +1,1 @@
-"""What it is worth to know where in the tree a token stands; see `python -m experiments.tree_positions --help`."""
+"""The worth of knowing where in the tree a token stands; see `python -m experiments.tree_positions --help`."""

@@ -57,9 +57,9 @@ class Options:
     data: str | None = None
     """A folder of your own with .py and .json files; None is the standard library and this machine's JSON."""
     languages: tuple[Literal["python", "json"], ...] = ("python", "json")
-    """What is read."""
+    """Languages to read."""
     tasks: tuple[Kind, ...] = ("decoder", "encoder")
-    """What is learned."""
+    """Tasks to learn."""
     seeds: int = 3
     """Runs of each arm, paired over arms by init and data."""
     steps: int = 200
@@ -69,7 +69,7 @@ class Options:
     context: int = 128
     """Tokens in a window: bytes for the decoder, leaves for the encoder."""
     learning_rate: float = 3e-3
-    """At its peak, the same for all arms; ten times that for tables of relations, which would else hardly move."""
+    """Learning rate at its peak, equal in all arms; ten times that for tables of relations, which hardly move else."""
     d_model: int = 64
     """Width."""
     depth: int = 2
@@ -140,7 +140,7 @@ def task_of(arm: str, kind: Kind, vocab: int, options: Options) -> Filled:
 
 
 def example(window: dict[str, np.ndarray], arm: str, kind: Kind, key: tuple[int, int]) -> dict[str, np.ndarray]:
-    """What an arm sees of a window, and what it has to say.
+    """Inputs and targets of an arm for a window.
 
     Args:
         window: of a `TreeCorpus`; one token longer than the context for a decoder.
@@ -212,7 +212,7 @@ def train_arm(arm: str, kind: Kind, corpus: TreeCorpus, options: Options) -> dic
 
 
 def tokens_of(kind: Kind, corpus: TreeCorpus, options: Options) -> dict[str, np.ndarray]:
-    """Of every validation token: target (-1 if there is none), label and depth, each (N,)."""
+    """Every validation token's target (-1 if there is none), label and depth, each (N,)."""
     n = options.context + (kind == "decoder")
     found: dict[str, list[np.ndarray]] = {"target": [], "label": [], "depth": []}
     for i, window in enumerate(corpus.valid_batches(options.eval_batches, batch=2 * options.batch, n=n)):

@@ -1,4 +1,4 @@
-"""What `tree_positions` measured, as tables, predictions and figures."""
+"""Report of `tree_positions`: tables, predictions and figures."""
 
 import json
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Group:
         return f"{self.facts['language']}, {self.facts['task']}"
 
     def parts(self) -> dict[tuple[str, str], np.ndarray]:
-        """Which tokens belong to each part, (N,) booleans: (all, ), (slice, ..), (depth, quarter ..)."""
+        """Masks of the tokens in each part, (N,) booleans: (all, ), (slice, ..), (depth, quarter ..)."""
         asked = self.tokens["target"] >= 0
         depth = self.tokens["depth"]
         edges = [0, *sorted({int(np.quantile(depth[asked], q)) + 1 for q in (0.25, 0.5, 0.75)}), int(depth.max()) + 1]
@@ -54,7 +54,7 @@ class Group:
         return self.arms[arm]["loss"][:, chosen].mean(1)
 
     def gain(self, arm: str, chosen: np.ndarray) -> np.ndarray:
-        """What the arm has over the linear one on the same seeds, (seeds,); negative is better."""
+        """Difference of the arm from the linear one on the same seeds, (seeds,); negative is better."""
         return self.loss(arm, chosen) - self.loss("linear", chosen)
 
 
@@ -138,7 +138,7 @@ def _predictions(group: Group) -> list[Prediction]:
 
 
 def _figure(rows: list[dict[str, Any]], by: str) -> alt.TopLevelMixin:
-    """What each arm has over the linear one, by part, one panel a task."""
+    """Chart of what each arm has over the linear one, by part, one panel a task."""
     arms = [arm for arm in dict.fromkeys(row["arm"] for row in rows) if arm != "linear"]
     groups = list(dict.fromkeys(row["group"] for row in rows))
     panels = [_panel(group, [row for row in rows if row["group"] == group], arms) for group in groups]

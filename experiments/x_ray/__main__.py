@@ -40,11 +40,11 @@ class Options:
     context: int = 128
     """Tokens of a window."""
     windows: int = 4
-    """How many windows, spread evenly over the text."""
+    """Number of windows, spread evenly over the text."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights and the stream."""
+    """Type of the weights and the stream."""
     seed: int = 0
-    """Of the random weights."""
+    """Seed of the random weights."""
     out: str | None = None
     """The page; None is runs/x_ray/NAME.html."""
 
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _prepare(options: Options) -> tuple[Subject, Path]:
-    """What to look into, and where the page goes."""
+    """The model and text to look into, and the path of the page."""
     if (options.folder is None) == (options.random is None):
         raise ValueError("give a folder, or --random and an architecture")
     if min(options.context, options.windows) < 1:

@@ -81,7 +81,7 @@ def _under(subject: Subject) -> str:
 
 
 def headline(subject: Subject, reading: Reading) -> list[str]:
-    """What was found, in sentences."""
+    """Headline of the page, in sentences."""
     vocab = subject.decoder.embedding.vocab
     lines = [
         f"The loss is {reading.whole.loss:.3f} nats per token; a blind guess among {vocab:,} costs {np.log(vocab):.3f}."
@@ -148,7 +148,7 @@ def layers(reading: Reading, side: str) -> alt.TopLevelMixin:
 
 
 def worth(reading: Reading, side: str) -> alt.TopLevelMixin:
-    """How much the loss rises without each layer."""
+    """Chart of how much the loss rises without each layer."""
     change = reading.without[side] - reading.whole.loss
     rows = [
         {"layer": i, "change": _number(rise), "loss": _number(loss)}
@@ -255,7 +255,7 @@ def _ticks(rows: Sequence[dict[str, Any]], field: str = "layer") -> alt.Axis:
 
 
 def _spread(n: int, most: int) -> list[int]:
-    """At most `most` of 0 .. n-1, evenly, the ends among them."""
+    """Choose at most `most` of 0 .. n-1, evenly, the ends among them."""
     places: Iterable[float] = np.linspace(0, n - 1, min(n, most)).round().tolist()
     return [int(place) for place in places]
 

@@ -21,7 +21,7 @@ Keep = dict[str, jax.Array]
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
-    """What the model says, with some of its layers.
+    """The model's answers, with some of its layers.
 
     Args:
         loss: mean cross-entropy in nats.
@@ -57,7 +57,7 @@ class Reading:
 
 
 def steps(subject: Subject) -> int:
-    """How often `read` reports progress."""
+    """Number of times that `read` reports progress."""
     depths = [stack.depth for stack in subject.stacks.values()]
     return 1 + sum(depths) + depths[-1] + 1
 

@@ -1,4 +1,4 @@
-"""What is looked into: a checkpoint, and a text as its tokens."""
+"""The subject of an X-ray: a checkpoint, and a text as its tokens."""
 
 import importlib
 import json
@@ -26,7 +26,7 @@ MASKED = 0.15
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """How text becomes tokens, and tokens become text.
+    """A vocabulary: the way from text to tokens, and back.
 
     Args:
         name: for people.
@@ -80,7 +80,7 @@ class Subject:
 
     @property
     def task(self) -> str:
-        """What the loss asks, in words."""
+        """The question that the loss asks, in words."""
         if isinstance(self.model, EncoderDecoder):
             return "the encoder reads the first half of each window, the decoder guesses each next token of the second"
         if is_causal(self.model.stack):
@@ -99,7 +99,7 @@ def of_folder(folder: str, dtype: Any) -> tuple[str, hf.Checkpoint, Vocabulary]:
 
 
 def of_random(kind: str, seed: int, dtype: Any) -> tuple[str, hf.Checkpoint, Vocabulary]:
-    """The same for a small model at its init.
+    """A small model at its init, with its name and vocabulary.
 
     Raises:
         ValueError: an architecture that there is no small one of.
@@ -155,7 +155,7 @@ def prepare(
 
 
 def is_causal(stack: Stack) -> bool:
-    """Whether no token sees a later one."""
+    """True if no token sees a later one."""
     sublayers = (sublayer for segment in stack.segments for layer in segment.layers for sublayer in layer.sublayers)
     return all(sublayer.causal for sublayer in sublayers if isinstance(sublayer, Attention))
 
@@ -175,7 +175,7 @@ def _exercise(checkpoint: hf.Checkpoint, whole: np.ndarray, mask: int) -> tuple[
 
 
 def _manual() -> str:
-    """What Python's `help()` has to say about the language."""
+    """Text of Python's `help()` on the language."""
     try:
         from pydoc_data.topics import topics
     except ImportError:

@@ -1,4 +1,4 @@
-"""The same model and optimiser in each library, written the way its own documentation writes it."""
+"""Peers: one model and optimiser in each library, written the way its own documentation writes it."""
 
 import importlib
 import importlib.util
@@ -17,7 +17,7 @@ PEERS = {
 
 
 def installed(name: str) -> bool:
-    """Whether the package that a peer needs can be imported."""
+    """True if the package that a peer needs can be imported."""
     return importlib.util.find_spec(PEERS[name][0]) is not None
 
 

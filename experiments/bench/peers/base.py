@@ -1,4 +1,4 @@
-"""What a peer is: one model, one optimiser, one training step.
+"""The protocol of a peer: one model, one optimiser, one training step.
 
 The model: token embedding (V, D) + learned positions (T, D); L layers of x + attention(norm(x)), x + ffn(norm(x)) with
 layer norm, causal multi-head attention, GELU (tanh) of width 4 D and no biases on the projections; a final layer norm;
@@ -50,12 +50,12 @@ class Size:
 
     @property
     def d_hidden(self) -> int:
-        """F."""
+        """F, the hidden width."""
         return 4 * self.d_model
 
     @property
     def d_head(self) -> int:
-        """K."""
+        """K, the width of a head."""
         return self.d_model // self.n_heads
 
     @property
@@ -85,7 +85,7 @@ class JaxPeer:
         raise NotImplementedError
 
     def load(self, weights: Weights) -> Any:
-        """The same parameters from given weights."""
+        """Parameters with the given weights."""
         raise NotImplementedError
 
     def loss(self, params: Any, tokens: jax.Array) -> jax.Array:
@@ -103,7 +103,7 @@ class JaxPeer:
 
     @property
     def optimiser(self) -> optax.GradientTransformation:
-        """AdamW."""
+        """AdamW, which decays all but norms and positions."""
         return optax.adamw(**ADAM, mask=self.decayed)
 
     def start(self, params: Any) -> Any:

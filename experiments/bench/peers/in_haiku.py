@@ -26,7 +26,7 @@ def block(x: jax.Array, size: Size) -> jax.Array:
 
 
 def decode(tokens: jax.Array, size: Size, remat: str) -> jax.Array:
-    """The model."""
+    """The model's logits for tokens."""
     init = hk.initializers.RandomNormal(STD)
     x = hk.Embed(size.vocab, size.d_model, w_init=init, name="token")(tokens)
     x = x + hk.get_parameter("position", (size.context, size.d_model), init=init).astype(x.dtype)
@@ -40,7 +40,7 @@ def decode(tokens: jax.Array, size: Size, remat: str) -> jax.Array:
 
 
 class Haiku(JaxPeer):
-    """Haiku."""
+    """The peer in Haiku."""
 
     remats = ("none", "layer")
 

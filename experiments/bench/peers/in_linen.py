@@ -55,7 +55,7 @@ class Decoder(nn.Module):
 
 
 class Linen(JaxPeer):
-    """Flax Linen."""
+    """The peer in Flax Linen."""
 
     def __init__(self, size: Size, remat: str = "none"):
         super().__init__(size, remat)

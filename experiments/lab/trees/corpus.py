@@ -23,7 +23,7 @@ from experiments.lab.trees.slices import by_byte, label
 
 Unit = Literal["bytes", "leaves"]
 VERSION = 1
-"""Of what a cached file holds; raised when a reading changes."""
+"""Version of what a cached file holds; raised when a reading changes."""
 VALID_SHARE = 0.1
 MASK = 0
 """The token that stands for a hidden leaf."""
@@ -146,7 +146,7 @@ class TreeCorpus:
 
 
 def user_cache() -> Path:
-    """Where corpora are kept unless one says otherwise."""
+    """Folder in which corpora are kept unless one says otherwise."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stackjax" / "trees"
 
 
@@ -195,7 +195,7 @@ def _numbered(readings: list[Reading], train: list[Reading], vocab: int) -> list
 
 
 def _load(path: Path) -> dict[str, np.ndarray] | None:
-    """What an earlier call saved; None if there is nothing, or nothing whole."""
+    """Arrays that an earlier call saved; None if there are none, or none whole."""
     try:
         with np.load(path) as file:
             return {name: file[name] for name in file.files}

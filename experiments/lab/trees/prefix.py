@@ -33,7 +33,7 @@ WORD, SPACE, NEWLINE, INDENT, STRING, COMMENT, OPEN, CLOSE, COMMA, SIGN = (
 
 @dataclass(frozen=True, kw_only=True)
 class Syntax:
-    """What the scan has to know of a language.
+    """The rules of a language that the scan has to know.
 
     Args:
         quotes: that open and close strings; a string ends at the end of its line if it is not closed.
@@ -161,7 +161,7 @@ class _Scan:
         return kind == NEWLINE and self.syntax.indented and not self.groups and not goes_on
 
     def _string(self, at: int) -> int:
-        """Where the string that begins here ends."""
+        """End of the string that begins here."""
         quote = self.text[at : at + 1]
         if self.syntax.triple and self.text.startswith(3 * quote, at):
             match = re.compile(rb"(?:\\.|[^\\])*?" + 3 * quote, re.DOTALL).match(self.text, at + 3)

@@ -47,7 +47,7 @@ class Reading:
         return [self.text[a:b] for a, b in pairwise([0, *self.end.tolist()])]
 
     def by_byte(self) -> "Reading":
-        """The same text with each byte a token: a child of the token that it belongs to, in order."""
+        """Split every token into its bytes: each a child of the token that it belongs to, in order."""
         length = self.end - self.start
         path = np.repeat(self.path, length, 0)
         within = np.arange(len(self.text)) - np.repeat(self.start, length)
@@ -75,7 +75,7 @@ class Rows:
 
     @property
     def at(self) -> int:
-        """Where the next token begins."""
+        """Place where the next token begins."""
         return self.ends[-1] if self.ends else 0
 
     def add(self, end: int, path: tuple[int, ...] | list[int], kind: str) -> None:
@@ -87,7 +87,7 @@ class Rows:
             self.kind.append(kind)
 
     def reading(self) -> Reading:
-        """What was found. Warns of tokens deeper than a path has steps: they stand at their ancestor of that depth."""
+        """The reading so far; warns of tokens deeper than a path has steps, which stand at their ancestor there."""
         if self.deep:
             warnings.warn(
                 f"{self.deep} of {len(self.ends)} tokens lie deeper than {self.n_steps} steps and stand where their "

@@ -1,4 +1,4 @@
-"""What kinds of tokens should gain from knowing the tree: labels for breaking a loss down."""
+"""Kinds of tokens that should gain from knowing the tree: labels for breaking a loss down."""
 
 import keyword
 

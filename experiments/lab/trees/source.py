@@ -1,4 +1,4 @@
-"""Where documents come from: the standard library, JSON on this machine, and folders of one's own."""
+"""Sources of documents: the standard library, JSON on this machine, and folders of one's own."""
 
 import ast
 import hashlib
