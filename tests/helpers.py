@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 
 def perturbed(params: Any, *, key: int = 99, size: float = 0.1) -> Any:
@@ -13,6 +14,14 @@ def perturbed(params: Any, *, key: int = 99, size: float = 0.1) -> Any:
     keys = jax.random.split(jax.random.key(key), max(len(leaves), 1))
     moved = [x + size * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=False)]
     return jax.tree.unflatten(tree, moved)
+
+
+def filled(params: Any, weights: dict[str, Any]) -> Any:
+    """Parameters with a weight for every leaf, by its path `a/b/c`; groups that hold no parameter stay as declared."""
+    flat = flatten_dict(params, sep="/", keep_empty_nodes=True)
+    shapes = {path: leaf.shape for path, leaf in flat.items() if hasattr(leaf, "shape")}
+    assert shapes == {path: weight.shape for path, weight in weights.items()}
+    return unflatten_dict({**flat, **weights}, sep="/")
 
 
 def largest_difference(a: Any, b: Any) -> float:

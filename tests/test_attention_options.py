@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import stackjax as sj
-from tests.helpers import largest_difference, normal, perturbed
+from tests.helpers import filled, largest_difference, normal, perturbed
 
 D, T = 16, 7
 
@@ -85,16 +85,14 @@ def test_gate_against_transformers(x64):
         wanted, _ = attention(torch.tensor(np.asarray(x)), angles, mask)
     w = {name: jnp.asarray(value.detach().numpy()) for name, value in attention.named_parameters()}
     query, gate = jnp.split(w["q_proj.weight"].T.reshape(D, 4, 16), 2, -1)
-    params = {
+    weights = {
         "query": query.reshape(D, 32),
         "gate": gate.reshape(D, 32),
         "key": w["k_proj.weight"].T,
         "value": w["v_proj.weight"].T,
         "out": w["o_proj.weight"].T,
-        "query_norm": {"scale": 1 + w["q_norm.weight"]},
-        "key_norm": {"scale": 1 + w["k_norm.weight"]},
-        "inner_norm": {},
-        "position": {},
+        "query_norm/scale": 1 + w["q_norm.weight"],
+        "key_norm/scale": 1 + w["k_norm.weight"],
     }
     sublayer = sj.Attention(
         n_heads=4,
@@ -104,4 +102,5 @@ def test_gate_against_transformers(x64):
         qk_norm=sj.RMSNorm(),
         position=sj.position.Rotary(d_rotary=4),
     )
+    params = filled(parameters(sublayer), weights)
     assert largest_difference(run(sublayer, params, x)[0], wanted.numpy()) < 1e-6

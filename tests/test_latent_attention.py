@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import stackjax as sj
-from tests.helpers import largest_difference, normal, perturbed
+from tests.helpers import filled, largest_difference, normal, perturbed
 
 SUB = sj.LatentAttention(n_heads=3, d_head=4, d_rotary=6, d_latent=5, d_query_latent=7, d_value=2)
 D, T = 16, 6
@@ -143,19 +143,18 @@ def test_against_transformers(x64, query_latent):
     w = {name: jnp.asarray(value.detach().numpy()) for name, value in attention.named_parameters()}
     up = w["kv_b_proj.weight"].T.reshape(5, 3, 4 + 2)
     down = w["kv_a_proj_with_mqa.weight"].T
-    params = {
+    weights = {
         "query": w["q_proj.weight" if query_latent is None else "q_b_proj.weight"].T,
         "latent": down[:, :5],
         "rotary": down[:, 5:],
-        "latent_norm": {"scale": w["kv_a_layernorm.weight"]},
+        "latent_norm/scale": w["kv_a_layernorm.weight"],
         "key": up[..., :4].reshape(5, 12),
         "value": up[..., 4:].reshape(5, 6),
         "out": w["o_proj.weight"].T,
-        "inner_norm": {},
     }
     if query_latent is not None:
-        params |= {"query_latent": w["q_a_proj.weight"].T, "query_norm": {"scale": w["q_a_layernorm.weight"]}}
+        weights |= {"query_latent": w["q_a_proj.weight"].T, "query_norm/scale": w["q_a_layernorm.weight"]}
     sublayer = sj.LatentAttention(n_heads=3, d_head=4, d_rotary=6, d_latent=5, d_query_latent=query_latent, d_value=2)
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, parameters(sublayer))
+    params = filled(parameters(sublayer), weights)
     # Their norms and angles are in float32.
     assert largest_difference(run(sublayer, params, x)[0], wanted.numpy()) < 1e-6

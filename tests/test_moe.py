@@ -9,7 +9,7 @@ import pytest
 
 import stackjax as sj
 from stackjax import moe
-from tests.helpers import largest_difference, normal, perturbed
+from tests.helpers import filled, largest_difference, normal, perturbed
 
 D, E, N = 8, 6, 10
 SUB = sj.MixtureOfExperts(n_experts=E, top_k=2, d_hidden=5)
@@ -217,15 +217,16 @@ def test_against_deepseek(x64):
         wanted = experts(torch.tensor(np.asarray(x)))
     w = {name: jnp.asarray(value.detach().numpy()) for name, value in experts.state_dict().items()}
     gate, up = jnp.split(w["experts.gate_up_proj"].swapaxes(-1, -2), 2, -1)
-    params = {
+    weights = {
         "router": w["gate.weight"].T,
         "bias": w["gate.e_score_correction_bias"],
         "gate": gate,
         "up": up,
         "down": w["experts.down_proj"].swapaxes(-1, -2),
-        "shared": {name: w[f"shared_experts.{name}_proj.weight"].T for name in ("gate", "up", "down")},
+        **{f"shared/{name}": w[f"shared_experts.{name}_proj.weight"].T for name in ("gate", "up", "down")},
     }
     sublayer = replace(DEEPSEEK, shared_expert=sj.FeedForward(d_hidden=10, gated=True, activation=sj.feed_forward.silu))
+    params = filled(parameters(sublayer), weights)
     # Their router runs in float32.
     assert largest_difference(sublayer.apply(params, x, sj.SideInputs())[0], wanted.numpy()) < 1e-6
 
@@ -256,7 +257,7 @@ def test_against_mixtral(x64):
     w = {name: jnp.asarray(value.detach().numpy()) for name, value in experts.state_dict().items()}
     gate, up = jnp.split(w["experts.gate_up_proj"].swapaxes(-1, -2), 2, -1)
     down = w["experts.down_proj"].swapaxes(-1, -2)
-    params = {"router": w["gate.weight"].T, "gate": gate, "up": up, "down": down, "inner_norm": {}}
+    params = filled(parameters(SUB), {"router": w["gate.weight"].T, "gate": gate, "up": up, "down": down})
     y, out = SUB.apply(params, x, sj.SideInputs())
     assert largest_difference(y, wanted.numpy()) < 1e-6
     # Theirs counts each of the two choices as one.

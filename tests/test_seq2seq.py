@@ -8,7 +8,7 @@ import pytest
 
 import stackjax as sj
 from stackjax.parameter import is_spec
-from tests.helpers import largest_difference, normal, perturbed
+from tests.helpers import filled, largest_difference, normal, perturbed
 
 SIZES = {"vocab": 11, "d_model": 16, "n_heads": 2, "feed_forward": sj.FeedForward(d_hidden=24)}
 SOURCE = jnp.array([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])
@@ -168,23 +168,21 @@ def test_against_torch(x64):
         biases = jnp.split(w[f"{name}.in_proj_bias"], 3)
         tree = {n: x.T for n, x in zip(("query", "key", "value"), weights, strict=True)}
         tree |= {f"{n}_bias": x for n, x in zip(("query", "key", "value"), biases, strict=True)}
-        out = {"out": w[f"{name}.out_proj.weight"].T, "out_bias": w[f"{name}.out_proj.bias"]}
-        return {**tree, **out, "query_norm": {}, "key_norm": {}, "inner_norm": {}, "position": {}}
+        return {**tree, "out": w[f"{name}.out_proj.weight"].T, "out_bias": w[f"{name}.out_proj.bias"]}
 
     def norm(name):
-        return {"norm": {"scale": w[f"{name}.weight"], "bias": w[f"{name}.bias"]}}
+        return {"norm/scale": w[f"{name}.weight"], "norm/bias": w[f"{name}.bias"]}
 
     def layer(name, sublayers):
-        tree = {sublayer: attention(f"{name}.{theirs}") for sublayer, theirs in sublayers.items()}
-        tree["feed_forward"] = {
+        groups = {sublayer: attention(f"{name}.{theirs}") for sublayer, theirs in sublayers.items()}
+        groups["feed_forward"] = {
             "up": w[f"{name}.linear1.weight"].T,
             "up_bias": w[f"{name}.linear1.bias"],
             "down": w[f"{name}.linear2.weight"].T,
             "down_bias": w[f"{name}.linear2.bias"],
-            "inner_norm": {},
         }
-        norms = {sublayer: norm(f"{name}.norm{i + 1}") for i, sublayer in enumerate((*sublayers, "feed_forward"))}
-        return {**tree, "residual": {**norms, "outer": {}}}
+        groups |= {f"residual/{sublayer}": norm(f"{name}.norm{i + 1}") for i, sublayer in enumerate(groups)}
+        return {f"{group}/{leaf}": weight for group, leaves in groups.items() for leaf, weight in leaves.items()}
 
     model = sj.encoder_decoder(
         vocab=11,
@@ -202,9 +200,9 @@ def test_against_torch(x64):
     ):
         fresh = stack.init(jax.random.key(0), jnp.float64)
         layers = [layer(f"{side}.layers.{i}", sublayers) for i in range(2)]
-        ends = {"leave": {**fresh["leave"], "inner": norm(f"{side}.norm")}}
-        sides[side] = {**sj.convert.restack(stack, layers, fresh), **ends}
-        assert jax.tree.map(jnp.shape, sides[side]) == jax.tree.map(jnp.shape, fresh)
+        weights = {f"segments/0/0/{name}": jnp.stack([layer[name] for layer in layers]) for name in layers[0]}
+        weights |= {f"leave/inner/{name}": weight for name, weight in norm(f"{side}.norm").items()}
+        sides[side] = filled(fresh, weights)
     memory, _ = model.encoder.apply(sides["encoder"], source)
     y, _ = model.decoder.stack.apply(sides["decoder"], target, sj.SideInputs(memory=memory))
     assert largest_difference(y, wanted.numpy()) < 1e-12

@@ -1,6 +1,6 @@
 """Manifold-constrained hyper-connections against their equations and DeepSeek-V4's modules, and at their start."""
 
-from functools import reduce
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import stackjax as sj
+from stackjax.recipe.form import FormCoefficients
 from stackjax.recipe.manifold_hyper_connections import ManifoldHyperConnected, sinkhorn
 from tests.helpers import largest_difference, normal
 from tests.recipe.toy import rms_norm, sigmoid, toy, toy_run, toy_stack
@@ -147,9 +148,9 @@ def test_equals_deepseek_v4():
         seen["x"] = x
         return jnp.asarray(branch), sj.Aux()
 
-    numbers = {"alpha": 1.0, "beta": 1.0, "gamma": 1.0}
-    new, _ = form.apply(ours, numbers, stream, f)
+    coefficients = FormCoefficients({"alpha": 1.0, "beta": 1.0, "gamma": 1.0})
+    new, _ = form.apply(ours, coefficients, stream, f)
     np.testing.assert_allclose(jnp.moveaxis(new, 1, 2), expected, atol=5e-6)
     np.testing.assert_allclose(seen["x"], rms_norm({}, collapsed.numpy()), atol=5e-6)
-    ended = form.leave({**leave, "norm": {}}, stream)
+    ended = form.leave(stream, **leave, norm=partial(rms_norm, {}))
     np.testing.assert_allclose(ended, rms_norm({}, expected_head.numpy()), atol=5e-6)

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 import stackjax as sj
 from stackjax import recipe
 from stackjax.recipe import residual
+from tests.helpers import filled
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.parity
@@ -48,12 +48,8 @@ def check(sublayers, rule, weights, theirs, *, tolerance=2e-6):
     """One layer of ours with their weights, on the same input."""
     stack = sj.Stack.of(sj.Layer(sublayers=sublayers), depth=1, d_model=D, recipe=rule)
     params = stack.init(jax.random.key(0))
-    ours = flatten_dict(params["segments"]["0"]["0"], sep="/", keep_empty_nodes=True)
-    leaves = {name for name, leaf in ours.items() if hasattr(leaf, "shape")}
-    assert leaves == weights.keys(), leaves ^ weights.keys()
-    new = {name: jnp.asarray(value.detach().numpy())[None] for name, value in weights.items()}
-    assert all(new[name].shape == ours[name].shape for name in new)
-    params["segments"]["0"]["0"] = unflatten_dict({**ours, **new}, sep="/")
+    stacked = {name: jnp.asarray(value.detach().numpy())[None] for name, value in weights.items()}
+    params["segments"]["0"]["0"] = filled(params["segments"]["0"]["0"], stacked)
     x = np.random.default_rng(0).normal(size=(2, T, D)).astype(np.float32)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(x)).numpy()
