@@ -150,8 +150,8 @@ def ours(case: Case, checkpoint: hf.Checkpoint, batches: list[Batch]) -> Run:
 
     def run(params: Params) -> tuple[jax.Array, tuple[jax.Array, list[jax.Array]]]:
         if case.two_sided:
-            where = {"source_position": batches[0].position, "position": batches[1].position}
-            logits, result = model.apply(params, *tokens, **where, measure=_after)
+            where = SideInputs(memory_position=batches[0].position, position=batches[1].position)
+            logits, result = model.apply(params, *tokens, where, measure=_after)
             hidden = [result.measure[side]["after"] for side in ("encoder", "decoder")]
         else:
             logits, result = model.apply(params, *tokens, SideInputs(position=batches[0].position), measure=_after)

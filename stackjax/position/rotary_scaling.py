@@ -170,6 +170,7 @@ class LongRoPE(Scaling):
         original_length: N.
         short: (R/2) factors up to N.
         long: (R/2) factors beyond N.
+        attention_factor: in place of sqrt(1 + ln(factor) / ln(N)).
 
     Source: Ding et al. 2024, arXiv:2402.13753, and the released code of Phi-3.
     """
@@ -178,9 +179,12 @@ class LongRoPE(Scaling):
     original_length: int
     short: tuple[float, ...]
     long: tuple[float, ...]
+    attention_factor: float | None = None
 
     @property
     def attention(self) -> float:
+        if self.attention_factor is not None:
+            return self.attention_factor
         return math.sqrt(1 + math.log(self.factor) / math.log(self.original_length)) if self.factor > 1 else 1.0
 
     def frequencies(self, width: int, base: float, length: jax.Array) -> jax.Array:

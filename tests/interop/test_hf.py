@@ -166,8 +166,12 @@ def test_loaded_parameters_may_be_donated(tmp_path):
 
 
 HARM = {
-    "missing": (lambda t: t.pop("model.norm.weight"), "missing tensor model.norm.weight"),
-    "unexpected": (lambda t: t.update(extra=np.zeros(2, np.float32)), "unexpected tensor extra"),
+    "missing": (lambda t: t.pop("model.norm.weight"), "missing tensors: model.norm.weight"),
+    "unexpected": (lambda t: t.update(extra=np.zeros(2, np.float32)), "unexpected tensors, .*: extra"),
+    "both": (
+        lambda t: t.update(one=t.pop("model.norm.weight"), two=np.zeros(2, np.float32)),
+        "missing tensors: model.norm.weight; unexpected tensors, .*: one, two",
+    ),
     "misshapen": (
         lambda t: t.update({"model.norm.weight": np.zeros(3, np.float32)}),
         r"tensor model.norm.weight is \[3\]; config.json asks for \[16\]",
@@ -296,8 +300,130 @@ def test_an_architecture_of_your_own(tmp_path):
 def test_a_table_accounts_for_every_parameter():
     model, table = hf.ARCHITECTURES["gpt2"].describe(options.Config(CONFIGS["gpt2"]))
     short = {name: rule for name, rule in table.items() if "c_fc" not in name}
-    with pytest.raises(ValueError, match="does not account for all of stack/segments/0/0/feed_forward/up"):
+    lacking = "all of stack/0/feed_forward/up, .*stack/2/feed_forward/up_bias; its rows that name nothing: none"
+    with pytest.raises(ValueError, match=lacking):
         mapping.unfold(model.declaration(), short)
+    misspelt = {**short, "transformer.h.{layer}.mlp.c_fc": mapping.stored("stack/{layer}/feed_forward/upp")}
+    with pytest.raises(ValueError, match=r"name nothing: transformer\.h\.\{layer\}\.mlp\.c_fc"):
+        mapping.unfold(model.declaration(), misspelt)
     twice = {**table, "again": mapping.tensor("embedding/token")}
     with pytest.raises(ValueError, match=r"names embedding/token .* 2 times"):
         mapping.unfold(model.declaration(), twice)
+
+
+def test_a_single_file_counts_before_an_index(tmp_path):
+    """The order of transformers; the index of an earlier, sharded save may still lie there."""
+    params = checkpoint("llama", tmp_path / "a")
+    stale = tmp_path / "a" / "model-00001-of-00001.safetensors"
+    stale.write_bytes((tmp_path / "a" / folder.SINGLE).read_bytes())
+    index = {"weight_map": dict.fromkeys(safetensors.numpy.load_file(stale), stale.name)}
+    (tmp_path / "a" / folder.INDEX).write_text(json.dumps(index))
+    rewrite(tmp_path / "a", lambda t: t.update({"model.norm.weight": t["model.norm.weight"] + 1}))
+    loaded = hf.load(tmp_path / "a").params["stack"]["leave"]["inner"]["norm"]["scale"]
+    np.testing.assert_array_equal(loaded, params["stack"]["leave"]["inner"]["norm"]["scale"] + 1)
+
+
+def test_a_shard_gives_what_the_index_says_it_gives(tmp_path):
+    params = checkpoint("llama", tmp_path / "a", shard_bytes=3000)
+    index = json.loads((tmp_path / "a" / folder.INDEX).read_text())["weight_map"]
+    other = tmp_path / "a" / next(file for file in index.values() if file != index["model.norm.weight"])
+    tensors = safetensors.numpy.load_file(other)
+    safetensors.numpy.save_file({**tensors, "model.norm.weight": np.zeros(16, np.float32)}, other)
+    assert same(hf.load(tmp_path / "a").params, params)
+
+
+@pytest.mark.parametrize("place", ["../outside.safetensors", "/outside.safetensors", "..\\outside", "C:x", "a/b", ".."])
+def test_no_file_outside_the_folder(place, tmp_path):
+    checkpoint("llama", tmp_path / "a")
+    file = tmp_path / "a" / folder.SINGLE
+    names = list(safetensors.numpy.load_file(file))
+    file.rename(tmp_path / "outside.safetensors")
+    place = str(tmp_path) + place if place.startswith("/") else place
+    (tmp_path / "a" / folder.INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(names, place)}))
+    with pytest.raises(ValueError, match="lie in its own folder" if place != ".." else r"own folder|lacks \.\."):
+        hf.load(tmp_path / "a")
+
+
+BROKEN = {
+    folder.INDEX: ["[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', "{", "[" * 100_000],
+    "config.json": ["[]", "{", '"text"', "[" * 100_000, "\xff"],
+}
+
+
+@pytest.mark.parametrize("name, text", [(name, text) for name, texts in BROKEN.items() for text in texts])
+def test_broken_json(name, text, tmp_path):
+    checkpoint("llama", tmp_path / "a")
+    (tmp_path / "a" / folder.SINGLE).unlink()
+    (tmp_path / "a" / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=name):
+        hf.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [-4, -4], "data_offsets": [0, 64]},
+        {"dtype": "F32", "shape": ["a"], "data_offsets": [0, 64]},
+        {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [16], "data_offsets": [-64, 0]},
+        {"dtype": "F32", "shape": [16], "data_offsets": [0]},
+        {"dtype": "F32", "shape": [16], "data_offsets": [0, 1e300]},
+        {"dtype": ["F32"], "shape": [16], "data_offsets": [0, 64]},
+    ],
+)
+def test_impossible_entries_of_a_header(entry, tmp_path):
+    header = json.dumps({"model.norm.weight": entry}).encode()
+    (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header + bytes(128))
+    with pytest.raises(ValueError, match="header cannot be read"):
+        tensor_file.read_header(tmp_path / "x")
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_an_output_is_not_tied_in_silence(kind, tmp_path):
+    """Without an output matrix and with tie_word_embeddings false, transformers draws a new one; here it is refused."""
+    checkpoint(kind, tmp_path / "a")
+    rewrite(tmp_path / "a", lambda t: t.pop("lm_head.weight"))
+    with pytest.raises(
+        ValueError, match=r"missing tensors: lm_head\.weight; config\.json does not tie lm_head\.weight"
+    ):
+        hf.load(tmp_path / "a")
+
+
+def test_two_names_of_one_tensor(tmp_path):
+    checkpoint("gpt2", tmp_path / "a")
+    rewrite(tmp_path / "a", lambda t: t.update({"ln_f.weight": t["transformer.ln_f.weight"] + 1}))
+    with pytest.raises(
+        ValueError, match=r"transformer\.ln_f\.weight and ln_f\.weight are both|ln_f\.weight and transf"
+    ):
+        hf.load(tmp_path / "a")
+
+
+def test_a_further_prediction_layer_is_not_read(tmp_path):
+    """DeepSeek-V3's folder holds one layer behind the stack; a second one would be unknown."""
+    params = checkpoint("deepseek_v3", tmp_path / "a")
+    rewrite(tmp_path / "a", lambda t: t.update({"model.layers.3.eh_proj.weight": np.ones((2, 2), np.float32)}))
+    assert same(hf.load(tmp_path / "a").params, params)
+    rewrite(tmp_path / "a", lambda t: t.update({"model.layers.4.eh_proj.weight": np.ones((2, 2), np.float32)}))
+    with pytest.raises(ValueError, match=r"unexpected .*: model\.layers\.4\.eh_proj\.weight"):
+        hf.load(tmp_path / "a")
+
+
+def test_ignored_names(tmp_path):
+    """What the caller names is left out, with a warning; a name that ignores nothing is refused."""
+    params = checkpoint("llama", tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    (tmp_path / "a" / "config.json").write_text(json.dumps({**config, "mtp": True}))
+    rewrite(tmp_path / "a", lambda t: t.update({"mtp.a": np.ones(2, np.float32), "mtp.b": np.ones(2, np.float32)}))
+    with pytest.warns(UserWarning, match=r"ignored, as asked for: mtp, mtp\.a, mtp\.b"):
+        loaded = hf.load(tmp_path / "a", ignore=("mtp", "mtp.*"))
+    assert same(loaded.params, params) and loaded.config == config
+    with pytest.raises(ValueError, match=r"ignore=\('hidden_size',\) names no option or tensor that"):
+        hf.load(tmp_path / "a", ignore=("mtp", "mtp.*", "hidden_size"))
+    with pytest.raises(ValueError, match=r"unexpected .*: mtp\.b"):
+        hf.load(tmp_path / "a", ignore=("mtp", "mtp.a"))
+
+
+def test_addresses():
+    listed = hf.addresses(hf.describe(CONFIGS["gemma3_text"]))
+    assert listed["stack/5/attention/query"] == (16, 32) and listed["embedding/token"] == (11, 16)
+    assert sum(name.endswith("feed_forward/up") for name in listed) == 7

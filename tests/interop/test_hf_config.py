@@ -36,6 +36,7 @@ OTHERS = {
     "layer_types": ["full_attention"],
     "rope_scaling": {"rope_type": "unheard"},
     "rope_parameters": {"rope_theta": 5.0},
+    "partial_rotary_factor": 0.5,
 }
 
 
@@ -50,16 +51,9 @@ def another(name, value):
 
 WITHOUT_EFFECT = {
     "max_position_embeddings": "rotary and sinusoidal positions have no end",
-    "n_ctx": "an older name of n_positions",
-    "rope_theta": "rope_parameters stands before it",
-    "rope_scaling": "rope_parameters stands before it",
-    "initial_context_length": "in rope_parameters too",
-    "num_nextn_predict_layers": "modules that are not read",
-    "num_mtp_layers": "modules that are not read",
-    **dict.fromkeys(["mem_len", "reuse_len", "same_length", "use_mems_eval", "use_mems_train"], "without memory"),
-    **dict.fromkeys(["start_n_top", "end_n_top"], "of another head"),
+    "original_max_position_embeddings": "of scaled rotary positions",
 }
-WITH_EFFECT = {("bert", "max_position_embeddings"), ("gemma3_text", "rope_theta"), ("gemma3_text", "rope_scaling")}
+WITH_EFFECT = {("bert", "max_position_embeddings")}
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -89,6 +83,10 @@ ROPES = {
         {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 3.0},
         Rotary(scaling=rotary_scaling.Llama3(factor=4.0, original_length=32, low=1.0, high=3.0)),
     ),
+    "longrope": (
+        {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "factor": 2.0},
+        Rotary(scaling=rotary_scaling.LongRoPE(factor=2.0, original_length=32, short=(1.0,) * 4, long=(2.0,) * 4)),
+    ),
     "yarn": (
         {"rope_type": "yarn", "original_max_position_embeddings": 8, "mscale": 1.0, "mscale_all_dim": 1.0},
         Rotary(scaling=rotary_scaling.YaRN(factor=4.0, original_length=8, attention_factor=1.0)),
@@ -108,11 +106,91 @@ def test_rotary_scalings(name, option):
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"rope_type": "longrope"}, "of type 'longrope'; supported are default"),
+        ({"rope_type": "axial"}, "of type 'axial'; supported are default"),
+        ({"rope_type": "yarn", "type": "linear"}, "type='linear' and of rope_type='yarn'"),
         ({"rope_type": "linear"}, "lacks factor among"),
-        ({"rope_theta": 5.0, "partial_rotary_factor": 0.5}, "'partial_rotary_factor': 0.5}, which is not supported"),
+        ({"rope_theta": 5.0, "partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5, which is not"),
+        ({"rope_theta": 5.0, "trick": 1}, "{'trick': 1}, which is not supported"),
     ],
 )
 def test_rotary_scalings_that_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         hf.describe({**CONFIGS["llama"], "rope_parameters": given})
+
+
+TWICE = {
+    "YaRN as a model card says, in a config of transformers 5": (
+        {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+            "rope_scaling": {"type": "yarn", "factor": 4.0},
+        },
+        r"rope_parameters=.*1000000.* and rope_scaling=.*yarn",
+    ),
+    "another base outside": (
+        {"rope_parameters": {"rope_theta": 1e6}, "rope_theta": 5e5},
+        "rope_theta=500000.0 and, in rope_parameters, rope_theta=1000000.0",
+    ),
+    "another base beside a scaling": (
+        {
+            "rope_parameters": None,
+            "rope_scaling": {"type": "linear", "factor": 2.0, "rope_theta": 1e6},
+            "rope_theta": 5e5,
+        },
+        "rope_theta=500000.0 and, in rope_scaling, rope_theta=1000000.0",
+    ),
+    "another original length outside": (
+        {
+            "rope_parameters": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 8},
+            "original_max_position_embeddings": 16,
+        },
+        "original_max_position_embeddings=16 and, in rope_parameters, original_max_position_embeddings=8",
+    ),
+    "another share outside": (
+        {"rope_parameters": {"partial_rotary_factor": 0.5}, "partial_rotary_factor": 0.25},
+        "partial_rotary_factor=0.25 and, in rope_parameters, partial_rotary_factor=0.5",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_two_sources_that_differ_are_refused(name):
+    change, message = TWICE[name]
+    with pytest.raises(ValueError, match=message):
+        hf.describe({**CONFIGS["llama"], **change})
+
+
+def test_two_sources_complete_each_other_or_agree():
+    """What rope_parameters does not say is read outside it, as transformers does."""
+
+    def position(**change):
+        model = hf.describe({**CONFIGS["llama"], **change})
+        return model.stack.segments[0].layers[0].sublayers[0].position
+
+    assert position(rope_parameters={"rope_type": "default"}, rope_theta=5e5) == Rotary(base=5e5)
+    same = {"rope_type": "linear", "factor": 2.0}
+    expected = Rotary(base=5e5, scaling=rotary_scaling.Linear(factor=2.0))
+    assert position(rope_parameters=same, rope_scaling=same, rope_theta=5e5) == expected
+
+
+@pytest.mark.parametrize("value", [None, False, "", [], {}])
+def test_an_unknown_option_that_is_nothing_passes(value):
+    assert hf.describe({**CONFIGS["llama"], "quantization_config": value}) == hf.describe(CONFIGS["llama"])
+
+
+@pytest.mark.parametrize("value", [0, 0.0, True, "none", [0], {"bits": 4}])
+def test_an_unknown_option_that_is_something_is_refused(value):
+    with pytest.raises(ValueError, match="does not know: quantization_config="):
+        hf.describe({**CONFIGS["llama"], "quantization_config": value})
+
+
+@pytest.mark.parametrize("option", ["_remove_final_layer_norm", "output_gate_type", "output_embedding_size"])
+def test_options_that_compute_are_not_skipped_for_how_they_begin(option):
+    with pytest.raises(ValueError, match=f"does not know: {option}=True"):
+        hf.describe({**CONFIGS["llama"], option: True})
+
+
+def test_ignored_options():
+    change = {"new_trick": True, "newer_trick": 3}
+    assert hf.describe({**CONFIGS["llama"], **change}, ignore=("new*",)) == hf.describe(CONFIGS["llama"])
+    with pytest.raises(ValueError, match=r"does not know: newer_trick=3; if they change nothing, load with ignore"):
+        hf.describe({**CONFIGS["llama"], **change}, ignore=("new_trick",))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import stackjax as sj
-from stackjax.recipe.form import FormCoefficients
+from stackjax.recipe.form import Branch, FormCoefficients
 from stackjax.recipe.manifold_hyper_connections import ManifoldHyperConnected, sinkhorn
 from tests.helpers import largest_difference, normal
 from tests.recipe.toy import rms_norm, sigmoid, toy, toy_run, toy_stack
@@ -144,12 +144,12 @@ def test_equals_deepseek_v4():
 
     stream, seen = jnp.moveaxis(jnp.asarray(streams), 2, 1), {}
 
-    def f(x):
+    def f(x, hints):
         seen["x"] = x
         return jnp.asarray(branch), sj.Aux()
 
     coefficients = FormCoefficients({"alpha": 1.0, "beta": 1.0, "gamma": 1.0})
-    new, _ = form.apply(ours, coefficients, stream, f)
+    new, _ = form.apply(ours, coefficients, stream, Branch(f, stream.dtype))
     np.testing.assert_allclose(jnp.moveaxis(new, 1, 2), expected, atol=5e-6)
     np.testing.assert_allclose(seen["x"], rms_norm({}, collapsed.numpy()), atol=5e-6)
     ended = form.leave(stream, **leave, norm=partial(rms_norm, {}))

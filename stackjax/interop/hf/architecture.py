@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from stackjax.interop.hf.config import Config
+from stackjax.interop.hf.inert import Inert
 from stackjax.interop.hf.mapping import Table
 from stackjax.model import Model
 from stackjax.seq2seq import EncoderDecoder
@@ -18,11 +19,11 @@ class Architecture:
         classes: of the `transformers` models whose checkpoints these are.
         renames: (pattern, replacement) pairs that bring older names of tensors to the present ones.
         aliases: (name, canonical name) of tensors that are the same parameter, and may both be in a file.
-        unread: patterns of tensors that the computation does not need.
+        inert: options and tensors that change nothing.
     """
 
     describe: Callable[[Config], tuple[Model | EncoderDecoder, Table]]
     classes: tuple[str, ...]
     renames: tuple[tuple[str, str], ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
-    unread: tuple[str, ...] = ()
+    inert: Inert = Inert()

@@ -3,6 +3,7 @@
 from stackjax.attention import Attention
 from stackjax.embedding import Embedding, Head
 from stackjax.feed_forward import FeedForward
+from stackjax.interop.hf import inert
 from stackjax.interop.hf.architecture import Architecture
 from stackjax.interop.hf.config import Config
 from stackjax.interop.hf.mapping import Table, dense, norm, tensor, within
@@ -76,5 +77,5 @@ BERT = Architecture(
         ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
         ("cls.predictions.decoder.bias", "cls.predictions.bias"),
     ),
-    unread=(r"bert\.pooler\..*", r"cls\.seq_relationship\..*", r"bert\.embeddings\.position_ids"),
+    inert=inert.BERT,
 )

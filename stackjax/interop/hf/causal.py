@@ -6,7 +6,9 @@ from typing import Any
 from stackjax.attention import Attention
 from stackjax.embedding import Embedding, Head
 from stackjax.feed_forward import Activation, FeedForward
+from stackjax.interop.hf.architecture import Architecture
 from stackjax.interop.hf.config import Config
+from stackjax.interop.hf.inert import Inert
 from stackjax.interop.hf.mapping import Table, dense, norm, tensor, within
 from stackjax.layer import Layer
 from stackjax.model import Model
@@ -36,7 +38,6 @@ PRE_NORM: Table = {
     "post_attention_layernorm": norm("residual/feed_forward/norm"),
 }
 ALIASES = (("lm_head.weight", "model.embed_tokens.weight"),)
-UNREAD = (r".*\.rotary_emb\.inv_freq",)
 
 
 def layers(*tables: Table) -> Table:
@@ -105,3 +106,16 @@ def decoder(
         stack=Stack.of(*layers, depth=depth, d_model=d_model, recipe=recipe),
         head=Head(tied=config.take("tie_word_embeddings", tied), soft_cap=soft_cap),
     )
+
+
+def architecture(
+    describe: Callable[[Config], tuple[Model, Table]], name: str, *, inert: Inert = Inert()
+) -> Architecture:
+    """The architecture of the checkpoints of `transformers`' class NameForCausalLM.
+
+    Args:
+        describe: config -> the model and its table.
+        name: of the class, before `ForCausalLM`.
+        inert: options and tensors that change nothing.
+    """
+    return Architecture(describe=describe, classes=(f"{name}ForCausalLM",), aliases=ALIASES, inert=inert)

@@ -3,8 +3,10 @@
 import math
 import os
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +17,7 @@ from stackjax.interop.hf.architecture import Architecture
 from stackjax.interop.hf.architectures import ARCHITECTURES
 from stackjax.interop.hf.config import Config
 from stackjax.interop.hf.folder import locate, read_config, read_tensors, write_folder
-from stackjax.interop.hf.mapping import Link, unfold
+from stackjax.interop.hf.mapping import Link, listed, unfold
 from stackjax.interop.hf.tensor_file import Tensor
 from stackjax.model import Model
 from stackjax.parameter import is_spec, path_name
@@ -34,7 +36,7 @@ class Checkpoint(NamedTuple):
     Args:
         model: the description, a `Model` or an `EncoderDecoder`.
         params: stacked, like `model.init` gives them.
-        config: config.json as it stands.
+        config: config.json, without the options that were ignored.
     """
 
     model: Any
@@ -48,6 +50,7 @@ def load(
     dtype: Any = np.float32,
     sharding: Any = None,
     architectures: Architectures = ARCHITECTURES,
+    ignore: Sequence[str] = (),
 ) -> Checkpoint:
     """Read a checkpoint.
 
@@ -59,18 +62,23 @@ def load(
         dtype: of the parameters, whatever the file's.
         sharding: tree of shardings like the parameters, or one for all; None puts them on the default device.
         architectures: by config.json's model_type.
+        ignore: options and tensors, as names or shell patterns (`model.mtp.*`), that are known to change nothing and
+            that the description does not know. A warning says what was left out.
 
     Raises:
         ValueError: an architecture or option that is not supported, or a tensor that is missing, unexpected,
-            misshapen, truncated or of another kind than floating point; the message names it.
+            misshapen, truncated or of another kind than floating point; the message names it. A name to ignore that
+            ignores nothing.
     """
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(f"dtype={np.dtype(dtype)} needs jax.enable_x64")
     path = locate(source)
     config = read_config(path)
     architecture = _architecture(config, architectures)
-    model, links = _describe(config, architecture)
-    tensors = _match(links, read_tensors(path), architecture)
+    model, links, options = _describe(config, architecture, ignore)
+    config = {name: value for name, value in config.items() if name not in options}
+    tensors, others = _match(links, read_tensors(path), architecture, config, ignore)
+    _say_ignored(ignore, options, others)
     shares: dict[str, list[tuple[Link, int]]] = {}
     for link in links:
         for i, part in enumerate(link.parts):
@@ -155,7 +163,7 @@ def to_tensors(
     Raises:
         ValueError: parameters that are not those of the config's model.
     """
-    model, links = _describe(config, _architecture(config, architectures))
+    model, links, _ = _describe(config, _architecture(config, architectures))
     expected = {
         path_name(path): declared.shape
         for path, declared in jax.tree_util.tree_leaves_with_path(model.declaration(), is_leaf=is_spec)
@@ -170,19 +178,29 @@ def to_tensors(
     return {link.name: View(link, tuple(leaves[part.path] for part in link.parts)) for link in links}
 
 
-def describe(config: dict[str, Any], *, architectures: Architectures = ARCHITECTURES) -> Model | EncoderDecoder:
+def describe(
+    config: dict[str, Any], *, architectures: Architectures = ARCHITECTURES, ignore: Sequence[str] = ()
+) -> Model | EncoderDecoder:
     """The model that a config.json describes.
+
+    Args:
+        config: its options.
+        architectures: by config's model_type.
+        ignore: options to ignore, see `load`.
 
     Raises:
         ValueError: an architecture or option that is not supported.
     """
-    return _describe(config, _architecture(config, architectures))[0]
+    return _describe(config, _architecture(config, architectures), ignore)[0]
 
 
 def _architecture(config: dict[str, Any], architectures: Architectures) -> Architecture:
     kind = str(config.get("model_type"))
     if kind not in architectures:
-        raise ValueError(f"model_type={kind!r} is not supported; these are: {', '.join(sorted(architectures))}")
+        raise ValueError(
+            f"model_type={kind!r} is not supported; these are: {', '.join(sorted(architectures))}. To describe it in "
+            "a file of your own, see help(stackjax.interop.hf) and experiments/own_architecture.py"
+        )
     found = architectures[kind]
     for name in config.get("architectures") or ():
         if name not in found.classes:
@@ -190,49 +208,78 @@ def _architecture(config: dict[str, Any], architectures: Architectures) -> Archi
     return found
 
 
-def _describe(config: dict[str, Any], architecture: Architecture) -> tuple[Model | EncoderDecoder, list[Link]]:
+def _describe(
+    config: dict[str, Any], architecture: Architecture, ignore: Sequence[str] = ()
+) -> tuple[Model | EncoderDecoder, list[Link], list[str]]:
+    """The model, where its tensors are, and the options that were ignored."""
     options = Config(config)
     model, table = architecture.describe(options)
-    options.finish()
-    return model, unfold(model.declaration(), table)
+    unknown = options.unknown(architecture.inert.has_option)
+    ignored = [name for name in unknown if _matches(name, ignore)]
+    if left := [f"{name}={value!r}" for name, value in unknown.items() if name not in ignored]:
+        raise ValueError(
+            f"config.json has options that this architecture's description does not know: {', '.join(left)}; if they "
+            "change nothing, load with ignore=(...)"
+        )
+    return model, unfold(model.declaration(), table), ignored
 
 
-def _match(links: list[Link], found: dict[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
-    """The tensor of each link by name; names what does not fit."""
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _say_ignored(ignore: Sequence[str], options: list[str], tensors: list[str]) -> None:
+    names = [*options, *tensors]
+    if idle := [pattern for pattern in ignore if not any(fnmatchcase(name, pattern) for name in names)]:
+        raise ValueError(
+            f"ignore={tuple(idle)} names no option or tensor that the description does not know; leave it out"
+        )
+    if names:
+        warnings.warn(f"ignored, as asked for: {', '.join(names)}", stacklevel=3)
+
+
+def _match(
+    links: list[Link],
+    found: dict[str, Tensor],
+    architecture: Architecture,
+    config: dict[str, Any],
+    ignore: Sequence[str],
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensor of each link by name, and the tensors that were ignored; names all that does not fit."""
     tensors = {}
     for name, tensor in found.items():
         for pattern, present in architecture.renames:
             name = re.sub(pattern, present, name)
-        if not any(re.fullmatch(pattern, name) for pattern in architecture.unread):
-            tensors[name] = tensor
+        if name in tensors:
+            raise ValueError(f"tensors {tensors[name].name} and {tensor.name} are both {name}; keep one")
+        tensors[name] = tensor
     shapes = {link.name: link.shape for link in links}
     for alias, name in architecture.aliases:
         _resolve(alias, name, shapes, tensors)
     missing = [name for name in shapes if name not in tensors]
-    unexpected = [name for name in tensors if name not in shapes]
-    if missing:
-        raise ValueError(f"missing {_listed('tensor', missing)}")
-    if unexpected:
-        raise ValueError(f"unexpected {_listed('tensor', unexpected)}: the description has no place for it")
+    others = [name for name in tensors if name not in shapes and not architecture.inert.has_tensor(name, config)]
+    ignored = [name for name in others if _matches(name, ignore)]
+    unexpected = [name for name in others if name not in ignored]
+    if missing or unexpected:
+        reasons = [f"missing tensors: {listed(missing)}"] if missing else []
+        if unexpected:
+            reasons.append(f"unexpected tensors, for which the description has no place: {listed(unexpected)}")
+        twins = {one: other for pair in architecture.aliases for one, other in (pair, pair[::-1])}
+        untied = [f"config.json does not tie {name} to {twins[name]}" for name in missing if twins.get(name) in tensors]
+        raise ValueError("; ".join(reasons + untied))
     for name, shape in shapes.items():
         if tensors[name].shape != shape:
             raise ValueError(f"tensor {name} is {list(tensors[name].shape)}; config.json asks for {list(shape)}")
-    return tensors
+    return tensors, ignored
 
 
 def _resolve(alias: str, name: str, shapes: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Let a tensor serve under its other name; refuse two that differ where the model has one."""
+    """Let a tensor serve under its other name where the model has but one; refuse two that differ."""
     for one, other in ((alias, name), (name, alias)):
-        if one in shapes and one not in tensors and other in tensors:
+        if one in shapes and one not in tensors and other in tensors and other not in shapes:
             tensors[one] = tensors[other]
     for one, other in ((alias, name), (name, alias)):
         if one in tensors and one not in shapes and other in tensors:
             if not np.array_equal(tensors[one].read(), tensors[other].read()):
                 raise ValueError(f"config.json ties tensor {one} to {other}, but they differ")
             del tensors[one]
-
-
-def _listed(what: str, names: list[str]) -> str:
-    """`tensor a`, or `tensors a, b, c and 4 more`."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{what}{'s' if len(names) > 1 else ''} {', '.join(names[:3])}{more}"

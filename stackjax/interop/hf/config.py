@@ -1,6 +1,6 @@
 """config.json, read strictly: an option that nobody reads is refused, so that none is silently left out."""
 
-import re
+from collections.abc import Callable
 from typing import Any
 
 from stackjax import feed_forward
@@ -14,21 +14,6 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": feed_forward.silu,
     "swish": feed_forward.silu,
 }
-
-BESIDES = re.compile(
-    # what and whence it is
-    r"_name_or_path|architectures|auto_map|dtype|torch_dtype|model_type|transformers_version|_.*|"
-    # training
-    r".*dropout.*|.*_pdrop|.*layerdrop|init_std|initializer_.*|gradient_checkpointing|label2id|id2label|num_labels|"
-    r"problem_type|router_aux_loss_coef|router_jitter_noise|seq_aux|aux_loss_alpha|"
-    # generation, and what the Python object returns
-    r".*_token_id|use_cache|max_length|min_length|do_sample|early_stopping|num_beams|num_beam_groups|temperature|top_[kp]|"
-    r"typical_p|repetition_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size|bad_words_ids|"
-    r"num_return_sequences|diversity_penalty|prefix|task_specific_params|summary_.*|output_.*|return_.*|"
-    r"is_encoder_decoder|finetuning_task|tokenizer_class|remove_invalid_values|exponential_decay_length_penalty|"
-    r"suppress_tokens|begin_suppress_tokens|sep_token|pretraining_tp|chunk_size_feed_forward|cache_implementation"
-)
-"""Options that do not change what a forward pass computes."""
 
 
 class Config:
@@ -70,9 +55,19 @@ class Config:
             raise ValueError(f"config.json has {name}={value!r}; supported are {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[value]
 
-    def finish(self) -> None:
-        """Refuse options that were not read and that might change the computation."""
-        left = sorted(name for name in self.fields.keys() - self.read.keys() if not BESIDES.fullmatch(name))
-        if left:
-            named = ", ".join(f"{name}={self.fields[name]!r}" for name in left)
-            raise ValueError(f"config.json has options that this architecture's description does not know: {named}")
+    def unknown(self, inert: Callable[[str], bool]) -> dict[str, Any]:
+        """The options that were not read and that might change the computation.
+
+        Args:
+            inert: whether the option of a name is without effect.
+
+        Returns:
+            Values by name. One that is itself nothing (null, false, or empty) asks for nothing.
+        """
+        unread = sorted(self.fields.keys() - self.read.keys())
+        return {name: self.fields[name] for name in unread if not (is_nothing(self.fields[name]) or inert(name))}
+
+
+def is_nothing(value: Any) -> bool:
+    """Whether an option's value is null, false, or empty."""
+    return value is None or value is False or (isinstance(value, (str, list, dict)) and not value)

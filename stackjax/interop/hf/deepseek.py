@@ -4,8 +4,7 @@ DeepSeek-AI 2024, arXiv:2412.19437.
 """
 
 from stackjax.feed_forward import FeedForward
-from stackjax.interop.hf import causal
-from stackjax.interop.hf.architecture import Architecture
+from stackjax.interop.hf import causal, inert
 from stackjax.interop.hf.config import Config
 from stackjax.interop.hf.mapping import Table, dense, norm, tensor
 from stackjax.interop.hf.rope import mscale, parameters, rotary
@@ -43,19 +42,17 @@ def _attention(heads: int, direct: bool) -> Table:
 
 def _scale(config: Config, width: int) -> float:
     """1/sqrt(K), times what YaRN adds to it where all features are scaled."""
-    side_inputs = parameters(config)
-    stretched = side_inputs.get("mscale_all_dim") or 0
-    return width**-0.5 * (mscale(side_inputs["factor"], stretched) ** 2 if stretched else 1.0)
+    rope = parameters(config)
+    weight = rope.get("mscale_all_dim") or 0
+    return width**-0.5 * (mscale(rope["factor"], weight) ** 2 if weight else 1.0)
 
 
 def describe(config: Config) -> tuple[Model, Table]:
-    """DeepSeek-V3 from its config; the modules that predict further tokens (num_nextn_predict_layers) are not read."""
+    """DeepSeek-V3 from its config."""
     config.only(attention_bias=False, ep_size=1, moe_layer_freq=1, scoring_func="sigmoid", topk_method="noaux_tc")
     heads, d_rotary = config.take("num_attention_heads"), config.take("qk_rope_head_dim")
     d_head, latent = config.take("qk_nope_head_dim"), config.take("q_lora_rank", None)
     config.only(num_key_value_heads=heads, head_dim=d_rotary, qk_head_dim=d_head + d_rotary)
-    for option in ("num_nextn_predict_layers", "num_mtp_layers"):
-        config.take(option, None)
     attention = LatentAttention(
         n_heads=heads,
         d_head=d_head,
@@ -94,6 +91,4 @@ def describe(config: Config) -> tuple[Model, Table]:
     return causal.decoder(config, *layers, recipe=recipe), table
 
 
-DEEPSEEK_V3 = Architecture(
-    describe=describe, classes=("DeepseekV3ForCausalLM",), aliases=causal.ALIASES, unread=causal.UNREAD
-)
+DEEPSEEK_V3 = causal.architecture(describe, "DeepseekV3", inert=inert.DEEPSEEK_V3)

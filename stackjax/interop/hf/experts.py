@@ -6,8 +6,7 @@ Jiang et al. 2024, arXiv:2401.04088; OpenAI 2025, arXiv:2508.10925.
 from dataclasses import replace
 
 from stackjax.feed_forward import ClampedSwish, ShiftedClip
-from stackjax.interop.hf import causal
-from stackjax.interop.hf.architecture import Architecture
+from stackjax.interop.hf import causal, inert
 from stackjax.interop.hf.config import Config
 from stackjax.interop.hf.mapping import Table, dense, norm, tensor
 from stackjax.interop.hf.rope import rotary
@@ -61,7 +60,6 @@ def gpt_oss(config: Config) -> tuple[Model, Table]:
     """gpt-oss from its config."""
     top_k, d_hidden = config.take("num_experts_per_tok", 4), config.take("intermediate_size")
     config.only(hidden_act="silu", experts_per_token=top_k)
-    config.take("initial_context_length", None)
     norm = RMSNorm(eps=config.take("rms_norm_eps", 1e-5))
     attention = causal.attention(
         config,
@@ -86,5 +84,5 @@ def gpt_oss(config: Config) -> tuple[Model, Table]:
     return causal.decoder(config, *layers, recipe=PreNorm(residual=Pre(norm=norm))), table
 
 
-MIXTRAL = Architecture(describe=mixtral, classes=("MixtralForCausalLM",), aliases=causal.ALIASES, unread=causal.UNREAD)
-GPT_OSS = Architecture(describe=gpt_oss, classes=("GptOssForCausalLM",), aliases=causal.ALIASES, unread=causal.UNREAD)
+MIXTRAL = causal.architecture(mixtral, "Mixtral")
+GPT_OSS = causal.architecture(gpt_oss, "GptOss", inert=inert.GPT_OSS)

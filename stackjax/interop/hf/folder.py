@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -44,22 +44,36 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} has no config.json")
-    return json.loads(path.read_text())
+    return _read_object(path)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object."""
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object; it holds {type(content).__name__}")
+    return content
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of the folder by name; only headers are read.
 
+    A single model.safetensors counts before an index, as in `transformers`.
+
     Raises:
-        ValueError: no safetensors, a file or tensor that the index promises and that is not there, a broken file.
+        ValueError: no safetensors, a file or tensor that the index promises and that is not there, a broken file, a
+            file outside the folder.
     """
-    index = folder / INDEX
-    if index.is_file():
-        return _indexed(folder, json.loads(index.read_text())["weight_map"])
+    if (folder / SINGLE).is_file():
+        return tensor_file.read_header(folder / SINGLE)
+    if (folder / INDEX).is_file():
+        return _indexed(folder, _read_object(folder / INDEX).get("weight_map"))
     files = sorted(folder.glob("*.safetensors"))
-    single = [file for file in files if file.name == SINGLE] or files
-    if len(single) == 1:
-        return tensor_file.read_header(single[0])
+    if len(files) == 1:
+        return tensor_file.read_header(files[0])
     if files:
         raise ValueError(f"{folder} has {len(files)} safetensors files, and neither {SINGLE} nor {INDEX}")
     pickles = sorted(path.name for kind in ("*.bin", "*.pt", "*.pth") for path in folder.glob(kind))
@@ -67,9 +81,13 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     raise ValueError(f"{folder} has no *.safetensors{hint}")
 
 
-def _indexed(folder: Path, places: dict[str, str]) -> dict[str, Tensor]:
+def _indexed(folder: Path, places: Any) -> dict[str, Tensor]:
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise ValueError(f"{folder / INDEX} needs a weight_map from names of tensors to names of files")
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(places.values())):
+        if file != PurePosixPath(file).name or file != PureWindowsPath(file).name:
+            raise ValueError(f"{INDEX} names the file {file!r}; a checkpoint's files lie in its own folder")
         promised = sorted(name for name, place in places.items() if place == file)
         if not (folder / file).is_file():
             raise ValueError(f"{folder} lacks {file}, which {INDEX} promises for tensor {promised[0]}")
@@ -77,7 +95,7 @@ def _indexed(folder: Path, places: dict[str, str]) -> dict[str, Tensor]:
         absent = [name for name in promised if name not in found]
         if absent:
             raise ValueError(f"{file} lacks tensor {absent[0]}, which {INDEX} promises")
-        tensors |= found
+        tensors |= {name: tensor for name, tensor in found.items() if places.get(name, file) == file}
     return tensors
 
 

@@ -5,12 +5,10 @@ Gemma Team 2024, arXiv:2408.00118; Gemma Team 2025, arXiv:2503.19786.
 
 from dataclasses import replace
 
-from stackjax.interop.hf import causal
-from stackjax.interop.hf.architecture import Architecture
+from stackjax.interop.hf import causal, inert
 from stackjax.interop.hf.config import Config
 from stackjax.interop.hf.mapping import Table, norm
-from stackjax.interop.hf.rope import parameters as rope_parameters
-from stackjax.interop.hf.rope import rotary, rotary_of
+from stackjax.interop.hf.rope import rotary
 from stackjax.layer import Layer
 from stackjax.model import Model
 from stackjax.norm import RMSNorm
@@ -41,17 +39,18 @@ def gemma2(config: Config) -> tuple[Model, Table]:
 def gemma3(config: Config) -> tuple[Model, Table]:
     """Gemma 3, the text model, from its config."""
     config.only(use_bidirectional_attention=(False, None), attn_logit_softcapping=None)
-    local = {"rope_theta": config.take("rope_local_base_freq", 1e4)}
-    rope = rope_parameters(config, base=1e6)
-    rope = rope if "full_attention" in rope else {"full_attention": rope, "sliding_attention": local}
+    positions = {
+        "full_attention": rotary(config, kind="full_attention", base=1e6),
+        "sliding_attention": rotary(config, kind="sliding_attention", theta="rope_local_base_freq", scaling=None),
+    }
     scale = config.take("query_pre_attn_scalar", 256) ** -0.5
     qk_norm = RMSNorm(eps=config.take("rms_norm_eps", 1e-6), unit_offset=True)
     bias = config.take("attention_bias", False)
     attention = causal.attention(config, bias=bias, d_head=256, scale=scale, qk_norm=qk_norm)
-    kinds = ("full_attention", "sliding_attention")
-    sublayers = {kind: replace(attention, position=rotary_of(rope.get(kind), config)) for kind in kinds}
+    sublayers = {kind: replace(attention, position=position) for kind, position in positions.items()}
     sublayers["sliding_attention"] = replace(sublayers["sliding_attention"], window=config.take("sliding_window", 4096))
     pattern, cap = config.take("sliding_window_pattern", 6), config.take("final_logit_softcapping", None)
+    config.only(_sliding_window_pattern=pattern)
     return _model(config, sublayers, pattern=pattern, soft_cap=cap)
 
 
@@ -64,5 +63,5 @@ def _model(config: Config, attention: dict, *, pattern: int, soft_cap: float | N
     return causal.decoder(config, *layers, recipe=recipe, scale=None, tied=True, soft_cap=soft_cap), TENSORS
 
 
-GEMMA2 = Architecture(describe=gemma2, classes=("Gemma2ForCausalLM",), aliases=causal.ALIASES, unread=causal.UNREAD)
-GEMMA3 = Architecture(describe=gemma3, classes=("Gemma3ForCausalLM",), aliases=causal.ALIASES, unread=causal.UNREAD)
+GEMMA2 = causal.architecture(gemma2, "Gemma2", inert=inert.GEMMA2)
+GEMMA3 = causal.architecture(gemma3, "Gemma3")

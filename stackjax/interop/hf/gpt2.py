@@ -3,6 +3,7 @@
 from stackjax.attention import Attention
 from stackjax.embedding import Embedding, Head
 from stackjax.feed_forward import FeedForward
+from stackjax.interop.hf import inert
 from stackjax.interop.hf.architecture import Architecture
 from stackjax.interop.hf.config import Config
 from stackjax.interop.hf.mapping import Table, norm, stored, tensor, within
@@ -37,7 +38,6 @@ def describe(config: Config) -> tuple[Model, Table]:
     """GPT-2 from its config."""
     config.only(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, reorder_and_upcast_attn=False)
     config.only(add_cross_attention=False, tie_word_embeddings=True)
-    config.take("n_ctx", None)
     attention = Attention(n_heads=config.take("n_head"), bias=("query", "key", "value", "out"))
     activation = config.activation("activation_function", "gelu_new")
     forward = FeedForward(d_hidden=config.take("n_inner", None), activation=activation, bias=True)
@@ -61,5 +61,5 @@ GPT2 = Architecture(
     classes=("GPT2LMHeadModel", "GPT2Model"),
     renames=((r"^(wte|wpe|h|ln_f)\.", r"transformer.\1."),),
     aliases=(("lm_head.weight", "transformer.wte.weight"),),
-    unread=(r".*\.attn\.(masked_)?bias",),
+    inert=inert.GPT2,
 )

@@ -5,8 +5,7 @@ Grattafiori et al. 2024, arXiv:2407.21783; Yang et al. 2025, arXiv:2505.09388.
 
 from dataclasses import replace
 
-from stackjax.interop.hf import causal
-from stackjax.interop.hf.architecture import Architecture
+from stackjax.interop.hf import causal, inert
 from stackjax.interop.hf.config import Config
 from stackjax.interop.hf.mapping import Table
 from stackjax.interop.hf.rope import rotary
@@ -43,5 +42,5 @@ def qwen3(config: Config) -> tuple[Model, Table]:
     return causal.decoder(config, *layers, recipe=PreNorm(residual=Pre(norm=norm))), TENSORS
 
 
-LLAMA = Architecture(describe=llama, classes=("LlamaForCausalLM",), aliases=causal.ALIASES, unread=causal.UNREAD)
-QWEN3 = Architecture(describe=qwen3, classes=("Qwen3ForCausalLM",), aliases=causal.ALIASES, unread=causal.UNREAD)
+LLAMA = causal.architecture(llama, "Llama", inert=inert.LLAMA)
+QWEN3 = causal.architecture(qwen3, "Qwen3")

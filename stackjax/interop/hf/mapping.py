@@ -12,6 +12,7 @@ that it declares. A table must account for every parameter.
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -152,24 +153,50 @@ def unfold(declaration: Any, table: Table) -> list[Link]:
         table: of its architecture.
 
     Raises:
-        ValueError: a table that leaves a parameter out, or names one or a tensor twice.
+        ValueError: a table that leaves parameters out (the message gives their addresses), or names one or a tensor
+            twice.
     """
-    addresses = _addresses(declaration)
-    rules = [(name, rule) for name, entry in table.items() for rule in _rules(entry)]
-    links = [link for name, rule in rules for link in _links(name, rule, addresses)]
+    places = _addresses(declaration)
+    by_row = {
+        name: [link for rule in _rules(entry) for link in _links(name, rule, places)] for name, entry in table.items()
+    }
+    links = [link for row in by_row.values() for link in row]
     parts = Counter(part for link in links for part in link.parts)
-    covered: Counter[str] = Counter()
+    covered: Counter[tuple[str, tuple[int, ...]]] = Counter()
     for name, times in Counter(link.name for link in links).items():
         if times > 1:
             raise ValueError(f"the table of tensors has {times} places for {name}")
     for part, times in parts.items():
         if times > 1:
             raise ValueError(f"the table of tensors names {part.path} {part.index} {times} times")
-        covered[part.path] += math.prod(part.shape)
-    for path, declared in _leaves(declaration).items():
-        if covered[path] != math.prod(declared.shape):
-            raise ValueError(f"the table of tensors does not account for all of {path} {declared.shape}")
+        for length in range(len(part.index) + 1):
+            covered[part.path, part.index[:length]] += math.prod(part.shape)
+    lacking = [name for name, part in places.items() if covered[part.path, part.index] != math.prod(part.shape)]
+    if lacking:
+        idle = [name for name, row in by_row.items() if not row]
+        raise ValueError(
+            f"the table of tensors does not account for all of {listed(lacking)}; its rows that name nothing: "
+            f"{listed(idle) or 'none'}"
+        )
     return links
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b, c`, and how many more where there are many."""
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + more
+
+
+def addresses(model: Any) -> dict[str, tuple[int, ...]]:
+    """What a table of tensors must name: the address of every parameter, and its shape.
+
+    Args:
+        model: a `Model` or an `EncoderDecoder`.
+
+    Returns:
+        For instance {"stack/3/attention/query": (768, 768), ...}; `{layer}` in a table stands for the number.
+    """
+    return {name: part.shape for name, part in _addresses(model.declaration()).items()}
 
 
 def _leaves(declaration: Any) -> dict[str, Declared]:

@@ -6,6 +6,7 @@ Junczys-Dowmunt et al. 2018, arXiv:1804.00344; Vaswani et al. 2017, arXiv:1706.0
 from stackjax.attention import Attention
 from stackjax.embedding import Embedding, Head
 from stackjax.feed_forward import FeedForward
+from stackjax.interop.hf import inert
 from stackjax.interop.hf.architecture import Architecture
 from stackjax.interop.hf.config import Config
 from stackjax.interop.hf.mapping import Table, dense, norm, tensor, within
@@ -47,7 +48,6 @@ def describe(config: Config) -> tuple[EncoderDecoder, Table]:
     config.only(extra_pos_embeddings=(0, None), decoder_vocab_size=(config.take("vocab_size"), None))
     depths = config.take("encoder_layers"), config.take("decoder_layers")
     config.only(num_hidden_layers=depths[0], is_decoder=False, add_cross_attention=False)
-    config.take("max_position_embeddings", None)
     activation = config.activation("activation_function", "gelu")
     sizes = {"d_model": config.take("d_model"), "recipe": PostNorm(residual=Post(norm=LayerNorm(eps=1e-5)))}
 
@@ -78,5 +78,5 @@ MARIAN = Architecture(
         (alias, "model.shared.weight")
         for alias in ("lm_head.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
     ),
-    unread=(r"model\.(en|de)coder\.embed_positions\.weight",),
+    inert=inert.MARIAN,
 )

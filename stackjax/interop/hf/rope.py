@@ -7,43 +7,89 @@ from stackjax.interop.hf.config import Config
 from stackjax.position import Rotary, rotary_scaling
 from stackjax.position.rotary_scaling import Scaling
 
+ORIGINAL = "original_max_position_embeddings"
 
-def rotary(config: Config, *, base: float = 10_000.0, **more: Any) -> Rotary:
+
+def rotary(
+    config: Config,
+    *,
+    d_head: int | None = None,
+    kind: str | None = None,
+    base: float = 10_000.0,
+    share: float = 1.0,
+    theta: str = "rope_theta",
+    scaling: str | None = "rope_scaling",
+    **more: Any,
+) -> Rotary:
     """The rotary encoding that a config asks for.
 
     Args:
-        config: read for rope_parameters, or for rope_theta and rope_scaling, which came before it.
+        config: read for rope_parameters, and for the options that came before it.
+        d_head: K, of which a share may turn; None where all of it does.
+        kind: of the layers, where rope_parameters has an entry for each kind.
         base: where the config gives none.
+        share: of the head's features that turn, where the config gives none.
+        theta: the older option with the base.
+        scaling: the older option with the scaling; None where there was none for this kind.
         **more: other fields of `Rotary`.
-    """
-    return rotary_of(parameters(config, base=base), config, base=base, **more)
-
-
-def parameters(config: Config, *, base: float = 10_000.0) -> dict[str, Any]:
-    """rope_parameters, or what stood for it."""
-    older = {"rope_theta": config.take("rope_theta", base), **(config.take("rope_scaling", None) or {})}
-    return config.take("rope_parameters", None) or older
-
-
-def rotary_of(given: dict[str, Any] | None, config: Config, *, base: float = 10_000.0, **more: Any) -> Rotary:
-    """The rotary encoding of one kind of layer, from its own parameters.
 
     Raises:
-        ValueError: a type, or a parameter of it, that is not supported.
+        ValueError: two sources that differ; a type, or a parameter of it, that is not supported.
     """
-    if given is None:
-        raise ValueError("config.json lacks rope_parameters for one of its kinds of layers")
-    left = dict(given)
-    older = left.pop("type", "default")
-    kind = left.pop("rope_type", older)
-    base = left.pop("rope_theta", base)
-    scalings = {"default": _plain, "linear": _linear, "dynamic": _dynamic, "yarn": _yarn, "llama3": _llama3}
-    if kind not in scalings:
-        raise ValueError(f"config.json asks for rotary positions of type {kind!r}; supported are {', '.join(scalings)}")
-    scaling = scalings[kind](left, config.take("max_position_embeddings", None))
-    if left:
-        raise ValueError(f"config.json gives rotary positions of type {kind!r} {left}, which is not supported")
-    return Rotary(base=base, scaling=scaling, **more)
+    given = parameters(config, kind=kind, theta=theta, scaling=scaling)
+    base = given.pop("rope_theta", base)
+    share = given.pop("partial_rotary_factor", share)
+    if share != 1:
+        if d_head is None:
+            raise ValueError(f"config.json has partial_rotary_factor={share!r}, which is not supported here; only 1 is")
+        more["d_rotary"] = int(share * d_head)
+    name = given.pop("rope_type", "default")
+    if name not in SCALINGS:
+        raise ValueError(f"config.json asks for rotary positions of type {name!r}; supported are {', '.join(SCALINGS)}")
+    longest = config.take("max_position_embeddings", None)
+    stretched = SCALINGS[name](given, longest)
+    if given:
+        raise ValueError(f"config.json gives rotary positions of type {name!r} {given}, which is not supported")
+    return Rotary(base=base, scaling=stretched, **more)
+
+
+def parameters(
+    config: Config, *, kind: str | None = None, theta: str = "rope_theta", scaling: str | None = "rope_scaling"
+) -> dict[str, Any]:
+    """The parameters of one kind of layer, from rope_parameters and from the options that came before it.
+
+    Args:
+        config: read for them.
+        kind: see `rotary`.
+        theta: see `rotary`.
+        scaling: see `rotary`.
+
+    Raises:
+        ValueError: two sources that differ. `transformers` takes one of them without a word.
+    """
+    given = config.take("rope_parameters", None) or {}
+    if given and kind is not None:
+        if given.get(kind) is None:
+            raise ValueError(f"config.json lacks rope_parameters for its layers of kind {kind}; it has {given}")
+        given = given[kind]
+    given, older = _named(given), _named((scaling and config.take(scaling, None)) or {})
+    if given and older and given != older:
+        raise ValueError(
+            f"config.json has rope_parameters={given} and {scaling}={older}, which differ; keep the one that is meant"
+        )
+    merged = given or older
+    outside = {"rope_theta": theta, "partial_rotary_factor": "partial_rotary_factor"}
+    if merged.get("rope_type") != "dynamic":
+        outside[ORIGINAL] = ORIGINAL
+    for name, option in outside.items():
+        value = config.take(option, None)
+        if value is not None and merged.setdefault(name, value) != value:
+            source = "rope_parameters" if given else scaling
+            raise ValueError(
+                f"config.json has {option}={value!r} and, in {source}, {name}={merged[name]!r}; keep the one that is "
+                "meant"
+            )
+    return merged
 
 
 def mscale(factor: float, weight: float) -> float:
@@ -51,45 +97,81 @@ def mscale(factor: float, weight: float) -> float:
     return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
 
 
-def _take(left: dict[str, Any], name: str) -> Any:
-    if name not in left:
+def _named(given: dict[str, Any]) -> dict[str, Any]:
+    """A copy in which the type goes by its present name."""
+    given = dict(given)
+    older = given.pop("type", None)
+    if older is not None and given.setdefault("rope_type", older) != older:
+        raise ValueError(
+            f"config.json asks for rotary positions of type={older!r} and of rope_type={given['rope_type']!r}; keep "
+            "the one that is meant"
+        )
+    return given
+
+
+def _take(given: dict[str, Any], name: str) -> Any:
+    if name not in given:
         raise ValueError(f"config.json lacks {name} among its rope_parameters")
-    return left.pop(name)
+    return given.pop(name)
 
 
-def _plain(left: dict[str, Any], longest: int) -> Scaling:
+def _plain(given: dict[str, Any], longest: int) -> Scaling:
+    given.pop(ORIGINAL, None)
     return Scaling()
 
 
-def _linear(left: dict[str, Any], longest: int) -> Scaling:
-    return rotary_scaling.Linear(factor=_take(left, "factor"))
+def _linear(given: dict[str, Any], longest: int) -> Scaling:
+    given.pop(ORIGINAL, None)
+    return rotary_scaling.Linear(factor=_take(given, "factor"))
 
 
-def _dynamic(left: dict[str, Any], longest: int) -> Scaling:
-    return rotary_scaling.DynamicNTK(factor=_take(left, "factor"), original_length=longest)
+def _dynamic(given: dict[str, Any], longest: int) -> Scaling:
+    return rotary_scaling.DynamicNTK(factor=_take(given, "factor"), original_length=longest)
 
 
-def _llama3(left: dict[str, Any], longest: int) -> Scaling:
+def _llama3(given: dict[str, Any], longest: int) -> Scaling:
     return rotary_scaling.Llama3(
-        factor=_take(left, "factor"),
-        original_length=left.pop("original_max_position_embeddings", longest),
-        low=_take(left, "low_freq_factor"),
-        high=_take(left, "high_freq_factor"),
+        factor=_take(given, "factor"),
+        original_length=given.pop(ORIGINAL, longest),
+        low=_take(given, "low_freq_factor"),
+        high=_take(given, "high_freq_factor"),
     )
 
 
-def _yarn(left: dict[str, Any], longest: int) -> Scaling:
-    original = left.pop("original_max_position_embeddings", longest)
-    factor = left.pop("factor", None) or longest / original
-    attention = left.pop("attention_factor", None)
-    own, all_dims = left.pop("mscale", None), left.pop("mscale_all_dim", None)
-    if attention is None and own and all_dims:
-        attention = mscale(factor, own) / mscale(factor, all_dims)
+def _yarn(given: dict[str, Any], longest: int) -> Scaling:
+    original = given.pop(ORIGINAL, longest)
+    factor = given.pop("factor", None) or longest / original
+    attention = given.pop("attention_factor", None)
+    weight, weight_of_all = given.pop("mscale", None), given.pop("mscale_all_dim", None)
+    if attention is None and weight and weight_of_all:
+        attention = mscale(factor, weight) / mscale(factor, weight_of_all)
     return rotary_scaling.YaRN(
         factor=factor,
         original_length=original,
-        beta_fast=left.pop("beta_fast", None) or 32.0,
-        beta_slow=left.pop("beta_slow", None) or 1.0,
-        truncate=left.pop("truncate", True),
+        beta_fast=given.pop("beta_fast", None) or 32.0,
+        beta_slow=given.pop("beta_slow", None) or 1.0,
+        truncate=given.pop("truncate", True),
         attention_factor=attention,
     )
+
+
+def _longrope(given: dict[str, Any], longest: int) -> Scaling:
+    original = given.pop(ORIGINAL, longest)
+    return rotary_scaling.LongRoPE(
+        factor=given.pop("factor", None) or longest / original,
+        original_length=original,
+        short=tuple(_take(given, "short_factor")),
+        long=tuple(_take(given, "long_factor")),
+        attention_factor=given.pop("attention_factor", None),
+    )
+
+
+SCALINGS = {
+    "default": _plain,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "yarn": _yarn,
+    "llama3": _llama3,
+    "longrope": _longrope,
+    "su": _longrope,
+}

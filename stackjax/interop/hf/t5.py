@@ -6,6 +6,7 @@ Raffel et al. 2020, arXiv:1910.10683; Shazeer 2020, arXiv:2002.05202.
 from stackjax.attention import Attention
 from stackjax.embedding import Embedding, Head
 from stackjax.feed_forward import FeedForward
+from stackjax.interop.hf import inert
 from stackjax.interop.hf.architecture import Architecture
 from stackjax.interop.hf.config import ACTIVATIONS, Config
 from stackjax.interop.hf.mapping import Table, dense, norm, tensor, within
@@ -96,5 +97,5 @@ T5 = Architecture(
         (alias, "shared.weight")
         for alias in ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
     ),
-    unread=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
+    inert=inert.T5,
 )

@@ -81,20 +81,23 @@ def read_header(path: Path) -> dict[str, Tensor]:
             header = json.loads(file.read(length))
             entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
             tensors = {name: _tensor(name, path, entry, 8 + length) for name, entry in entries.items()}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
             raise ValueError(f"{path.name}: the safetensors header cannot be read ({error})") from error
     for name, tensor in tensors.items():
         start, stop = entries[name]["data_offsets"]
         if tensor.dtype in DTYPES and stop - start != math.prod(tensor.shape) * DTYPES[tensor.dtype].itemsize:
             raise ValueError(f"{path.name}: tensor {name} has {stop - start} bytes, which is not {list(tensor.shape)}")
-        if start < 0 or 8 + length + stop > size:
+        if 8 + length + stop > size:
             raise ValueError(f"{path.name} is truncated: tensor {name} ends beyond the end of the file")
     return tensors
 
 
 def _tensor(name: str, path: Path, entry: dict[str, Any], base: int) -> Tensor:
-    start = base + entry["data_offsets"][0]
-    return Tensor(name=name, path=path, dtype=entry["dtype"], shape=tuple(entry["shape"]), start=start)
+    start, stop = entry["data_offsets"]
+    sizes = (start, stop, *entry["shape"])
+    if not all(type(size) is int and size >= 0 for size in sizes) or not isinstance(entry["dtype"], str):
+        raise ValueError(f"tensor {name} is {entry}")
+    return Tensor(name=name, path=path, dtype=entry["dtype"], shape=tuple(entry["shape"]), start=base + start)
 
 
 def write(path: Path, shapes: dict[str, tuple[int, ...]], dtype: Any, value: Callable[[str], np.ndarray]) -> None:

@@ -6,6 +6,7 @@ Yang et al. 2019, arXiv:1906.08237; Dai et al. 2019, arXiv:1901.02860.
 from stackjax.attention import Attention
 from stackjax.embedding import Embedding, Head
 from stackjax.feed_forward import FeedForward
+from stackjax.interop.hf import inert
 from stackjax.interop.hf.architecture import Architecture
 from stackjax.interop.hf.config import Config
 from stackjax.interop.hf.mapping import Table, dense, norm, tensor, within
@@ -41,18 +42,8 @@ def tensors(heads: int) -> Table:
 
 
 def describe(config: Config) -> tuple[Model, Table]:
-    """XLNet from its config. Without memory its options for it (mem_len, reuse_len, ...) change nothing."""
+    """XLNet from its config."""
     config.only(tie_word_embeddings=True, untie_r=True, bi_data=False, clamp_len=-1, attn_type=("bi", "uni"))
-    for option in (
-        "mem_len",
-        "reuse_len",
-        "same_length",
-        "use_mems_eval",
-        "use_mems_train",
-        "start_n_top",
-        "end_n_top",
-    ):
-        config.take(option, None)
     heads, d_model = config.take("n_head"), config.take("d_model")
     norm = LayerNorm(eps=config.take("layer_norm_eps", 1e-12))
     attention = Attention(
@@ -76,5 +67,5 @@ XLNET = Architecture(
     describe=describe,
     classes=("XLNetLMHeadModel",),
     aliases=(("lm_loss.weight", "transformer.word_embedding.weight"),),
-    unread=(r"transformer\.mask_emb", r".*\.rel_attn\.(r_s_bias|seg_embed)"),
+    inert=inert.XLNET,
 )

@@ -1,0 +1,87 @@
+"""What changes nothing: options and tensors of published checkpoints that no forward pass reads, in one table.
+
+An option that is neither read by a description nor in this table is refused, unless its value is itself nothing (null,
+false, or empty). A tensor that has no place in a description and is not in this table is refused too.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inert:
+    """Names without effect, of one architecture.
+
+    Args:
+        options: patterns of options of config.json.
+        tensors: patterns of tensors; `{depth}` stands for num_hidden_layers, the first layer that the stack has not.
+    """
+
+    options: tuple[str, ...] = ()
+    tensors: tuple[str, ...] = ()
+
+    def has_option(self, name: str) -> bool:
+        """Whether the option is one of these, or one of those without effect everywhere."""
+        return any(re.fullmatch(pattern, name) for pattern in (*self.options, *EVERYWHERE.options))
+
+    def has_tensor(self, name: str, config: dict[str, Any]) -> bool:
+        """Whether the tensor is one of these, or one of those without effect everywhere."""
+        depth = str(config.get("num_hidden_layers"))
+        patterns = (*self.tensors, *EVERYWHERE.tensors)
+        return any(re.fullmatch(pattern.replace("{depth}", depth), name) for pattern in patterns)
+
+
+WHAT_IT_IS = (
+    r"_name_or_path|architectures|auto_map|dtype|torch_dtype|model_type|transformers_version|_commit_hash|"
+    r"_attn_implementation.*|attn_implementation|_experts_implementation.*|_flash_attn_2_enabled|_num_labels|"
+    r"custom_pipelines|unsloth_.*|model_name|language|finetuning_task|tokenizer_class|gguf_file"
+)
+TRAINING = (
+    r".*dropout.*|.*_pdrop|.*layerdrop|init_std|init_method|init_device|initializer_.*|_?gradient_checkpointing|"
+    r"label2id|id2label|num_labels|problem_type|router_aux_loss_coef|router_jitter_noise|output_router_logits|"
+    r"seq_aux|aux_loss_alpha|classifier_.*|label_smoothing"
+)
+GENERATION = (
+    r".*_token_id|use_cache|max_length|min_length|do_sample|early_stopping|num_beams|num_beam_groups|temperature|"
+    r"top_[kp]|typical_p|repetition_penalty|length_penalty|.*no_repeat_ngram_size|bad_words_ids|num_return_sequences|"
+    r"diversity_penalty|prefix|task_specific_params|remove_invalid_values|exponential_decay_length_penalty|"
+    r"suppress_tokens|begin_suppress_tokens|cache_implementation|force_bos_token_to_be_generated"
+)
+WHAT_IS_RETURNED = (
+    r"summary_.*|output_past|output_attentions|output_hidden_states|output_scores|return_.*|is_encoder_decoder|"
+    r"chunk_size_feed_forward|pretraining_tp|torchscript|use_bfloat16"
+)
+EVERYWHERE = Inert(options=(WHAT_IT_IS, TRAINING, GENERATION, WHAT_IS_RETURNED), tensors=(r".*\.rotary_emb\.inv_freq",))
+"""What is without effect in all architectures."""
+
+BERT = Inert(
+    # The pooler's sizes and the direction stand in Google's multilingual and Chinese checkpoints.
+    options=(r"directionality|pooler_(fc_size|num_attention_heads|num_fc_layers|size_per_head|type)",),
+    tensors=(r"bert\.pooler\..*", r"cls\.seq_relationship\..*", r"bert\.embeddings\.position_ids"),
+)
+DEEPSEEK_V3 = Inert(
+    # One layer that predicts a further token stands behind the others.
+    options=(r"num_nextn_predict_layers|num_mtp_layers",),
+    tensors=(r"model\.layers\.{depth}\..*",),
+)
+GEMMA2 = Inert(options=(r"sliding_window_size",))
+GPT2 = Inert(
+    options=(r"n_ctx|n_special|predict_special_tokens",),
+    tensors=(r".*\.attn\.(masked_)?bias",),
+)
+GPT_OSS = Inert(options=(r"initial_context_length",))
+LLAMA = Inert(options=(r"is_llama_config|max_sequence_length",))
+MARIAN = Inert(
+    options=(r"max_position_embeddings",),
+    tensors=(r"model\.(en|de)coder\.embed_positions\.weight",),
+)
+T5 = Inert(
+    options=(r"n_positions",),
+    tensors=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
+)
+XLNET = Inert(
+    # The memory, which is not used, and other heads.
+    options=(r"mem_len|reuse_len|same_length|use_mems_eval|use_mems_train|start_n_top|end_n_top",),
+    tensors=(r"transformer\.mask_emb", r".*\.rel_attn\.(r_s_bias|seg_embed)"),
+)
