@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import altair as alt
+import numpy as np
 
 from experiments.lab.finding import Estimate, Prediction
 from experiments.lab.store import Json
@@ -23,6 +24,13 @@ FIRST_SEED = 20
 def seeds(n: int) -> tuple[int, ...]:
     """The first `n` seeds that no pilot has used."""
     return tuple(range(FIRST_SEED, FIRST_SEED + n))
+
+
+def plain(values: Any) -> Any:
+    """An array as nested lists of numbers with six digits; None for what is not finite."""
+    if np.ndim(values):
+        return [plain(part) for part in values]
+    return float(f"{float(values):.6g}") if np.isfinite(values) else None
 
 
 @dataclass(frozen=True, kw_only=True)

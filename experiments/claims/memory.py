@@ -10,7 +10,7 @@ import optax
 
 import stackjax as sj
 from experiments.claims import drawing
-from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, seeds
+from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, plain, seeds
 from experiments.lab.store import Json
 
 VALUES = 64
@@ -57,8 +57,8 @@ def run(*, times: int, linear: bool, d_model: int, exposures: int, batch: int, s
         (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(steps))
         return jnp.sum(log2(VALUES) - loss(params, jnp.arange(facts)) / log(2))
 
-    found = [float(f"{float(bits(jnp.asarray(seed))):.6g}") for seed in seeds]
-    return {"bits": found, "parameters": parameters, "facts": facts, "steps": steps}
+    found = [float(bits(jnp.asarray(seed))) for seed in seeds]
+    return {"bits": plain(found), "parameters": parameters, "facts": facts, "steps": steps}
 
 
 def name(times: int) -> str:

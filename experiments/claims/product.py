@@ -10,7 +10,7 @@ import numpy as np
 
 import stackjax as sj
 from experiments.claims import drawing
-from experiments.claims.claim import Check, Claim, Relation, Rows, Unit, seeds
+from experiments.claims.claim import Check, Claim, Relation, Rows, Unit, plain, seeds
 from experiments.lab.store import Json
 from stackjax.parameter import FanIn, Init
 from stackjax.recipe.base import Geometry
@@ -65,7 +65,7 @@ def run(
         return sj.probe.stream_gradients(read, depth)
 
     found = np.array([jax.device_get(gradients(jnp.asarray(seed))) for seed in seeds], np.float64)
-    return {"gradient": [[float(f"{g:.6g}") for g in lane] for lane in found / found[:, -1:]]}
+    return {"gradient": plain(found / found[:, -1:])}
 
 
 def units(quick: bool) -> list[Unit]:

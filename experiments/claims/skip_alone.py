@@ -10,7 +10,7 @@ import numpy as np
 
 import stackjax as sj
 from experiments.claims import drawing
-from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, seeds
+from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, plain, seeds
 from experiments.lab.store import Json
 from stackjax.parameter import FanIn, Init
 from stackjax.recipe.base import Recipe
@@ -58,8 +58,7 @@ def run(*, recipe: str, depth: int, d_model: int, n_heads: int, context: int, ba
 
     seen = [jax.device_get(look(jnp.asarray(seed))) for seed in seeds]
     sizes, gradients = (np.array([pair[i] for pair in seen], np.float64) for i in (0, 1))
-    short = lambda values: [[float(f"{v:.6g}") for v in lane] for lane in values]  # noqa: E731
-    return {"size": short(sizes / sizes[:, :1]), "gradient": short(gradients / gradients[:, -1:])}
+    return {"size": plain(sizes / sizes[:, :1]), "gradient": plain(gradients / gradients[:, -1:])}
 
 
 def units(quick: bool) -> list[Unit]:
@@ -95,7 +94,7 @@ def end(rows: Rows, unit: str) -> np.ndarray:
 
 def gradient_log(rows: Rows, unit: str) -> np.ndarray:
     """log10 of the gradient at the bottom over that at the top."""
-    return np.log10(np.array(rows[unit]["gradient"])[:, 0])
+    return np.log10(np.array(rows[unit]["gradient"], float)[:, 0])
 
 
 CHECKS = (

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import stackjax as sj
+from experiments.claims.claim import plain
 from experiments.lab import data, lanes
 from experiments.lab.corpus import Corpus
 from experiments.lab.store import Json
@@ -122,13 +123,6 @@ def train(
     reported = read(1)
     found = {"rates": [float(rate) for rate in rates], "steps": run.step, "params": task.model.n_params}
     return {**found, "choose": plain(read(0)["loss"]), **{name: plain(values) for name, values in reported.items()}}
-
-
-def plain(values: Any) -> Any:
-    """An array as nested lists of numbers with six digits; None for what is not finite."""
-    if np.ndim(values):
-        return [plain(part) for part in values]
-    return float(f"{float(values):.6g}") if np.isfinite(values) else None
 
 
 def best(row: Json, name: str = "loss", *, of: slice = slice(None)) -> np.ndarray:

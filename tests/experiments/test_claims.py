@@ -9,7 +9,6 @@ import pytest
 from experiments.claims import __main__ as command
 from experiments.claims import keeps_input, report, suite, training
 from experiments.claims.claim import FIRST_SEED, Check, judge
-from experiments.lab import task_hops, task_tree
 from experiments.lab.finding import Estimate, Prediction
 
 CLAIMS = {claim.name: claim for claim in suite.CLAIMS}
@@ -188,46 +187,3 @@ def test_the_best_rate_is_chosen_on_one_half_and_reported_on_the_other():
     np.testing.assert_array_equal(training.best(row, of=slice(0, 1)), [5.0, 6.0])
     dead = {"choose": [[None, None]], "loss": [[None, None]]}
     assert np.isinf(training.best(dead)).all()
-
-
-def test_hops_follow_one_cycle():
-    found = task_hops.examples(50, seed=3, step=4, hops=(1, 3, 8))
-    for tokens, targets, asked in zip(found["inputs"], found["targets"], found["hops"], strict=True):
-        arrow, seen, place = tokens[: task_hops.PLACES], [], 0
-        for _ in range(task_hops.PLACES):
-            seen.append(place)
-            place = arrow[place]
-        assert sorted(seen) == list(range(task_hops.PLACES)) and place == 0
-        assert tokens[-1] == task_hops.PLACES + asked[0] - 1 and targets[-1] == -1
-        for start in range(task_hops.PLACES):
-            end = start
-            for _ in range(asked[0]):
-                end = arrow[end]
-            assert targets[start] == end
-    assert set(found["hops"].ravel()) == {1, 3, 8}
-    again, other = (task_hops.examples(50, seed=3, step=step, hops=(1, 3, 8)) for step in (4, 5))
-    np.testing.assert_array_equal(again["inputs"], found["inputs"])
-    assert (other["inputs"] != found["inputs"]).any()
-
-
-def test_grandparents_are_those_of_the_tree():
-    found = task_tree.examples(20, seed=3, step=4)
-    deepest = 0
-    for tokens, index, targets, path in zip(
-        *(found[name] for name in ("inputs", "index", "targets", "path")), strict=True
-    ):
-        n = int((index >= 0).sum())
-        assert n % 2 == 0 and task_tree.FEWEST_NODES <= n // 2 <= task_tree.MOST_NODES
-        above, colors = [], {}
-        for token, target, steps in zip(tokens[:n], targets[:n], path[:n], strict=True):
-            way = tuple(int(step) for step in steps if step >= 0)
-            if token == task_tree.CLOSE:
-                assert above.pop() == way and target == -1
-            else:
-                assert (way[:-1] == above[-1]) if above else way == ()
-                colors[way] = int(token)
-                assert target == (colors[way[:-2]] if len(way) > 1 else -1)
-                above.append(way)
-                deepest = max(deepest, len(way))
-        assert not above and (targets[n:] == -1).all()
-    assert 2 < deepest <= task_tree.STEPS
