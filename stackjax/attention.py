@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import chex
 import jax
@@ -11,13 +11,17 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
 
+from stackjax import blockwise
 from stackjax.dot_product import attention_weights, flat_positions, fused_attention, visible, weighted_sum, with_cached
 from stackjax.norm import NoNorm, Norm, upcast, without_statistics
 from stackjax.parameter import Spec, linear, matrix, zeros
 from stackjax.position.base import ATTENTION_HOOKS, NoPosition, Position, total
 from stackjax.sublayer import Aux, CachedPositions, Params, SideInputs, Sublayer, dropout
 
-Backend = Literal["plain", "xla", "cudnn"]
+Backend = Literal["plain", "blockwise", "xla", "cudnn"]
+
+BLOCKWISE_FROM = 2**20
+"""Queries times keys from which attention is blockwise if nothing else is asked for: 1,024 tokens, all with all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +47,9 @@ class Attention(Sublayer):
         value_norm: over K, on values.
         inner_norm: over H K, before the output projection (sub-LN).
         bias: which projections have biases: of query, key, value, out, gate.
-        backend: "plain" is written out, "xla" and "cudnn" go through jax.nn.dot_product_attention; None takes cuDNN
-            on a GPU in 16 bits where it can express the case, else "plain".
+        backend: "plain" is written out and keeps all weights; "blockwise" keeps none (`stackjax.blockwise`), so that
+            observers see no weights; "xla" and "cudnn" go through jax.nn.dot_product_attention. None takes cuDNN on a
+            GPU in 16 bits where it can express the case, else "blockwise" from `BLOCKWISE_FROM` on, else "plain".
         transform_value: a module-level function (value (B, S, G, K), side_inputs) to value, applied before anything
             else reads the values; a recipe's hook (value residual). None for none.
         dropout: rate on the output while training.
@@ -92,12 +97,14 @@ class Attention(Sublayer):
             raise ValueError(f"soft_cap must be positive, or None for none; got {self.soft_cap}")
         if unknown := set(self.bias) - {"query", "key", "value", "out", "gate"}:
             raise ValueError(f"bias names projections out of query, key, value, out, gate; got {sorted(unknown)}")
-        if self.backend not in (None, "plain", "xla", "cudnn"):
-            raise ValueError(f"backend must be 'plain', 'xla', 'cudnn' or None; got {self.backend!r}")
+        if self.backend not in (None, *get_args(Backend)):
+            raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, or None; got {self.backend!r}")
         if not self.position.acts_on(ATTENTION_HOOKS) and type(self.position) is not NoPosition:
             raise ValueError(
                 f"{type(self.position).__name__} does not act inside attention; give it to the model's embedding"
             )
+        if self.backend == "blockwise" and not self._plain_weights:
+            raise ValueError(f"{type(self).__name__} changes whole rows of weights; backend='blockwise' never has one")
         if self.backend in ("xla", "cudnn") and not self._fusable:
             raise ValueError(
                 f"backend={self.backend!r} cannot express soft_cap, sinks, value positions or "
@@ -111,8 +118,13 @@ class Attention(Sublayer):
 
     @property
     def _fusable(self) -> bool:
-        plain_weights = type(self).mix_weights is Attention.mix_weights
-        return self.soft_cap is None and not self.sinks and plain_weights and not self.position.acts_on(("value",))
+        plain = self.soft_cap is None and not self.sinks and self._plain_weights
+        return plain and not self.position.acts_on(("value",))
+
+    @property
+    def _plain_weights(self) -> bool:
+        """Whether the softmax's weights meet the values as they are."""
+        return type(self).mix_weights is Attention.mix_weights
 
     @property
     def attends(self) -> bool:
@@ -177,11 +189,13 @@ class Attention(Sublayer):
             new_key = key = flat_positions(side_inputs.memory_position, n_keys)
         elif cached is not None:
             key = with_cached(cached[self._slots(max(cached))], new_key)
-        reach = {"window": self.window, "chunk": self.chunk}
         sizes = {"n_heads": self.n_heads, "d_head": self.head_width(d_model)}
+        blockwise = self._blockwise(n_tokens, key["index"].shape[-1])
         return {
-            "mask": visible(query, key, causal=self.causal and not self.cross, **reach),
+            "mask": None if blockwise else visible(query, key, **self._scores(self.head_width(d_model)).reach),
             "position": self.position.prepare(shared, query=query, key=key, new_key=new_key, **sizes),
+            "where": (query, key),
+            "shared": shared,
         }
 
     def cache(self, batch: int, capacity: int, d_model: int, dtype: Any) -> Any:
@@ -207,11 +221,22 @@ class Attention(Sublayer):
         value = linear(params, "value", rows).reshape(batch, -1, self.groups, width)
         return self.qk_norm.apply(params["key_norm"], key), self.value_norm.apply(params["value_norm"], value)
 
+    def _scores(self, width: int) -> blockwise.Scores:
+        """Masks, encoding and bounds as one description."""
+        return blockwise.Scores(
+            scale=width**-0.5 if self.scale is None else self.scale,
+            position=self.position,
+            soft_cap=self.soft_cap,
+            causal=self.causal and not self.cross,
+            window=self.window,
+            chunk=self.chunk,
+        )
+
     def before_scores(self, params: Params, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """A subclass's change to rotated queries (B, T, H, K) and keys (B, S, G, K) before their dot products."""
         return query, key
 
-    def mix_weights(self, params: Params, weights: jax.Array, mask: jax.Array) -> jax.Array:
+    def mix_weights(self, params: Params, weights: jax.Array, mask: Any) -> jax.Array:
         """A subclass's change to the softmax's weights (B, H, T, S); the mask says which keys a query may look at."""
         return weights
 
@@ -275,49 +300,51 @@ class Attention(Sublayer):
         self, params: Params, query: jax.Array, key: jax.Array, value: jax.Array, side_inputs: SideInputs
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """softmax(query · key) value with all that shapes it; and the weights and logits for observers."""
-        table, mask = side_inputs.prepared["position"], side_inputs.prepared["mask"]
-        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
+        prepared, scores = side_inputs.prepared, self._scores(query.shape[-1])
+        standard = side_inputs.position is None and side_inputs.cache is None and self.chunk is None and not self.cross
+        backend = self._backend(query.dtype, standard, query.shape[1], key.shape[1])
+        if backend == "blockwise":
+            within = {"position": params["position"], "shared": prepared["shared"]}
+            where, sinks = prepared["where"], params.get("sinks")
+            return blockwise.attend(scores, within, query, key, value, where, sinks=sinks), {}
+        table, mask = prepared["position"], prepared["mask"]
         score = self.position.score(params["position"], table, query, key)
         bias = self.position.bias(params["position"], table)
-
-        backend = self._backend(query.dtype)
         intermediates = {}
         # A fused kernel makes no weights: these are made again for observers, and the compiler drops them if there is
         # none. Without a compiler they are not made at all.
-        if backend == "plain" or isinstance(query, Tracer):
-            weights, logits = attention_weights(
-                query,
-                key,
-                scale=scale,
-                mask=mask,
-                score=score,
-                bias=bias,
-                soft_cap=self.soft_cap,
-                sinks=params.get("sinks"),
-            )
+        if backend == "plain" or (isinstance(query, Tracer) and mask is not None):
+            shape = {"score": score, "bias": bias, "soft_cap": self.soft_cap, "sinks": params.get("sinks")}
+            weights, logits = attention_weights(query, key, scale=scores.scale, mask=mask, **shape)
             intermediates = {"weights": weights, "logits": logits}
         if backend == "plain":
             mixed = self.mix_weights(params, intermediates["weights"], mask)
             y = weighted_sum(mixed, value)
             extra = self.position.value(params["position"], table, mixed)
             return (y if extra is None else y + extra.astype(y.dtype)), intermediates
-        everything = side_inputs.position is None and side_inputs.cache is None
-        standard = everything and self.chunk is None and not self.cross
         y = fused_attention(
             query,
             key,
             value,
             backend=backend,
-            scale=scale,
+            scale=scores.scale,
             causal=standard and self.causal,
             window=self.window if standard else None,
             mask=None if standard else mask,
-            bias=total([None if score is None else scale * score, bias]),
+            bias=total([None if score is None else scores.scale * score, bias]),
         )
         return y, intermediates
 
-    def _backend(self, dtype: Any) -> Backend:
+    def _blockwise(self, n_queries: int, n_keys: int) -> bool:
+        """Whether the weights of these many queries and keys are too large to be kept."""
+        large = n_queries > 1 and n_queries * n_keys >= BLOCKWISE_FROM and self._plain_weights
+        return self.backend == "blockwise" or (self.backend is None and large)
+
+    def _backend(self, dtype: Any, standard: bool, n_queries: int, n_keys: int) -> Backend:
         if self.backend is not None:
             return self.backend
+        blockwise = self._blockwise(n_queries, n_keys)
         sixteen_bits = dtype in (jnp.bfloat16, jnp.float16)
-        return "cudnn" if jax.default_backend() == "gpu" and sixteen_bits and self._fusable else "plain"
+        if jax.default_backend() == "gpu" and sixteen_bits and self._fusable and (standard or not blockwise):
+            return "cudnn"
+        return "blockwise" if blockwise else "plain"

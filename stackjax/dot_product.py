@@ -32,7 +32,7 @@ def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array,
     return weights, weights * (tangents[0] - jnp.sum(weights * tangents[0], -1, keepdims=True))
 
 
-def attention_weights(
+def attention_logits(
     query: jax.Array,
     key: jax.Array,
     *,
@@ -41,9 +41,8 @@ def attention_weights(
     score: jax.Array | None = None,
     bias: jax.Array | None = None,
     soft_cap: float | None = None,
-    sinks: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """softmax(cap(scale (q·k + score)) + bias), and the logits under the softmax.
+) -> jax.Array:
+    """cap(scale (q·k + score)) + bias, -inf where the mask is False.
 
     Args:
         query: (B, T, H, K)
@@ -53,10 +52,9 @@ def attention_weights(
         score: (B or 1, H or 1, T, S) content-dependent position logits, added before the scale.
         bias: (B or 1, H or 1, T, S) position logits, added after the scale and the cap.
         soft_cap: c in c tanh(logits / c) (Gemma 2, arXiv:2408.00118, section 2).
-        sinks: (H,) a logit for each head that takes part in the softmax and has no value (gpt-oss).
 
     Returns:
-        Weights and logits, both (B, H, T, S), at least float32. A row that may look nowhere has weights of zero.
+        (B, H, T, S), at least float32.
     """
     n_heads, n_groups = query.shape[-2], key.shape[-2]
     chex.assert_is_divisible(n_heads, n_groups)
@@ -70,8 +68,24 @@ def attention_weights(
         logits = soft_cap * jnp.tanh(logits / soft_cap)
     if bias is not None:
         logits = logits + upcast(bias)
-    if mask is not None:
-        logits = jnp.where(mask, logits, -jnp.inf)
+    return logits if mask is None else jnp.where(mask, logits, -jnp.inf)
+
+
+def attention_weights(
+    query: jax.Array, key: jax.Array, *, sinks: jax.Array | None = None, **options: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Softmax of the logits over the keys, and the logits.
+
+    Args:
+        query: (B, T, H, K)
+        key: (B, S, G, K)
+        sinks: (H,) a logit for each head that takes part in the softmax and has no value (gpt-oss).
+        **options: those of `attention_logits`.
+
+    Returns:
+        Weights and logits, both (B, H, T, S), at least float32. A row that may look nowhere has weights of zero.
+    """
+    logits = attention_logits(query, key, **options)
     if sinks is None:
         return softmax(logits), logits
     sink = jnp.broadcast_to(upcast(sinks)[:, None, None], (*logits.shape[:-1], 1))
@@ -198,6 +212,51 @@ def visible(
     if "segment" in query and "segment" in key:
         seen = seen & (query["segment"][..., :, None] == key["segment"][..., None, :])
     return jnp.broadcast_to(seen, jnp.broadcast_shapes(seen.shape, i.shape[:-1] + j.shape[-1:]))[..., None, :, :]
+
+
+Ranges = dict[str, tuple[jax.Array, jax.Array]]
+"""Smallest and largest value of each kind of position in a block of tokens; of an empty block, the first is larger."""
+
+
+def ranges(position: Positions) -> Ranges:
+    """The `Ranges` of positions (..., T), those with an index of -1 left out."""
+    there = position["index"] >= 0
+    return {
+        name: (
+            jnp.min(jnp.where(there, x, jnp.iinfo(jnp.int32).max)),
+            jnp.max(jnp.where(there, x, jnp.iinfo(jnp.int32).min)),
+        )
+        for name, x in position.items()
+        if name in ("index", "segment")
+    }
+
+
+def may_meet(
+    query: Ranges, key: Ranges, *, causal: bool = False, window: int | None = None, chunk: int | None = None
+) -> jax.Array:
+    """Whether `visible` can be True anywhere between two blocks of tokens, from their ranges alone; True if in doubt.
+
+    Args:
+        query: of the queries.
+        key: of the keys.
+        causal: as for `visible`.
+        window: as for `visible`.
+        chunk: as for `visible`.
+
+    Returns:
+        () boolean.
+    """
+    (first, last), (low, high) = query["index"], key["index"]
+    meet = (first <= last) & (low <= high)
+    if causal:
+        meet = meet & (low <= last)
+    if window is not None:
+        meet = meet & (high > first - window) & (low < last + window)
+    if chunk is not None:
+        meet = meet & (high // chunk >= first // chunk) & (low // chunk <= last // chunk)
+    if "segment" in query and "segment" in key:
+        meet = meet & (key["segment"][0] <= query["segment"][1]) & (key["segment"][1] >= query["segment"][0])
+    return meet
 
 
 def flat_positions(position: Positions | None, n: int) -> Positions:

@@ -170,6 +170,7 @@ LEVELS = [
     {"display"},
     {"norm", "sublayer", "abstract_model"},
     {"loss", "dot_product", "feed_forward", "history", "statistic", "position"},
+    {"blockwise"},
     {"attention", "latent_attention", "moe", "parallel", "embedding"},
     {"recipe"},
     {"layer"},

@@ -1,0 +1,240 @@
+"""Attention in memory that grows with the number of tokens, not its square: softmax over one block of keys at a time.
+
+    m' = max(m, max_s l_s)      n' = e^(m - m') n + sum_s e^(l_s - m')      y' = e^(m - m') y + sum_s e^(l_s - m') v_s
+
+runs over blocks of keys for each block of queries; y / n at the end is the softmax's weighted sum. The backward pass is
+written by hand and computes the logits l of each block again, from the queries, the keys and the log of the normaliser
+of each row. Blocks of keys that no query of a block may look at are passed over, so a window of W tokens costs T W.
+
+What a block's logits are is a function of the block alone (`Scores`), so every mask, bias and encoding that follows
+from positions goes through it.
+
+Source: Milakov & Gimelshein 2018, arXiv:1805.02867 (the running softmax); Rabe & Staats 2021, arXiv:2112.05682
+(blocks in linear memory); Dao et al. 2022, algorithms 1 and 4, arXiv:2205.14135 (the backward pass).
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stackjax.dot_product import attention_logits, may_meet, ranges, visible, weighted_sum
+from stackjax.norm import upcast
+from stackjax.position.base import NoPosition, Position
+from stackjax.sublayer import Params, Positions
+
+Where = tuple[Positions, Positions]
+"""Positions of queries and of keys."""
+
+BLOCK = 256
+"""Tokens in a block of queries and in one of keys."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What one block of queries and one of keys make of each other: masks, encodings and bounds of attention.
+
+    Args:
+        scale: of the dot products.
+        position: encoding; its tables are made for each pair of blocks.
+        soft_cap: as for `attention_logits`.
+        causal: as for `visible`.
+        window: as for `visible`.
+        chunk: as for `visible`.
+    """
+
+    scale: float
+    position: Position = NoPosition()
+    soft_cap: float | None = None
+    causal: bool = False
+    window: int | None = None
+    chunk: int | None = None
+
+    @property
+    def reach(self) -> dict[str, Any]:
+        """Arguments of `visible` and `may_meet`."""
+        return {"causal": self.causal, "window": self.window, "chunk": self.chunk}
+
+    def table(self, params: Params, where: Where, n_heads: int, d_head: int) -> Any:
+        """The encoding's table for two blocks."""
+        query, key = where
+        sizes = {"n_heads": n_heads, "d_head": d_head}
+        return self.position.prepare(params["shared"], query=query, key=key, new_key=key, **sizes)
+
+    def logits(self, params: Params, query: jax.Array, key: jax.Array, where: Where) -> jax.Array:
+        """(B, H, t, s) logits of a block of queries (B, t, H, K) and one of keys (B, s, G, K)."""
+        table = self.table(params, where, *query.shape[2:])
+        return attention_logits(
+            query,
+            key,
+            scale=self.scale,
+            mask=visible(*where, **self.reach),
+            score=self.position.score(params["position"], table, query, key),
+            bias=self.position.bias(params["position"], table),
+            soft_cap=self.soft_cap,
+        )
+
+    def mix(self, params: Params, weights: jax.Array, value: jax.Array, where: Where) -> jax.Array:
+        """(B, t, H, K) from weights (B, H, t, s) and values (B, s, G, K); linear in the weights."""
+        y = weighted_sum(weights, value)
+        table = self.table(params, where, weights.shape[1], value.shape[-1])
+        extra = self.position.value(params["position"], table, weights)
+        return y if extra is None else y + extra.astype(y.dtype)
+
+
+def attend(
+    scores: Scores,
+    params: Params,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    where: Where,
+    *,
+    sinks: jax.Array | None = None,
+    block: int | None = None,
+) -> jax.Array:
+    """Softmax attention, block by block.
+
+    Args:
+        scores: masks, encodings and bounds.
+        params: {position: of the encoding, shared: with other layers}.
+        query: (B, T, H, K)
+        key: (B, S, G, K)
+        value: (B, S, G, K')
+        where: positions of the queries and of the keys, dicts of arrays (B or 1, T or S, ...); an `index` of -1 is a
+            key that nobody sees.
+        sinks: (H,) a logit for each head that takes part in the softmax and has no value.
+        block: tokens in a block; None means `BLOCK`.
+
+    Returns:
+        (B, T, H, K'), dtype of value; zeros for a query that may look nowhere.
+    """
+    n_queries, n_heads = query.shape[1], query.shape[2]
+    block = BLOCK if block is None else block
+    sinks = jnp.full(n_heads, -jnp.inf, jnp.float32) if sinks is None else upcast(sinks)
+    padded = [_padded(x, block) for x in (query, key, value)]
+    at_query, at_key = ({name: _padded(x, block, -1) for name, x in side.items()} for side in where)
+    return _attend(scores, block, params, *padded, (at_query, at_key), sinks)[:, :n_queries]
+
+
+def _padded(x: jax.Array, block: int, filler: int = 0) -> jax.Array:
+    """x with axis 1 filled up to whole blocks."""
+    extra = -x.shape[1] % block
+    return jnp.pad(x, [(0, extra if axis == 1 else 0) for axis in range(x.ndim)], constant_values=filler)
+
+
+def _blocks(tree: Any, block: int) -> Any:
+    """(B, n block, ...) as (n, B, block, ...)."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, block, *x.shape[2:]), 1, 0), tree)
+
+
+def _whole(tree: Any) -> Any:
+    """The inverse of `_blocks`."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:]), tree)
+
+
+def _take(tree: Any, i: Any) -> Any:
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False), tree)
+
+
+def _reach(scores: Scores, at_queries: Any, at_keys: Any) -> tuple[jax.Array, jax.Array]:
+    """For each block of queries the first block of keys that it may look at, and the one behind the last."""
+    queries, keys = (jax.vmap(ranges)(where) for where in (at_queries, at_keys))
+    meet = jax.vmap(lambda query: jax.vmap(lambda key: may_meet(query, key, **scores.reach))(keys))(queries)
+    n = meet.shape[1]
+    return jnp.argmax(meet, 1), jnp.where(jnp.any(meet, 1), n - jnp.argmax(meet[:, ::-1], 1), 0)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(scores: Scores, block: int, params, query, key, value, where, sinks):
+    return _forward(scores, block, params, query, key, value, where, sinks)[0]
+
+
+def _forward(scores: Scores, block: int, params, query, key, value, where, sinks):
+    """The output, and what the backward pass needs: the log of each row's normaliser (B, H, T) beside the inputs."""
+    at_keys = _blocks(where[1], block)
+    keys, values = _blocks((key, value), block)
+    dtype = jnp.promote_types(value.dtype, jnp.float32)
+
+    def one(block_of_queries: Any) -> tuple[jax.Array, jax.Array]:
+        q, at_query, (low, high) = block_of_queries
+        batch, n, heads = q.shape[:3]
+
+        def step(j: Any, carry: Any) -> Any:
+            top, norm, y = carry
+            k, v, at_key = _take((keys, values, at_keys), j)
+            logits = scores.logits(params, q, k, (at_query, at_key))
+            new = jnp.maximum(top, jnp.max(logits, -1))
+            base = jnp.where(jnp.isfinite(new), new, 0)
+            weights = jnp.exp(logits - base[..., None])
+            shrink = jnp.exp(top - base)
+            y = y * jnp.moveaxis(shrink, 1, 2)[..., None]
+            y = y + scores.mix(params, weights.astype(value.dtype), v, (at_query, at_key)).astype(dtype)
+            return new, norm * shrink + jnp.sum(weights, -1), y
+
+        begin = (
+            jnp.broadcast_to(sinks[None, :, None], (batch, heads, n)).astype(dtype),
+            jnp.broadcast_to(jnp.isfinite(sinks)[None, :, None], (batch, heads, n)).astype(dtype),
+            jnp.zeros((batch, n, heads, value.shape[-1]), dtype),
+        )
+        top, norm, y = jax.lax.fori_loop(low, high, step, begin)
+        safe = jnp.where(norm == 0, 1, norm)
+        y = y / jnp.moveaxis(safe, 1, 2)[..., None]
+        return y.astype(value.dtype), jnp.where(norm == 0, jnp.inf, top + jnp.log(safe))
+
+    at_queries = _blocks(where[0], block)
+    y, log_norm = jax.lax.map(one, (_blocks(query, block), at_queries, _reach(scores, at_queries, at_keys)))
+    y = _whole(y)
+    return y, (params, query, key, value, where, sinks, y, log_norm)
+
+
+def _backward(scores: Scores, block: int, saved: Any, cotangent: jax.Array) -> Any:
+    params, query, key, value, where, sinks, y, log_norm = saved
+    at_keys = _blocks(where[1], block)
+    keys, values = _blocks((key, value), block)
+    dtype = log_norm.dtype
+    zeros = partial(jax.tree.map, lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)))
+
+    def one(carry: Any, block_of_queries: Any) -> Any:
+        q, at_query, dy, y, log_norm, (low, high) = block_of_queries
+        delta = jnp.moveaxis(jnp.sum(dy.astype(dtype) * y.astype(dtype), -1), -1, 1)
+
+        def step(j: Any, carry: Any) -> Any:
+            d_params, d_q, d_keys, d_values = carry
+            k, v, at_key = _take((keys, values, at_keys), j)
+            at = (at_query, at_key)
+            logits, pull_logits = jax.vjp(lambda params, q, k: scores.logits(params, q, k, at), params, q, k)
+            weights = jnp.exp(logits - log_norm[..., None])
+            rounded = weights.astype(value.dtype)
+            _, pull_mix = jax.vjp(lambda params, w, v: scores.mix(params, w, v, at), params, rounded, v)
+            d_params_mix, d_weights, d_v = pull_mix(dy)
+            d_params_logits, d_q_block, d_k = pull_logits(weights * (d_weights.astype(dtype) - delta[..., None]))
+            add = partial(jax.tree.map, lambda a, *b: a + sum(x.astype(a.dtype) for x in b))
+            return (
+                add(d_params, d_params_mix, d_params_logits),
+                add(d_q, d_q_block),
+                d_keys.at[j].add(d_k.astype(d_keys.dtype)),
+                d_values.at[j].add(d_v.astype(d_values.dtype)),
+            )
+
+        d_params, d_keys, d_values, d_sinks = carry
+        d_params, d_q, d_keys, d_values = jax.lax.fori_loop(low, high, step, (d_params, zeros(q), d_keys, d_values))
+        weight = jnp.exp(sinks[None, :, None] - log_norm)
+        return (d_params, d_keys, d_values, d_sinks - jnp.sum(weight * delta, (0, 2))), d_q
+
+    blocks = _blocks((query, where[0], cotangent, y), block)
+    rows = (*blocks, log_norm, _reach(scores, blocks[1], at_keys))
+    begin = (zeros(params), zeros(keys), zeros(values), jnp.zeros(sinks.shape, dtype))
+    (d_params, d_keys, d_values, d_sinks), d_query = jax.lax.scan(one, begin, rows)
+    d_params = jax.tree.map(lambda d, x: d.astype(x.dtype), d_params, params)
+    d_query, d_key, d_value = (
+        _whole(d).astype(x.dtype) for d, x in ((d_query, query), (d_keys, key), (d_values, value))
+    )
+    no_gradient = jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), where)
+    return d_params, d_query, d_key, d_value, no_gradient, d_sinks.astype(sinks.dtype)
+
+
+_attend.defvjp(_forward, _backward)
