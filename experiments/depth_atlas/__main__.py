@@ -144,11 +144,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.report_only:
             print(report(options))
             return OK
-        sweeps = prepare(options, plan, command)
+        with command_line.warnings_afterwards("depth_atlas"):
+            sweeps = prepare(options, plan, command)
         for warning in dict.fromkeys(warning for sweep in sweeps for warning in sweep.check()):
             print(f"depth_atlas: warning: {warning}", file=sys.stderr)
     except ValueError as error:
-        print(f"depth_atlas: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"depth_atlas: {command_line.one_line(error)}", file=sys.stderr)
         return USAGE
     compile_cache.enable()
     try:

@@ -19,7 +19,17 @@ from rich.console import Console
 
 from experiments.depth_sweep import report
 from experiments.lab import compile_cache, cost, data, progress
-from experiments.lab.command_line import FAILED, INTERRUPTED, OK, USAGE, asked_to_stop, parse
+from experiments.lab.command_line import (
+    FAILED,
+    INTERRUPTED,
+    OK,
+    USAGE,
+    asked_to_stop,
+    one_line,
+    parse,
+    warnings_afterwards,
+)
+from experiments.lab.data.found import printable
 from experiments.lab.grid import Grid, Setting
 from experiments.lab.headline import sentences
 from experiments.lab.results import Results
@@ -32,9 +42,10 @@ class Text:
     """What is read."""
 
     data: str | None = None
-    """A file, folder or glob of text, of .jsonl(.gz), or .bin token files; None is Python's standard library."""
+    """A file, folder or glob of text, of records (.jsonl, .ndjson, .json), or of .bin token files; all but these may
+    be packed (.gz). None is Python's standard library."""
     text_field: str = "text"
-    """Of the records of .jsonl files."""
+    """Of records: the field that holds their text."""
     token_dtype: Literal["uint8", "uint16", "uint32"] = "uint16"
     """Of the tokens in .bin files."""
     vocab: int | None = None
@@ -57,7 +68,7 @@ class Options:
     lanes: Literal["vmap", "loop"] = "vmap"
     """Learning rates and seeds all at once, or one after another in less memory."""
     dry_run: bool = False
-    """Print the grid, what it costs and what is done already; write nothing."""
+    """Print what is read and what is left out, the grid, what it costs and what is done already; write nothing."""
     report_only: bool = False
     """Make results.csv and the report again from the cells that are there."""
     retry_failed: bool = False
@@ -81,10 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"--scheduler {options.scheduler} comes later; start several workers on one --out instead")
         if options.report_only:
             return _report(Folder(options.out))
-        sweep = prepare(options, "python -m experiments.depth_sweep " + shlex.join(arguments))
-        warnings = sweep.check()
+        with warnings_afterwards("depth_sweep"):
+            sweep = prepare(options, "python -m experiments.depth_sweep " + shlex.join(arguments))
+            warnings = sweep.check()
     except ValueError as error:
-        print(f"depth_sweep: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"depth_sweep: {one_line(error)}", file=sys.stderr)
         return USAGE
     for warning in warnings:
         print(f"depth_sweep: warning: {warning}", file=sys.stderr)
@@ -120,6 +132,7 @@ def dry_run(sweep: Sweep) -> str:
     setting = sweep.setting
     lines = [
         progress.header(sweep),
+        *map(printable, sweep.corpus.origin.lines()),
         "",
         f"{'recipe':<20}{'depth':>6}{'cells':>7}{'done':>6}{'params':>13}{'FLOPs':>10}{'memory':>11}",
     ]

@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 import tyro
 
 from experiments.lab import compile_cache
+from experiments.lab.data.found import printable
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
@@ -43,6 +45,24 @@ def parse(arguments: Sequence[str], kind: type[T], program: str, default: T | No
         if stop.code != USAGE:
             raise
         raise ValueError(f"{_first_words(said.getvalue())} (see --help)") from None
+
+
+def one_line(text: object) -> str:
+    """A message as one line of printable characters, whatever the names of files in it are."""
+    return printable(" ".join(str(text).split()))
+
+
+@contextlib.contextmanager
+def warnings_afterwards(program: str) -> Iterator[None]:
+    """Say what is warned of within, a line each on standard error, when it has ended well; a refusal stands alone.
+
+    Args:
+        program: its name.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        yield
+    for warning in caught:
+        print(f"{program}: warning: {one_line(warning.message)}", file=sys.stderr)
 
 
 def one_or_more(options: Any, *names: str) -> None:
@@ -79,14 +99,16 @@ def main(
         The exit status.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    name = program.rpartition(".")[2]
     try:
         options = parse(arguments, type(usual), program, quick if "--quick" in arguments else usual)
         out: Any = options
         if Path(out.out).exists() and not Path(out.out).is_dir():
             raise ValueError(f"--out {out.out} is not a folder")
-        work = prepare(options)
+        with warnings_afterwards(name):
+            work = prepare(options)
     except ValueError as error:
-        print(f"{program.rpartition('.')[2]}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{name}: {one_line(error)}", file=sys.stderr)
         return USAGE
     compile_cache.enable()
     print(run(work, shlex.join(["python", "-m", program, *arguments])))

@@ -4,6 +4,7 @@ A batch does not depend on the model, so every recipe and depth sees the same te
 iterator carries state, a run resumes exactly.
 """
 
+import collections
 import dataclasses
 import hashlib
 import math
@@ -13,6 +14,41 @@ import numpy as np
 
 PIECE = 1 << 24
 BIGRAM_VOCAB = 1024
+LARGEST_VOCAB = 1 << 20
+"""Four times the largest vocabulary of a published model."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Origin:
+    """The files that a corpus was read from.
+
+    Args:
+        files: their names.
+        documents: how many they hold; None where they do not say.
+        split: how validation was held out.
+        left_out: {name: reason} of the files that were found and not read.
+    """
+
+    files: tuple[str, ...] = ()
+    documents: int | None = None
+    split: str = ""
+    left_out: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def lines(self, most: int = 10) -> list[str]:
+        """What was read, and everything that was not with its reason, for people.
+
+        Args:
+            most: names of files read.
+        """
+        n = "" if self.documents is None else f", {self.documents:,} documents"
+        more = [f"  and {len(self.files) - most:,} more"] if len(self.files) > most else []
+        out = [f"  {name}: {reason}" for name, reason in self.left_out.items()]
+        return [
+            f"{len(self.files):,} files{n}; {self.split}",
+            *(f"  {name}" for name in self.files[:most]),
+            *more,
+            *([f"{len(out):,} left out:", *out] if out else []),
+        ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +64,7 @@ class Corpus:
         unigram: entropy of the validation tokens in nats.
         bigram: entropy of a validation token given the one before it, in nats; None for a large vocabulary, where
             counts say little. Both are counted on the validation data itself, and a good model goes below them.
+        origin: what the tokens were read from.
     """
 
     name: str
@@ -37,9 +74,18 @@ class Corpus:
     sha256: str
     unigram: float
     bigram: float | None
+    origin: Origin = Origin()
 
     @classmethod
-    def of(cls, name: str, train: np.ndarray, valid: np.ndarray, *, vocab: int | None = None) -> "Corpus":
+    def of(
+        cls,
+        name: str,
+        train: np.ndarray,
+        valid: np.ndarray,
+        *,
+        vocab: int | None = None,
+        origin: Origin = Origin(),
+    ) -> "Corpus":
         """Describe two arrays of tokens, in one pass over them.
 
         Args:
@@ -47,9 +93,11 @@ class Corpus:
             train: (N,) unsigned integers.
             valid: (M,)
             vocab: V; None means the largest token and one.
+            origin: what they were read from.
 
         Raises:
-            ValueError: no tokens, or a token outside the vocabulary.
+            ValueError: no tokens, a token outside the vocabulary, or a vocabulary that cannot be meant: above
+                `LARGEST_VOCAB`, or, where it is not given, above 65,536 and 16 times the number of tokens.
         """
         digest, top = hashlib.sha256(), 0
         for split in (train, valid):
@@ -62,8 +110,16 @@ class Corpus:
                 top = max(top, int(piece.max()))
         if vocab is None:
             vocab = top + 1
+            largest = min(LARGEST_VOCAB, max(1 << 16, 16 * (len(train) + len(valid))))
+        else:
+            largest = LARGEST_VOCAB
         if top >= vocab:
             raise ValueError(f"{name}: tokens must be below --vocab {vocab}; found {top} (a wrong --token-dtype?)")
+        if vocab > largest:
+            raise ValueError(
+                f"{name}: a vocabulary of {vocab:,} is not plausible for {len(train) + len(valid):,} tokens (at most "
+                f"{largest:,}); is --token-dtype {train.dtype.name} right?"
+            )
         digest.update(f"vocab {vocab}".encode())
         unigram, bigram = entropies(valid, vocab)
         return cls(
@@ -74,6 +130,7 @@ class Corpus:
             sha256=digest.hexdigest(),
             unigram=unigram,
             bigram=bigram,
+            origin=origin,
         )
 
     def check(self, *, batch: int, context: int) -> None:
@@ -100,7 +157,7 @@ class Corpus:
         return _windows(self.valid, starts, context).reshape(n, batch, context + 1)
 
     def facts(self) -> dict[str, Any]:
-        """All but the tokens, as plain JSON."""
+        """All but the tokens and the names of files, as plain JSON."""
         return {
             "name": self.name,
             "train_tokens": len(self.train),
@@ -109,6 +166,10 @@ class Corpus:
             "sha256": self.sha256,
             "unigram": self.unigram,
             "bigram": self.bigram,
+            "files": len(self.origin.files),
+            "documents": self.origin.documents,
+            "split": self.origin.split,
+            "left_out": dict(collections.Counter(self.origin.left_out.values())),
         }
 
 

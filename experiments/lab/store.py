@@ -28,11 +28,11 @@ Json = dict[str, Any]
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Replace a file at once."""
+    """Replace a file at once; what UTF-8 does not hold, as in the name of a file, is written as its escape."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with open(part, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)

@@ -1,13 +1,27 @@
 """The command line: bad usage is one line and exit status 2, before anything is written."""
 
+import dataclasses
 import json
+import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments.depth_sweep import __main__ as depth_sweep
+from experiments.lab import command_line, data, page, store
 from tests.experiments.conftest import GRID, arguments
 from tests.experiments.test_data import bad_inputs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Small:
+    """Options of an experiment that only reads."""
+
+    data: str | None = None
+    out: str = "none"
+
 
 OWN = "experiments.own_recipe:recipe"
 
@@ -17,8 +31,9 @@ def refused(capsys, command, out, *said):
     assert depth_sweep.main([str(word) for word in command]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("depth_sweep: ") and captured.err.count("\n") == 1, captured.err
+    assert captured.err[:-1].isprintable()
     for words in said:
-        assert words in captured.err
+        assert re.search(words, captured.err), captured.err
     assert captured.out == "" and not out.exists()
 
 
@@ -53,8 +68,49 @@ def test_bad_data(tmp_path, capsys):
     (tmp_path / "data").mkdir()
     out = tmp_path / "out"
     for options, said in bad_inputs(tmp_path / "data").values():
-        more = ["--vocab", options["vocab"]] if "vocab" in options else []
+        more = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if name != "where"]
         refused(capsys, [*arguments(out, options["where"]), *more], out, said)
+
+
+def test_a_dry_run_says_what_would_be_read(tmp_path, capsys):
+    top, out = tmp_path / "top", tmp_path / "out"
+    top.mkdir()
+    for i in range(25):
+        (top / f"{i:02}.txt").write_text(f"text number {i} " * 40)
+    (top / "old\n\x1b[31m.txt").write_bytes("Größe ".encode("latin-1") * 40)
+    (top / os.fsdecode(b"odd\xff.png")).write_bytes(b"\0" * 40)
+    assert depth_sweep.main([*arguments(out, top, *GRID), "--dry-run"]) == 0
+    captured = capsys.readouterr()
+    assert "25 files, 25 documents; 2 whole documents are for validation" in captured.out
+    assert "  and 15 more" in captured.out and "2 left out:" in captured.out
+    assert r"/top/old\n\x1b[31m.txt: not UTF-8" in captured.out
+    assert r"/top/odd\udcff.png: binary, not text" in captured.out
+    assert re.fullmatch(r"depth_sweep: warning: .*: left out: .*odd\\udcff.*old \\x1b.*\n", captured.err)
+    assert not out.exists()
+
+
+def test_left_out_files_are_a_warning_of_every_experiment(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("some text " * 300)
+    (tmp_path / "b.png").write_bytes(b"\0" * 40)
+
+    def prepare(options):
+        return data.load(options.data)
+
+    def run(corpus, command):
+        return Path(corpus.name)
+
+    options = {"usual": Small(), "quick": Small(), "prepare": prepare, "run": run}
+    assert command_line.main("experiments.small", **options, arguments=["--data", str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert re.fullmatch(r"small: warning: .*: left out: .*b\.png \(binary, not text\)\n", captured.err)
+    assert command_line.main("experiments.small", **options, arguments=["--data", str(tmp_path / "b.png")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_names_that_utf8_does_not_hold_reach_a_page_as_their_escapes(tmp_path):
+    page_of = page.document(title="odd \udcff", under="", headline=[], body=page.environment({}, ["\udcff"]), specs={})
+    store.write(tmp_path / "page.html", page_of)
+    assert r"odd \udcff" in (tmp_path / "page.html").read_text("utf-8")
 
 
 def test_nothing_to_report(tmp_path, capsys):
