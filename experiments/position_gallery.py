@@ -87,7 +87,7 @@ def document() -> tuple[list[str], dict[str, jax.Array]]:
 
 
 def drawn(specs: Any, key: jax.Array) -> Any:
-    """Parameters as they are born, but for tables of logits, which are born equal or zero: those by a normal law."""
+    """Parameters as they are born, but for tables of logits, which are born equal or zero: those are Gaussian."""
 
     def visible(spec: Spec) -> Spec:
         return replace(spec, init=Normal(1.0)) if spec.role == "relative_bias" else spec

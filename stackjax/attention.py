@@ -188,7 +188,7 @@ class Attention(Sublayer):
             n_keys = n_tokens if side_inputs.memory is None else side_inputs.memory.shape[-2]
             new_key = key = flat_positions(side_inputs.memory_position, n_keys)
         elif cached is not None:
-            key = with_cached(cached[self._slots(max(cached))], new_key)
+            key = with_cached(cached[self._capacity(max(cached))], new_key)
         sizes = {"n_heads": self.n_heads, "d_head": self.head_width(d_model)}
         blockwise = self._blockwise(n_tokens, key["index"].shape[-1])
         return {
@@ -201,10 +201,10 @@ class Attention(Sublayer):
     def cache(self, batch: int, capacity: int, d_model: int, dtype: Any) -> Any:
         if self.cross:
             return None
-        shape = (batch, self.groups, self._slots(capacity), self.head_width(d_model))
+        shape = (batch, self.groups, self._capacity(capacity), self.head_width(d_model))
         return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
 
-    def _slots(self, capacity: int) -> int:
+    def _capacity(self, capacity: int) -> int:
         """The number of the last `capacity` tokens that any later query can reach."""
         return min(reach for reach in (capacity, self.window, self.chunk) if reach is not None)
 

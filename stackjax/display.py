@@ -33,8 +33,8 @@ class Description:
         cls.__repr__ = cls.__repr__
 
     def __repr__(self) -> str:
-        given = [f"{name}={_value(value)}" for name, value, usual in _fields(self) if not usual]
-        return f"{type(self).__name__}({', '.join(given)})"
+        changed = [f"{name}={_value(value)}" for name, value, usual in _fields(self) if not usual]
+        return f"{type(self).__name__}({', '.join(changed)})"
 
 
 def field_lines(description: Any) -> list[list[str]]:

@@ -54,7 +54,7 @@ class Embedding(Description):
             raise ValueError(f"{type(self.position).__name__} does not act on the stream; give it to the attention")
 
     def spec(self, d_model: int) -> dict[str, Any]:
-        """Parameters."""
+        """Declare the parameters."""
         std = d_model**-0.5 if self.std is None else self.std
         specs: dict[str, Any] = {
             "token": Spec(shape=(self.vocab, d_model), role="embed", init=Normal(std)),
@@ -130,7 +130,7 @@ class Head(Description):
     norm: Norm = NoNorm()
 
     def spec(self, d_model: int, vocab: int) -> dict[str, Any]:
-        """Parameters."""
+        """Declare the parameters."""
         specs: dict[str, Any] = {"norm": final_norm(self.norm, d_model)}
         if self.transform is not None:
             specs["transform"] = Spec(shape=(d_model, d_model), role="unembed")

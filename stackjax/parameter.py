@@ -40,7 +40,7 @@ class Spec:
             (what a residual form learns), mix (matrices with which a residual form computes its weights from the
             stream), relative (vectors and matrices of positions inside attention), relative_bias (tables of logits),
             router, and statistic (not trained by the gradient; see `Aux.state`).
-        init: the law it is born with; None takes the recipe's law for matrices.
+        init: initialiser; None uses the recipe's default for weight matrices.
     """
 
     shape: tuple[int, ...]
@@ -126,7 +126,7 @@ class Normal:
 
 @dataclass(frozen=True)
 class FanIn:
-    """Gaussian entries of variance `scale / fan_in`; 1 is LeCun's law, 2 He's for ReLU (arXiv:1502.01852, eq. 10)."""
+    """Gaussian entries of variance `scale / fan_in`; 1 is LeCun's, 2 He's for ReLU (arXiv:1502.01852, eq. 10)."""
 
     scale: float = 1.0
 

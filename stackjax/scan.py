@@ -39,7 +39,7 @@ def run(
     """Run the body n times over the leading axis of xs.
 
     Args:
-        body: one layer, or one period of layers.
+        body: one layer, or one repeat of a pattern of layers.
         carry: what the next layer needs.
         xs: pytree of arrays with leading axis n.
         n: number of repeats, 0 included.

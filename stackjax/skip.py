@@ -98,7 +98,7 @@ def losses(
         y, _ = skipping.apply(params, *inputs, coefficients=kept, **options)
         return loss(y)
 
-    ends = np.cumsum(depths)
-    masks = jnp.concatenate((jnp.ones((1, ends[-1])), 1 - jnp.eye(ends[-1])))
-    values = jax.lax.map(one, jnp.split(masks, ends[:-1], 1))
-    return values[0], jax.tree.unflatten(tree, jnp.split(values[1:], ends[:-1]))
+    bounds = np.cumsum(depths)
+    masks = jnp.concatenate((jnp.ones((1, bounds[-1])), 1 - jnp.eye(bounds[-1])))
+    values = jax.lax.map(one, jnp.split(masks, bounds[:-1], 1))
+    return values[0], jax.tree.unflatten(tree, jnp.split(values[1:], bounds[:-1]))

@@ -168,8 +168,8 @@ class Stack(AbstractModel):
         size = self.d_model, self.depth
         enter = {name: form.enter_spec(*size) for name, form in self._end_forms("enter").items()}
         leave = {name: form.leave_spec(*size) for name, form in self._end_forms("leave").items()}
-        ends = {"enter": _outside(enter), "shared": shared, "leave": _outside(leave)}
-        return {"segments": segments, **{name: declare(specs, prefix=f"{name}/") for name, specs in ends.items()}}
+        outside = {"enter": _outside(enter), "shared": shared, "leave": _outside(leave)}
+        return {"segments": segments, **{name: declare(specs, prefix=f"{name}/") for name, specs in outside.items()}}
 
     def init(self, key: jax.Array, dtype: Any = jnp.float32) -> Params:
         """Draw the parameters, stacked on axis 0 within each segment."""

@@ -21,12 +21,12 @@ def update_statistics(params: Params, state: Params) -> Params:
         params: of a stack.
         state: `Result.state` of `Stack.apply`; caches in it are left alone.
     """
-    ends = {side: _merged(params[side], state[side]) for side in ("enter", "leave") if side in state}
+    outside = {side: _merged(params[side], state[side]) for side in ("enter", "leave") if side in state}
     segments = {
         i: {j: _layer(layer, state.get(i, {}).get(j, {})) for j, layer in pattern.items()}
         for i, pattern in params["segments"].items()
     }
-    return {**params, **ends, "segments": segments}
+    return {**params, **outside, "segments": segments}
 
 
 def _layer(params: Params, state: Params) -> Params:

@@ -157,7 +157,7 @@ class Sublayer(Description):
 
         Args:
             batch: B.
-            capacity: tokens to be held; a sublayer that sees fewer keeps fewer (S <= slots).
+            capacity: tokens to be held; a sublayer that sees fewer keeps fewer (S <= capacity).
             d_model: D.
             dtype: of the entries.
         """

@@ -11,7 +11,7 @@ LOCAL = sj.Layer(sublayers=(sj.Attention(n_heads=2, window=2), sj.FeedForward(d_
 
 STACKS = {
     "one layer repeated": ((FULL,), {"depth": 5}),
-    "a period": ((LOCAL, LOCAL, FULL), {"depth": 8}),
+    "a pattern": ((LOCAL, LOCAL, FULL), {"depth": 8}),
     "looped": ((LOCAL, FULL), {"depth": 4, "looped": True}),
     "no layer": ((FULL,), {"depth": 0}),
 }

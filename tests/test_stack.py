@@ -127,7 +127,7 @@ def test_dtype_in_is_dtype_out(dtype):
 
 
 def test_measures_come_in_the_order_of_the_layers(x64):
-    """Segments of different periods, and NaN where a layer has no attention."""
+    """Segments of different patterns, and NaN where a layer has no attention."""
     layers = [LAYER, LOCAL, LAYER, LOCAL, FORWARD, FORWARD, FORWARD, LAYER]
     deep = stack(*layers, depth=8)
     assert [(segment.n, len(segment.layers)) for segment in deep.segments] == [(2, 2), (3, 1), (1, 1)]

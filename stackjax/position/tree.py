@@ -68,8 +68,8 @@ def left_child_right_sibling(path: jax.Array, n_steps: int) -> jax.Array:
         (..., P')
     """
     there = path >= 0
-    ends = jnp.cumsum(jnp.where(there, path + 1, 0), -1)
-    starts = jnp.where(there, ends - path - 1, n_steps)
+    stops = jnp.cumsum(jnp.where(there, path + 1, 0), -1)
+    starts = jnp.where(there, stops - path - 1, n_steps)
     place = jnp.arange(n_steps)
     first = jnp.any(starts[..., None] == place, -2)
-    return jnp.where(place < ends[..., -1:], jnp.where(first, 0, 1), -1)
+    return jnp.where(place < stops[..., -1:], jnp.where(first, 0, 1), -1)

@@ -39,7 +39,7 @@ class TreePath(Position):
     If n k M is not D, a learned matrix takes the features to D.
 
     Source: Shiv & Quirk 2019, section 3, "Novel positional encodings to enable tree-based transformers" (NeurIPS), and
-    the released code, which draws w from a Glorot law; here p begins uniform in [0.7, 0.999].
+    the released code, which draws w as Glorot does; here p begins uniform in [0.7, 0.999].
     """
 
     arity: int = 2

@@ -1,7 +1,7 @@
 """Recipes: every published treatment of depth, each one small file around the same seams.
 
 N is a norm, f a branch, L the depth, S = 2L the sublayers of a stack, l = 1 .. L a layer, s = 1 .. S a sublayer. The
-init is Xavier's unless said; `N(0.02)` is a normal law of that standard deviation, `branch` are the matrices value,
+init is Xavier's unless said; `N(0.02)` is Gaussian of that standard deviation, `branch` are the matrices value,
 out, up, gate and down, `last` are out and down. Final: whether a norm ends the stack.
 
     recipe            update                          final   init                           depends on depth
@@ -12,11 +12,11 @@ out, up, gate and down, `last` are out and down. Final: whether a norm ends the 
     PeriNorm          x + N(f(N(x))), N(embedding)    yes                                    -
     ResPostNorm       x + N(f(x))                     yes     N(0.02)                        -
     SubNorm           x + W N(inner(N(x)))            yes     branch sqrt(ln 2L)             init
-    NormFormer        x + N(attend(N(x))), head       yes                                    -
+    NormFormer        x + N(attn(N(x))), head         yes                                    -
                       gains; x + W N(hidden(N(x)))
     MixNorm           N(x + f(x)), then x + f(N(x))   yes     N(0.02)                        post-norm to layer L/4
     ResiDual          a = N(a + f(a)), b = b + f(a)   a+N(b)                                 -
-    HybridNorm        x + attend(N(q), N(k), N(v));   yes     N(0.02), last / sqrt(2L)       init
+    HybridNorm        x + attn(N(q), N(k), N(v));     yes     N(0.02), last / sqrt(2L)       init
                       h + f(h), h = N(x)
     Keel              N(a x + f(N(x)))                no                                     a = S
     -- numbers and gates on skip and branch --

@@ -138,7 +138,7 @@ class Recipe(Description):
         with `optax.apply_updates` need do nothing. With an optimiser from elsewhere, a step ends with
 
             params = optax.apply_updates(params, updates)
-            params = model.constrain(params)
+            params = model.project(params)
 
         Applying it twice changes nothing. The optimiser's state is not touched.
 

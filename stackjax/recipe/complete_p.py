@@ -24,11 +24,11 @@ class CompleteP(Recipe):
 
     and logits are divided by m_D. At L = base_depth and D = base_width it is pre-norm to the bit.
 
-    The width rule of the init is already in laws that divide by a fan; a `Normal` law is divided here, and the two
-    ends, whose own laws divide by sqrt(D), are multiplied: leave their `std` alone. Embeddings keep their step size
-    against a stream of unit RMS although `Embedding` multiplies them by sqrt(D). Keep the head width fixed as D grows,
-    as the paper does: then its 1/K attention scale is a constant. Parameters of positions inside attention count as
-    vectors, Transformer-XL's matrix too. The table is AdamW's; under Muon the factors are the same.
+    The width rule of the init is already in initialisers that divide by a fan; a `Normal` one is divided here, and
+    those of embedding and head, which divide by sqrt(D), are multiplied: leave their `std` alone. Embeddings keep their
+    step size against a stream of unit RMS although `Embedding` multiplies them by sqrt(D). Keep the head width fixed as
+    D grows, as the paper does: then its 1/K attention scale is a constant. Parameters of positions inside attention
+    count as vectors, Transformer-XL's matrix too. The table is AdamW's; under Muon the factors are the same.
 
     Args:
         alpha: 1 is CompleteP; 1/2 is depth-muP; 0 leaves depth alone.

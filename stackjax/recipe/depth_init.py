@@ -51,7 +51,7 @@ class DSInit(Recipe):
     Args:
         share: alpha in (0, 1].
 
-    Source: Zhang et al. 2019, section 4, arXiv:1908.11365, as a normal law. The authors' code passes 1/sqrt(l) to an
+    Source: Zhang et al. 2019, section 4, arXiv:1908.11365, as a Gaussian. The authors' code passes 1/sqrt(l) to an
     initialiser that takes it for a variance, which makes the standard deviation l^(-1/4); here it is the paper's.
     """
 

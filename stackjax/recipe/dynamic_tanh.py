@@ -54,8 +54,9 @@ class DyT(Recipe):
     others: float | None = None
 
     def form(self, sublayer: Sublayer, index: int, layer: int, geometry: Geometry) -> Form:
-        given = self.attention if is_attention(sublayer) else self.others
-        slope = first_slopes(geometry.d_model)[0 if is_attention(sublayer) else 1] if given is None else given
+        slope = self.attention if is_attention(sublayer) else self.others
+        if slope is None:
+            slope = first_slopes(geometry.d_model)[0 if is_attention(sublayer) else 1]
         return replace(self.residual, norm=DynamicTanh(alpha=slope))
 
     def multiplier(self, role: str, geometry: Geometry) -> Multiplier:

@@ -96,7 +96,7 @@ class NormFormer(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class HybridNorm(Recipe):
-    """x + attend(norm(q), norm(k), norm(v)), then h + f(h) with h = norm(x); a norm at the end.
+    """x + attention(norm(q), norm(k), norm(v)), then h + f(h) with h = norm(x); a norm at the end.
 
     The attention's input is not normalised, its queries, keys and values are, each head by itself. The feed-forward
     network's norm acts on its skip too, which makes it the post-norm of the attention before it.

@@ -36,7 +36,7 @@ def setting(name, **options):
 
 
 @partial(jax.jit, static_argnums=0)
-def attend(sublayer, params, x, where, cached=None, cache=None):
+def run(sublayer, params, x, where, cached=None, cache=None):
     side_inputs = sj.SideInputs(position=where, cache=cache)
     side_inputs = side_inputs.replace(prepared=sublayer.prepare(params["shared"], side_inputs, x.shape[-2], 16, cached))
     return sublayer.apply(params["own"], x, side_inputs)
@@ -56,8 +56,8 @@ def test_cached_decoding_and_padding_change_nothing(name, x64):
     sublayer, params = setting(name)
     x = normal(2, 5, 16, key=1)
     where = rows(range(5), [None, None, 0, 1, 2])
-    full, _ = attend(sublayer, params, x, where)
-    alone, _ = attend(sublayer, params, x[1:, 2:], rows(range(3)))
+    full, _ = run(sublayer, params, x, where)
+    alone, _ = run(sublayer, params, x[1:, 2:], rows(range(3)))
     np.testing.assert_allclose(full[1:, 2:], alone, rtol=1e-11, atol=1e-13)
 
     capacity = 6  # token t goes to slot 4 - t: the order of the slots means nothing
@@ -66,7 +66,7 @@ def test_cached_decoding_and_padding_change_nothing(name, x64):
     steps = []
     for first, last in ((0, 3), (3, 4), (4, 5)):
         now = {n: v[:, first:last] for n, v in where.items()}
-        y, out = attend(sublayer, params, x[:, first:last], now, {capacity: cached}, cache)
+        y, out = run(sublayer, params, x[:, first:last], now, {capacity: cached}, cache)
         steps.append(y)
         at = (slice(None), slice(5 - last, 5 - first))
         cache = {n: v.at[:, *at].set(out.state["cache"][n][:, :, ::-1]) for n, v in cache.items()}
@@ -80,9 +80,9 @@ def test_cached_decoding_and_padding_change_nothing(name, x64):
 def test_packed_documents_do_not_see_each_other(name, x64):
     sublayer, params = setting(name, causal=False)
     first, second = normal(1, 3, 16, key=1), normal(1, 2, 16, key=2)
-    separate = [attend(sublayer, params, x, rows(range(x.shape[1])))[0] for x in (first, second)]
+    separate = [run(sublayer, params, x, rows(range(x.shape[1])))[0] for x in (first, second)]
     where = rows([0, 1, 2, 0, 1]) | {"segment": jnp.array([[0, 0, 0, 1, 1]])}
-    packed, _ = attend(sublayer, params, jnp.concatenate((first, second), 1), where)
+    packed, _ = run(sublayer, params, jnp.concatenate((first, second), 1), where)
     np.testing.assert_allclose(packed, jnp.concatenate(separate, 1), rtol=1e-11, atol=1e-13)
 
 
@@ -90,9 +90,9 @@ def test_packed_documents_do_not_see_each_other(name, x64):
 def test_only_differences_of_index_matter(name, x64):
     sublayer, params = setting(name)
     x = normal(1, 5, 16, key=1)
-    here, _ = attend(sublayer, params, x, {"index": jnp.arange(5)[None]})
-    there, _ = attend(sublayer, params, x, {"index": 1000 + jnp.arange(5)[None]})
-    apart, _ = attend(sublayer, params, x, {"index": 2 * jnp.arange(5)[None]})
+    here, _ = run(sublayer, params, x, {"index": jnp.arange(5)[None]})
+    there, _ = run(sublayer, params, x, {"index": 1000 + jnp.arange(5)[None]})
+    apart, _ = run(sublayer, params, x, {"index": 2 * jnp.arange(5)[None]})
     np.testing.assert_allclose(there, here, rtol=1e-9, atol=1e-11)
     assert np.abs(apart - here).max() > 1e-4
 
@@ -101,4 +101,4 @@ def test_only_differences_of_index_matter(name, x64):
 def test_a_missing_path_is_named(name):
     sublayer, params = setting(name)
     with pytest.raises(ValueError, match="position\\['path'\\]"):
-        attend(sublayer, params, normal(1, 5, 16), None)
+        run(sublayer, params, normal(1, 5, 16), None)

@@ -30,7 +30,7 @@ def nothing(p: Params, x: np.ndarray) -> np.ndarray:
     return x
 
 
-def attend(
+def attention(
     p: Params,
     x: np.ndarray,
     *,

@@ -11,7 +11,7 @@ from tests.helpers import normal
 from tests.recipe.toy import LAYER, numpy, rms_norm, softmax, toy, toy_run, toy_stack
 
 
-def attend(p, values):
+def average(p, values):
     """Eq. (2) to (4), arXiv:2603.15031: values (n, T, D) to (T, D)."""
     values = np.stack(values)
     weights = softmax(rms_norm(p["key_norm"], values) @ p["query"], 0)
@@ -30,8 +30,8 @@ def test_full_forward_is_the_papers(x64):
     layers, leave, x, y = toy_run(AttentionResiduals(), depth=3)
     values = [x]
     for p, f in sublayers(layers):
-        values.append(f(attend(p, values)))
-    np.testing.assert_allclose(y, rms_norm(leave["norm"], attend(leave, values)), rtol=0, atol=1e-12)
+        values.append(f(average(p, values)))
+    np.testing.assert_allclose(y, rms_norm(leave["norm"], average(leave, values)), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("blocks", "size"), [(2, 5), (3, 4), (1, 10), (100, 1)])
@@ -40,11 +40,11 @@ def test_block_forward_is_the_papers(blocks, size, x64):
     layers, leave, x, y = toy_run(AttentionResiduals(blocks=blocks), depth=5)
     finished, running = [x], None
     for s, (p, f) in enumerate(sublayers(layers), 1):
-        out = f(attend(p, finished if running is None else [*finished, running]))
+        out = f(average(p, finished if running is None else [*finished, running]))
         running = out if running is None else running + out
         if s % size == 0 or s == 10:
             finished, running = [*finished, running], None
-    np.testing.assert_allclose(y, rms_norm(leave["norm"], attend(leave, finished)), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(y, rms_norm(leave["norm"], average(leave, finished)), rtol=0, atol=1e-12)
 
 
 def test_starts_as_the_mean_of_what_came_before(x64):
@@ -57,7 +57,7 @@ def test_starts_as_the_mean_of_what_came_before(x64):
     values, plain = [np.asarray(x)], {"query": np.zeros(8), "key_norm": {}}
     for s, (_, f) in enumerate(sublayers(map(numpy, sj.convert.unstack(stack, params)))):
         mean = np.mean(values, 0)
-        np.testing.assert_allclose(attend(plain, values), mean, atol=1e-12)
+        np.testing.assert_allclose(average(plain, values), mean, atol=1e-12)
         if s % 2 == 0:
             np.testing.assert_allclose(result.measure["x"][s // 2], rms_norm({}, mean), atol=1e-12)
         values.append(f(mean))

@@ -10,7 +10,7 @@ import pytest
 import stackjax as sj
 from stackjax import recipe
 from tests.helpers import largest_difference, normal
-from tests.recipe.by_hand import attend, feed_forward, norm
+from tests.recipe.by_hand import attention, feed_forward, norm
 
 D, DEPTH = 16, 5
 SUBS = (sj.Attention(n_heads=2), sj.FeedForward(d_hidden=24, activation=sj.feed_forward.relu))
@@ -25,7 +25,7 @@ def weights_by_hand(layers, x):
     """w_1 = 1, w_s² = Var[x_0] + sum_{j < s} Var[f_j(x_{j-1})], profiled with all w = 1."""
     total, weights = x.var(), []
     for p in layers:
-        for name, branch in (("attention", attend), ("feed_forward", feed_forward)):
+        for name, branch in (("attention", attention), ("feed_forward", feed_forward)):
             weights.append(np.sqrt(total) if weights else 1.0)
             y = branch(p[name], x)
             x = norm(p["residual"][name]["norm"], x + y)
@@ -59,7 +59,7 @@ def test_admin_profiles_as_its_paper_says(x64):
 
 
 def test_admin_on_segments_and_on_a_model(x64):
-    """Layers of two kinds, scanned as periods, and a model's stack get what a single scan would."""
+    """Layers of two kinds, scanned as a pattern, and a model's stack get what a single scan would."""
     window = sj.Layer(sublayers=(dataclasses.replace(SUBS[0], window=16), SUBS[1]))
     x = normal(2, 7, D, key=1)
     one, two = stack_of(recipe.Admin()), stack_of(recipe.Admin(), LAYER, window)

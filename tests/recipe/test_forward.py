@@ -11,7 +11,7 @@ import pytest
 import stackjax as sj
 from stackjax import recipe
 from tests.helpers import normal, perturbed
-from tests.recipe.by_hand import N_HEADS, attend, dyt, feed_forward, norm, sigmoid
+from tests.recipe.by_hand import N_HEADS, attention, dyt, feed_forward, norm, sigmoid
 from tests.recipe.kinds import KINDS
 
 D, DEPTH = 16, 4
@@ -82,7 +82,7 @@ def shaped_attention(p, x):
     def kernel(weights, seen):
         return np.eye(len(seen)) + weights - seen / seen.sum(-1, keepdims=True)
 
-    return attend(p, x, kernel=kernel, scale=1 / math.sqrt(D * D / N_HEADS))
+    return attention(p, x, kernel=kernel, scale=1 / math.sqrt(D * D / N_HEADS))
 
 
 def shaped_network(p, x):
@@ -96,11 +96,11 @@ def both(attention, others):
 
 
 sub_norm = {
-    "attention": lambda p, x: attend(p, x, heads=norm),
+    "attention": lambda p, x: attention(p, x, heads=norm),
     "feed_forward": lambda p, x: feed_forward(p, x, hidden=norm),
 }
-qkv_norm = {"attention": lambda p, x: attend(p, x, qkv=norm), "feed_forward": feed_forward}
-standard = {"attention": attend, "feed_forward": feed_forward}
+qkv_norm = {"attention": lambda p, x: attention(p, x, qkv=norm), "feed_forward": feed_forward}
+standard = {"attention": attention, "feed_forward": feed_forward}
 
 # name: (recipe, formula or one for each sublayer, branches, whether a norm ends the stack)
 CASES = {
@@ -113,7 +113,7 @@ CASES = {
     "norm_former": (
         recipe.NormFormer(),
         both(sandwich, pre),
-        {**sub_norm, "attention": lambda p, x: attend(p, x, heads=head_gain)},
+        {**sub_norm, "attention": lambda p, x: attention(p, x, heads=head_gain)},
         True,
     ),
     "mix_norm": (

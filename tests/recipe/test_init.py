@@ -58,7 +58,7 @@ CASES = {
     "Shaped": (recipe.Shaped(), lambda shape: shape[0] ** -0.5, even),
     "SigmaReparam": (recipe.SigmaReparam(), small, even),
     "CompleteP": (recipe.CompleteP(base_width=16), xavier, even),
-    "CompleteP, fixed law": (
+    "CompleteP, fixed spread": (
         recipe.CompleteP(base_width=16, default_init=sj.parameter.Normal(0.02)),
         small,
         lambda role, l: 16**0.5 / D**0.5,

@@ -10,7 +10,7 @@ import numpy as np
 
 import stackjax as sj
 from tests.helpers import normal
-from tests.recipe.by_hand import N_HEADS, attend, feed_forward
+from tests.recipe.by_hand import N_HEADS, attention, feed_forward
 from tests.test_conformance import check
 
 OWN = importlib.import_module("experiments.own_recipe")
@@ -29,7 +29,7 @@ def test_formula(x64):
     x = normal(2, 5, 16, key=1)
     expected, s = np.asarray(x), 0
     for p in jax.tree.map(np.asarray, sj.convert.unstack(stack, params)):
-        for name, branch in (("attention", attend), ("feed_forward", feed_forward)):
+        for name, branch in (("attention", attention), ("feed_forward", feed_forward)):
             s, y = s + 1, branch(p[name], expected)
             y = y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-6)
             expected = (s / (s + 1)) ** 0.5 * expected + (1 / (s + 1)) ** 0.5 * y

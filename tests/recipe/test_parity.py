@@ -274,14 +274,14 @@ def test_keel_and_dyt_in_x_transformers(kind):
         else {"use_dynamic_tanh": True, "dynamic_tanh_init_alpha": 0.5, "pre_norm_has_final_norm": False}
     )
     layers = shaken(public.Encoder(dim=D, depth=1, heads=H, attn_dim_head=D // H, ff_mult=2, **options))
-    (norms_a, attend, _), (norms_f, forward, _) = layers.layers
+    (norms_a, attention, _), (norms_f, forward, _) = layers.layers
     weights = {
         **below(
             "attention",
-            projection("query", attend.to_q),
-            projection("key", attend.to_k),
-            projection("value", attend.to_v),
-            projection("out", attend.to_out),
+            projection("query", attention.to_q),
+            projection("key", attention.to_k),
+            projection("value", attention.to_v),
+            projection("out", attention.to_out),
         ),
         **below("feed_forward", projection("up", forward.ff[0][0]), projection("down", forward.ff[2])),
     }

@@ -180,8 +180,8 @@ def test_ngpt_in_its_package(monkeypatch):
         if name.endswith(".scale"):
             parameter.data = parameter.data.abs() * D**-0.5
 
-    def layer(attend, forward):
-        a, f = attend.fn, forward.fn
+    def layer(attention, forward):
+        a, f = attention.fn, forward.fn
         return {
             "attention/query": a.to_q.weight.T,
             "attention/key": a.to_k.weight.T,
@@ -193,14 +193,14 @@ def test_ngpt_in_its_package(monkeypatch):
             "feed_forward/down": f.to_out.weight.T,
             "feed_forward/up_scale": f.hidden_scale(),
             "feed_forward/gate_scale": f.gate_scale(),
-            "residual/attention/step": attend.branch_scale() / (0.05 * D**0.5),
+            "residual/attention/step": attention.branch_scale() / (0.05 * D**0.5),
             "residual/feed_forward/step": forward.branch_scale() / (0.05 * D**0.5),
         }
 
     def theirs(x):
         x = package.l2norm(x)
-        for attend, forward in pairs:
-            x = forward(attend(x))
+        for attention, forward in pairs:
+            x = forward(attention(x))
         return x
 
     hidden = pairs[0][1].fn.dim_inner
@@ -231,14 +231,14 @@ def test_attention_residuals_in_their_package():
             f"residual/{name}/query": module.attn_res.pseudo_query,
         }
 
-    def layer(attend, forward):
-        a, f = attend.fn, forward.fn
+    def layer(attention, forward):
+        a, f = attention.fn, forward.fn
         return {
             **{f"attention/{ours}": getattr(a, f"w_{ours[0]}").weight.T for ours in ("query", "key", "value", "out")},
             "feed_forward/gate": f.w_gate.weight.T,
             "feed_forward/up": f.w_up.weight.T,
             "feed_forward/down": f.w_down.weight.T,
-            **around("attention", attend),
+            **around("attention", attention),
             **around("feed_forward", forward),
         }
 
@@ -264,8 +264,8 @@ def test_value_residual_in_x_transformers():
     def norm(name, theirs):
         return {f"{name}/scale": theirs.gamma + float(theirs.unit_offset), f"{name}/bias": torch.zeros(D)}
 
-    def layer(attend, forward):
-        (norm_a, *_), a, _ = attend
+    def layer(attention, forward):
+        (norm_a, *_), a, _ = attention
         (norm_f, *_), f, _ = forward
         return {
             "attention/query": a.to_q.weight.T,

@@ -81,7 +81,7 @@ class JaxPeer:
         self.size, self.remat = size, remat
 
     def init(self, key: jax.Array) -> Any:
-        """Parameters, in the library's own structure and from its own laws."""
+        """Parameters, in the library's own structure and from its own initialisers."""
         raise NotImplementedError
 
     def load(self, weights: Weights) -> Any:
