@@ -49,14 +49,16 @@ def final_loss(results: Results) -> alt.TopLevelMixin | None:
         .mark_circle(size=26)
         .encode(x=x, y="seed_loss:Q", color=color, opacity=opacity, tooltip=seed_tip)
     )
-    layers = _entropies(results) + base.mark_line(strokeWidth=2.5) + dots + mark
+    layers = _floors(results) + base.mark_line(strokeWidth=2.5) + dots + mark
     return layers.add_params(chosen).properties(width=820, height=380)
 
 
-def _entropies(results: Results) -> Any:
-    """Unigram and bigram entropy of the validation data as labelled lines."""
+def _floors(results: Results) -> Any:
+    """Labelled lines: entropies of the validation data, and the lowest loss that any recipe has with zero layers."""
     data = results.base["data"]
     rows = [{"loss": data[name], "label": name} for name in ("unigram", "bigram") if data[name] is not None]
+    zero = [row["loss"] for row in results.best() if row["depth"] == 0 and row["loss"] is not None]
+    rows += [{"loss": min(zero), "label": "zero layers"}] if zero else []
     base = alt.Chart(alt.Data(values=rows)).encode(y="loss:Q")
     label = base.mark_text(align="left", baseline="middle").encode(x=alt.value(826), text="label:N")
     return base.mark_rule(strokeDash=[5, 4]) + label

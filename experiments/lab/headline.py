@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from experiments.lab.finding import Estimate
 from experiments.lab.results import Results
 from experiments.lab.store import Json
 
@@ -18,8 +19,37 @@ def bar(results: Results) -> float:
     return data["unigram"] - TRAINED_SHARE * (data["unigram"] - below)
 
 
+def without_layers(results: Results, recipe: str) -> Json | None:
+    """The row of `Results.best` with zero layers of a recipe; None if there is none that ended."""
+    rows = (row for row in results.best() if (row["recipe"], row["depth"]) == (recipe, 0))
+    return next((row for row in rows if row["loss"] is not None), None)
+
+
+def trained(results: Results, row: Json) -> bool:
+    """Whether a row of `Results.best` counts as trained.
+
+    Where the recipe has zero layers to compare with: below them, with several seeds by more than the 95 % interval of
+    the paired differences. Elsewhere: below `bar`.
+    """
+    floor = without_layers(results, row["recipe"])
+    if row["loss"] is None or row["depth"] == 0:
+        return False
+    if floor is None:
+        return row["loss"] < bar(results)
+    nothing = {cell["seed"]: cell["valid_loss"] for cell in floor["cells"]}
+    gains = [cell["valid_loss"] - nothing[cell["seed"]] for cell in row["cells"] if cell["seed"] in nothing]
+    return row["loss"] < floor["loss"] if len(gains) < 2 else Estimate.of(gains).high < 0
+
+
 def rule(results: Results) -> str:
     """What "trains" means, in a sentence."""
+    if all(without_layers(results, recipe) for recipe in results.recipes):
+        seeds = max(len(row["cells"]) for row in results.best())
+        more = " by more than the 95 % interval of seeds paired" if seeds > 1 else " (one seed: without an interval)"
+        return (
+            f"A recipe “trains” at a depth if it ends below its own stack of zero layers{more}. Every recipe is judged "
+            "at its own best learning rate, with the same data, steps and warm-up."
+        )
     return (
         f"A recipe “trains” at a depth if its best learning rate ends below {bar(results):.2f} nats, clearly better "
         f"than counting single tokens ({results.base['data']['unigram']:.2f}). Every recipe is judged at its own best "
@@ -59,19 +89,22 @@ def _ranking(rows: Sequence[Json]) -> str:
 
 
 def _recipe(rows: Sequence[Json], results: Results) -> str:
-    name, depths = rows[0]["recipe"], ", ".join(str(row["depth"]) for row in rows)
-    trained = [row for row in rows if row["loss"] is not None and row["loss"] < bar(results)]
-    if not trained:
-        return f"{name} trains at none of the depths tried ({depths})."
-    deepest, lowest = trained[-1], min(trained, key=lambda row: row["loss"])
+    name, floor = rows[0]["recipe"], without_layers(results, rows[0]["recipe"])
+    rows = [row for row in rows if row["depth"] > 0]
+    depths = ", ".join(str(row["depth"]) for row in rows)
+    none = "" if floor is None else f" (zero layers: {floor['loss']:.2f})"
+    well = [row for row in rows if trained(results, row)]
+    if not well:
+        return f"{name} trains at none of the depths tried ({depths}){none}."
+    deepest, lowest = well[-1], min(well, key=lambda row: row["loss"])
     beyond = [row for row in rows if row["depth"] > deepest["depth"]]
     states = [
         f"{row['depth']} ({'no rate ends well' if row['loss'] is None else format(row['loss'], '.2f')})"
         for row in beyond
     ]
     reach = f"not at {', '.join(states)}" if beyond else "the greatest tried"
-    text = f"{name} trains up to depth {deepest['depth']}, {reach}"
-    if len(trained) > 1:
+    text = f"{name} trains up to depth {deepest['depth']}, {reach}{none}"
+    if len(well) > 1:
         where = "there" if lowest is deepest else f"at depth {lowest['depth']}"
         text += f"; its lowest loss, {lowest['loss']:.2f} nats, is {where}"
     return text + "."

@@ -10,6 +10,7 @@ from experiments.claims import __main__ as command
 from experiments.claims import keeps_input, report, suite, training
 from experiments.claims.claim import FIRST_SEED, Check, judge
 from experiments.lab.finding import Estimate, Prediction
+from tests.experiments.browser import use
 
 CLAIMS = {claim.name: claim for claim in suite.CLAIMS}
 CHEAP = "per_token"
@@ -70,8 +71,13 @@ def test_all_claims_are_run_and_stand_on_the_page():
     assert {claim.name for claim in suite.named(())} == set(CLAIMS) and len(CLAIMS) == len(suite.CLAIMS)
 
 
-@pytest.fixture
-def nothing_trained(monkeypatch):
+def words(out, *more):
+    """A command line for a small run."""
+    return ["--quick", "--out", str(out), *more]
+
+
+@pytest.fixture(scope="module")
+def nothing_trained():
     """Training that returns numbers of the right shapes at once."""
     random = np.random.default_rng(0)
 
@@ -85,40 +91,48 @@ def nothing_trained(monkeypatch):
         found = {name: random.uniform(0.1, 1.0, shape).tolist() for name in ("choose", "loss", *names)}
         return {"rates": list(rates), "steps": steps, "params": task.model.n_params, **found}
 
-    monkeypatch.setattr(training, "train", train)
-    for module in suite.RUN_ORDER:
-        if hasattr(module, "train"):
-            monkeypatch.setattr(module, "train", train)
-
     def run(*, depths, seeds, **more):
         each = {str(depth): [0.5] * len(seeds) for depth in depths}
         return {"accuracy": each, "shuffled": each}
 
-    monkeypatch.setattr(keeps_input, "run", run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "train", train)
+        for module in suite.RUN_ORDER:
+            if hasattr(module, "train"):
+                patch.setattr(module, "train", train)
+        patch.setattr(keeps_input, "run", run)
+        yield
 
 
-def test_every_claim_has_a_verdict_a_figure_and_a_lesson_once_all_is_run(tmp_path, nothing_trained):
-    assert command.main(words(tmp_path)) == 0
-    result = json.loads((tmp_path / "result.json").read_text())
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, nothing_trained):
+    """The folder of a suite of which all is done; not to be changed."""
+    out = tmp_path_factory.mktemp("claims")
+    assert command.main(words(out)) == 0
+    return out
+
+
+def test_every_claim_has_a_verdict_a_figure_and_a_lesson_once_all_is_run(whole):
+    result = json.loads((whole / "result.json").read_text())
     for claim in result["claims"]:
         assert not claim["not_run"] and "not run" not in claim["paragraph"] and len(claim["paragraph"]) > 200
         assert "{" not in claim["paragraph"] and "nan" not in claim["paragraph"].split()
         assert all("found" in check for check in claim["checks"])
-        assert (tmp_path / "figures" / f"{claim['name']}.svg").exists()
+        assert (whole / "figures" / f"{claim['name']}.svg").exists()
     assert sum(result["tally"].values()) == len(CLAIMS)
 
 
-def test_figures_are_drawn_from_what_there_is(tmp_path, nothing_trained):
+def test_a_browser_uses_the_page(whole, browser):
+    use(browser, whole / "page.html")
+    assert len(browser.find_elements("class name", "chart")) == len(CLAIMS)
+
+
+def test_figures_are_drawn_from_what_there_is(nothing_trained):
     for claim in suite.CLAIMS:
         units = claim.units(True)
         for unit in (units[0], units[-1]):
             rows = {unit.name: json.loads(json.dumps(unit.run(**unit.setting)))}
             claim.figure(rows).to_dict(validate=False)
-
-
-def words(out, *more):
-    """A command line for a small run."""
-    return ["--quick", "--out", str(out), *more]
 
 
 def test_what_was_run_is_not_run_again_unless_its_setting_changed(tmp_path, monkeypatch):

@@ -75,6 +75,29 @@ def test_headlines_say_what_the_cells_say():
     assert len(lines) == 4
 
 
+def test_where_there_are_zero_layers_trained_means_below_them():
+    cells = [cell("a", 0, 1e-3, 2.5), cell("a", 2, 1e-3, 2.4), cell("a", 8, 1e-3, 2.6)]
+    found = fake(cells)
+    assert headline.trained(found, found.best()[1]) and not headline.trained(found, found.best()[2])
+    assert not headline.trained(found, found.best()[0])
+    assert "zero layers" in headline.rule(found) and "one seed" in headline.rule(found)
+    (line,) = [line for line in headline.sentences(found) if line.startswith("a ")]
+    assert line == "a trains up to depth 2, not at 8 (2.60) (zero layers: 2.50)."
+    below_the_bar = [row for row in found.best() if row["loss"] < headline.bar(found)]
+    assert len(below_the_bar) == 3, "without zero layers all would count"
+
+
+def test_with_seeds_the_whole_paired_interval_lies_below_zero_layers():
+    def two(depth, *losses):
+        return [cell("a", depth, 1e-3, loss, seed=seed) for seed, loss in enumerate(losses)]
+
+    found = fake([*two(0, 2.5, 2.7, 2.6), *two(2, 2.4, 2.6, 2.5), *two(4, 2.3, 2.7, 2.7)])
+    _, pairs_agree, mean_alone = found.best()
+    assert pairs_agree["loss"] < found.best()[0]["loss"] and mean_alone["loss"] < found.best()[0]["loss"]
+    assert headline.trained(found, pairs_agree) and not headline.trained(found, mean_alone)
+    assert "interval" in headline.rule(found)
+
+
 def test_a_rate_at_which_a_seed_diverged_is_not_the_best():
     cells = [cell("a", 2, 1e-3, 2.5), cell("a", 2, 1e-3, 2.7, seed=1), cell("a", 2, 1e-2, 2.0)]
     cells += [cell("a", 2, 1e-2, None, seed=1, status="diverged")]
@@ -109,6 +132,11 @@ def test_every_page_that_an_experiment_writes_is_used_in_a_browser():
     sources = {path: path.read_text() for path in ROOT.joinpath("experiments").rglob("*.py")}
     writers = {path.parent.name for path, text in sources.items() if re.search(r"page\.(document|write_page)\(", text)}
     tests = {path.stem: path.read_text() for path in ROOT.joinpath("tests", "experiments").glob("test_*.py")}
-    assert writers == {"depth_sweep", "depth_probe", "x_ray"}
-    opened = {"depth_sweep": "test_report", "depth_probe": "test_depth_probe", "x_ray": "test_x_ray"}
+    assert writers == {"claims", "depth_sweep", "depth_probe", "x_ray"}
+    opened = {
+        "claims": "test_claims",
+        "depth_sweep": "test_report",
+        "depth_probe": "test_depth_probe",
+        "x_ray": "test_x_ray",
+    }
     assert all("use(browser, " in tests[opened[writer]] for writer in writers)
