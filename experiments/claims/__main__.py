@@ -22,7 +22,7 @@ from experiments.lab import command_line
 class Options:
     """Put each claim of the founding text to its test, and write the verdicts on one page.
 
-    Exit status: 0 done, whatever the verdicts; 2 bad usage; 130 interrupted.
+    Exit status: 0 done, whatever the verdicts; 1 something failed; 2 bad usage; 130 interrupted.
     """
 
     out: str = "runs/claims"
@@ -48,14 +48,19 @@ def run(work: tuple[Options, list[Claim]], command: str) -> Path:
     """Run what is missing and write the page; returns it."""
     options, claims = work
     out = Path(options.out)
+    failed: list[str] = []
     try:
         if not options.report_only:
-            suite.run(out, claims, options.quick)
+            failed = suite.run(out, claims, options.quick)
     except KeyboardInterrupt:
         print(f"\nInterrupted; the page: {report.write_all(out, options.quick, command)}")
         print(f"This goes on from there:\n  {command}")
-        raise SystemExit(130) from None
-    return report.write_all(out, options.quick, command)
+        raise SystemExit(command_line.INTERRUPTED) from None
+    page = report.write_all(out, options.quick, command)
+    if failed:
+        print(f"{page}\nFailed, and not on the page: {'; '.join(failed)}", file=sys.stderr)
+        raise SystemExit(command_line.FAILED)
+    return page
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """The page of all claims: one offline HTML page, `finding.md` with its figures, and `result.json`."""
 
 import html
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -179,7 +180,11 @@ def section(each: Judged, figures: dict[str, Any], specs: dict[str, Json]) -> st
     """One claim."""
     claim = each.claim
     terms = "".join(f"<p><b>{heading}.</b> {html.escape(words)}</p>" for heading, words in described(claim).items())
-    drawn = page.figure({"": (f"chart_{claim.name}", figures[claim.name])}, claim.title, specs) if each.rows else ""
+    drawn = (
+        page.figure({"": (f"chart_{claim.name}", figures[claim.name])}, inspect.getdoc(claim.figure) or "", specs)
+        if each.rows
+        else ""
+    )
     columns = list(each.table()[0])
     heads = "".join(f"<th class='word'>{html.escape(column)}</th>" for column in columns)
     rows = "".join(

@@ -2,6 +2,7 @@
 
 import json
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -95,25 +96,37 @@ def rows(records: dict[str, Json]) -> Rows:
     return {name: record["numbers"] for name, record in records.items()}
 
 
-def run(out: Path, claims: Sequence[Claim], quick: bool) -> None:
+def run(out: Path, claims: Sequence[Claim], quick: bool) -> list[str]:
     """Run every unit that has not been run, one after another, and save each as it ends.
+
+    One that fails says so and stays undone; the others go on.
 
     Args:
         out: the folder of the result.
         claims: in the order in which they are run.
         quick: whether sizes are those of a quick run.
+
+    Returns:
+        The units that failed.
     """
     missing = [
         (claim, unit) for claim in claims for unit in claim.units(quick) if unit.name not in done(out, claim, quick)
     ]
     versions, device = environment.versions(), environment.device()
+    failed = []
     for i, (claim, unit) in enumerate(missing, 1):
         print(f"[{i}/{len(missing)}] {claim.name}: {unit.name} ...", flush=True)
-        record = measured(unit)
+        try:
+            record = measured(unit)
+        except Exception:
+            traceback.print_exc()
+            failed.append(f"{claim.name}: {unit.name}")
+            continue
         record |= {"versions": versions, "device": device}
         records = {**(read(out / "raw" / f"{claim.name}.json") or {}), unit.name: record}
         write(out / "raw" / f"{claim.name}.json", json.dumps(records, indent=1, allow_nan=False) + "\n")
         print(f"    {record['seconds']:.0f} s ({record['cpu_seconds']:.0f} s of CPU)", flush=True)
+    return failed
 
 
 def measured(unit: Unit) -> Json:

@@ -167,6 +167,20 @@ def test_interrupted_between_two_units_keeps_the_first(tmp_path, monkeypatch):
     assert (tmp_path / "page.html").exists()
 
 
+def test_a_part_that_fails_is_said_and_stops_nothing(tmp_path, monkeypatch, capsys):
+    measured = suite.measured
+
+    def broken(unit):
+        return measured(unit) if unit.name == "batch norm" else 1 / 0
+
+    monkeypatch.setattr(suite, "measured", broken)
+    with pytest.raises(SystemExit) as stop:
+        command.main(words(tmp_path, "--only", CHEAP))
+    assert stop.value.code == 1 and f"{CHEAP}: layer norm" in capsys.readouterr().err
+    assert list(json.loads((tmp_path / "raw" / f"{CHEAP}.json").read_text())) == ["batch norm"]
+    assert "layer norm" in (tmp_path / "finding.md").read_text()
+
+
 def test_the_page_says_what_was_found_and_what_was_not_run(tmp_path):
     assert command.main(words(tmp_path, "--only", CHEAP)) == 0
     finding, page = (tmp_path / "finding.md").read_text(), (tmp_path / "page.html").read_text()
