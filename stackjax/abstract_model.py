@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from stackjax.display import Description, block, field_lines, table
-from stackjax.parameter import count
+from stackjax.parameter import count, path_name
 from stackjax.sublayer import Params
 
 if TYPE_CHECKING:
@@ -132,6 +132,12 @@ def at(tree: Any, path: Path) -> Any:
     for name in path:
         tree = tree[name]
     return tree
+
+
+def stack_path(path: tuple) -> Path:
+    """The stack among whose layers the parameter at a path of jax's keys lies."""
+    names = path_name(path).split("/")
+    return tuple(names[: names.index("segments")])
 
 
 def _with(params: Params, path: Path, new: Any) -> Params:

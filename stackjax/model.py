@@ -18,7 +18,7 @@ from stackjax.feed_forward import FeedForward
 from stackjax.latent_attention import LatentAttention
 from stackjax.layer import Layer
 from stackjax.option import HiddenOptions, RunOptions
-from stackjax.parameter import declare, realise
+from stackjax.parameter import declare, realise, restrict
 from stackjax.position.base import ATTENTION_HOOKS, STREAM_HOOKS, NoPosition, Position
 from stackjax.position.rotary import Rotary
 from stackjax.recipe.base import Coefficients, Recipe, multipliers
@@ -81,7 +81,7 @@ class Model(AbstractModel):
 
     def project(self, params: Params) -> Params:
         """The parameters where the recipe wants them after each step, see `Recipe.project`."""
-        return self.stack.recipe.project(params, self.declaration())
+        return self.stack.recipe.project(params, restrict(self.declaration(), params))
 
     def multipliers(self) -> Params:
         """The tree of parameters, each leaf the recipe's `Multiplier`."""

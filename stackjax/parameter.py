@@ -152,6 +152,32 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def restrict(tree: Any, part: Any) -> Any:
+    """The leaves of `tree` at the places where `part` has a leaf, in the structure of `part`.
+
+    A part of the parameters is what optimisers see of them when others are frozen: subtrees may be missing, None, or
+    masked by empty nodes.
+
+    Args:
+        tree: like the parameters of a whole description: a declaration, factors, labels.
+        part: parameters, gradients or updates, or a part of them.
+
+    Raises:
+        ValueError: `part` has a leaf where `tree` has none.
+    """
+    leaves = dict(jax.tree_util.tree_leaves_with_path(tree))
+
+    def at(path: tuple, leaf: Any) -> Any:
+        if path not in leaves:
+            raise ValueError(
+                f"there is no parameter {path_name(path)!r}; give parameters, gradients or updates of this very "
+                "description, or a part of them in the same nesting"
+            )
+        return leaves[path]
+
+    return jax.tree_util.tree_map_with_path(at, part)
+
+
 def realise(
     key: jax.Array,
     declaration: Any,

@@ -14,7 +14,7 @@ from stackjax.feed_forward import FeedForward
 from stackjax.layer import Layer
 from stackjax.model import Model, split_position
 from stackjax.option import BothOptions, HiddenOptions
-from stackjax.parameter import declare, realise
+from stackjax.parameter import declare, realise, restrict
 from stackjax.position.base import NoPosition, Position
 from stackjax.position.sinusoidal import Sinusoidal
 from stackjax.recipe.base import Coefficients, Recipe, multipliers
@@ -96,7 +96,7 @@ class EncoderDecoder(AbstractModel):
         """The parameters where each side's recipe wants them after each step, see `Recipe.project`."""
         read = {name: params[name] for name in ("source", "encoder")}
         declared = {"source": self._declare_source(), "encoder": self.encoder.declaration()}
-        read = self.encoder.recipe.project(read, declared)
+        read = self.encoder.recipe.project(read, restrict(declared, read))
         return {**read, "decoder": self.decoder.project(params["decoder"])}
 
     def calibrate(

@@ -15,7 +15,7 @@ import jax
 from flax.linen.spmd import logical_to_mesh_axes
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from stackjax.optim import Described
+from stackjax.abstract_model import AbstractModel
 from stackjax.parameter import Declared, is_spec
 from stackjax.sublayer import Params
 
@@ -67,34 +67,34 @@ def names(declared: Declared) -> tuple[str | None, ...]:
     return ("layers", *own) if declared.stacked else own
 
 
-def parameters(described: Described, on: Mesh, rules: Rules = RULES) -> Params:
+def parameters(model: AbstractModel, on: Mesh, rules: Rules = RULES) -> Params:
     """The tree of parameters, each leaf its `NamedSharding`.
 
     Args:
-        described: a model or a stack.
+        model: a stack, a model or an encoder-decoder.
         on: the mesh.
         rules: from names of axes to axes of the mesh. An axis that does not divide by the devices is kept whole.
     """
     return jax.tree.map(
         lambda declared: _sharding(names(declared), declared.shape, on, rules),
-        described.declaration(),
+        model.declaration(),
         is_leaf=is_spec,
     )
 
 
-def state(described: Described, on: Mesh, tree: Any, rules: Rules = RULES) -> Any:
+def state(model: AbstractModel, on: Mesh, tree: Any, rules: Rules = RULES) -> Any:
     """Shardings of a tree that holds trees like the parameters: optimiser state, averages, whole training states.
 
     A leaf whose path ends in a parameter's path and that has the parameter's shape lies where the parameter lies; all
     others are replicated.
 
     Args:
-        described: a model or a stack.
+        model: a stack, a model or an encoder-decoder.
         on: the mesh.
         tree: of arrays or of their shapes (`jax.eval_shape(tx.init, params)`).
         rules: as for `parameters`.
     """
-    declared = jax.tree_util.tree_leaves_with_path(described.declaration(), is_leaf=is_spec)
+    declared = jax.tree_util.tree_leaves_with_path(model.declaration(), is_leaf=is_spec)
     known = {path: (d.shape, _sharding(names(d), d.shape, on, rules)) for path, d in declared}
     whole = NamedSharding(on, PartitionSpec())
 

@@ -18,7 +18,7 @@ from stackjax.abstract_model import AbstractModel
 from stackjax.display import block, stack_lines
 from stackjax.layer import Layer
 from stackjax.option import RunOptions
-from stackjax.parameter import declare, is_spec, realise
+from stackjax.parameter import declare, is_spec, realise, restrict
 from stackjax.recipe.base import Coefficients, Geometry, Recipe, multipliers
 from stackjax.recipe.form import Form
 from stackjax.segment import Measure, Segment, fold, scan_body, stacked_by_layer
@@ -178,7 +178,7 @@ class Stack(AbstractModel):
 
     def project(self, params: Params) -> Params:
         """The parameters where the recipe wants them after each step, see `Recipe.project`."""
-        return self.recipe.project(params, self.declaration())
+        return self.recipe.project(params, restrict(self.declaration(), params))
 
     def gain(self, role: str) -> Any:
         """The recipe's factor on the initialiser of a role, () or (L,)."""

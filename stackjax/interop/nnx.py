@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from stackjax.optim import Described
+from stackjax.abstract_model import AbstractModel
 from stackjax.parameter import Declared, is_spec
 from stackjax.sublayer import Params
 
@@ -48,7 +48,7 @@ class Wrapped(nnx.Module):
         return self.described.apply(self.pure(), *inputs, **options)
 
 
-def transform(described: Described, inner: optax.GradientTransformation) -> optax.GradientTransformation:
+def transform(described: AbstractModel, inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """Make a transform from `stackjax.optim` fit `nnx.Optimizer(Wrapped(described), ..., wrt=nnx.Param)`.
 
     Those follow the declaration, empty branches and running statistics included; `nnx.State` leaves both out.

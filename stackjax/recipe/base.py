@@ -143,7 +143,7 @@ class Recipe(Description):
         Applying it twice changes nothing. The optimiser's state is not touched.
 
         Args:
-            params: of a model or a stack.
+            params: of a model or a stack, or a part of them: an optimiser that trains only some sees only those.
             declaration: the same tree of `Declared`.
         """
         return params
