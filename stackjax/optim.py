@@ -73,8 +73,8 @@ def by_recipe(
         others: factor on the learning rate of everything that is not a hidden matrix.
     """
 
-    def update(updates: Any, state: optax.ScaleByScheduleState, params: Any = None) -> tuple[Any, Any]:
-        decay = weight_decay(state.count) if callable(weight_decay) else weight_decay
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        decay: Any = weight_decay(state.count) if callable(weight_decay) else weight_decay
 
         def change(declared: Declared, m: Multiplier, update: jax.Array, weight: jax.Array) -> jax.Array:
             spec = declared.spec
@@ -88,8 +88,10 @@ def by_recipe(
         changed = _each(model, change, updates, _given(params))
         return changed, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
 
-    scale = optax.GradientTransformation(lambda _: optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32)), update)
-    return optax.chain(scale, optax.scale_by_learning_rate(learning_rate))
+    def init(params: Any) -> Any:
+        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
+
+    return optax.chain(optax.GradientTransformation(init, update), optax.scale_by_learning_rate(learning_rate))
 
 
 def by_projection(model: AbstractModel) -> optax.GradientTransformation:
@@ -229,8 +231,8 @@ def clip_by_layer_norm(model: AbstractModel, max_norm: Any) -> optax.GradientTra
 
 
 def _first_rows(model: AbstractModel) -> Params:
-    """The number of layer 0 of each parameter's stack, where the layers of all stacks are counted from 1; 0 for what lies
-    outside of the layers."""
+    """The number of layer 0 of each parameter's stack, where the layers of all stacks are counted from 1; 0 for what
+    lies outside of the layers."""
     depths = [(path, stack.depth) for path, stack in model.stacks().items()]
     rows = dict(zip([path for path, _ in depths], accumulate([n for _, n in depths], initial=1), strict=False))
     return jax.tree_util.tree_map_with_path(
