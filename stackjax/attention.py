@@ -123,7 +123,7 @@ class Attention(Sublayer):
 
     @property
     def _plain_weights(self) -> bool:
-        """Whether the softmax's weights meet the values as they are."""
+        """True if the softmax's weights meet the values as they are."""
         return type(self).mix_weights is Attention.mix_weights
 
     @property
@@ -306,7 +306,7 @@ class Attention(Sublayer):
         if backend == "blockwise":
             within = {"position": params["position"], "shared": prepared["shared"]}
             where, sinks = prepared["where"], params.get("sinks")
-            return blockwise.attend(scores, within, query, key, value, where, sinks=sinks), {}
+            return blockwise.blockwise_attention(scores, within, query, key, value, where, sinks=sinks), {}
         table, mask = prepared["position"], prepared["mask"]
         score = self.position.score(params["position"], table, query, key)
         bias = self.position.bias(params["position"], table)
@@ -336,7 +336,7 @@ class Attention(Sublayer):
         return y, intermediates
 
     def _blockwise(self, n_queries: int, n_keys: int) -> bool:
-        """Whether the weights of these many queries and keys are too large to be kept."""
+        """True if the weights of these many queries and keys are too large to be kept."""
         large = n_queries > 1 and n_queries * n_keys >= BLOCKWISE_FROM and self._plain_weights
         return self.backend == "blockwise" or (self.backend is None and large)
 

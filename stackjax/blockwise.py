@@ -35,7 +35,7 @@ BLOCK = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What one block of queries and one of keys make of each other: masks, encodings and bounds of attention.
+    """The scores between one block of queries and one of keys: masks, encodings and bounds of attention.
 
     Args:
         scale: of the dot products.
@@ -85,7 +85,7 @@ class Scores:
         return y if extra is None else y + extra.astype(y.dtype)
 
 
-def attend(
+def blockwise_attention(
     scores: Scores,
     params: Params,
     query: jax.Array,
@@ -141,7 +141,7 @@ def _take(tree: Any, i: Any) -> Any:
 
 
 def _reach(scores: Scores, at_queries: Any, at_keys: Any) -> tuple[jax.Array, jax.Array]:
-    """For each block of queries the first block of keys that it may look at, and the one behind the last."""
+    """The first block of keys that each block of queries may look at, and the one behind the last."""
     queries, keys = (jax.vmap(ranges)(where) for where in (at_queries, at_keys))
     meet = jax.vmap(lambda query: jax.vmap(lambda key: may_meet(query, key, **scores.reach))(keys))(queries)
     n = meet.shape[1]

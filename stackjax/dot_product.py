@@ -234,7 +234,7 @@ def ranges(position: Positions) -> Ranges:
 def may_meet(
     query: Ranges, key: Ranges, *, causal: bool = False, window: int | None = None, chunk: int | None = None
 ) -> jax.Array:
-    """Whether `visible` can be True anywhere between two blocks of tokens, from their ranges alone; True if in doubt.
+    """True if `visible` can be True anywhere between two blocks of tokens, from their ranges alone, or if in doubt.
 
     Args:
         query: of the queries.

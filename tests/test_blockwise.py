@@ -83,7 +83,7 @@ def test_a_query_that_may_look_nowhere_gives_zeros(small_blocks):
 
     def total(query):
         scores = blockwise.Scores(scale=0.5, causal=True)
-        return jnp.sum(blockwise.attend(scores, {"position": {}, "shared": {}}, query, key, value, where))
+        return jnp.sum(blockwise.blockwise_attention(scores, {"position": {}, "shared": {}}, query, key, value, where))
 
     y, gradient = jax.value_and_grad(total)(query)
     assert y == 0 and not np.any(gradient)

@@ -31,7 +31,7 @@ def run(*, recipe: str, depth: int, d_model: int, n_heads: int, **numbers: Any) 
 
 
 def name(recipe: str, depth: int) -> str:
-    """Of a unit."""
+    """Name of a unit."""
     return f"{recipe}, {depth} layers"
 
 
@@ -51,7 +51,7 @@ def units(quick: bool) -> list[Unit]:
 
 
 def difference(about: About, claim: str, one: str, other: str, relation: Relation, threshold: float) -> Check:
-    """Of two units' losses, paired by seed."""
+    """Check of the difference between two units' losses, paired by seed."""
     return Check(
         claim=f"{claim}, nats",
         about=about,
@@ -94,7 +94,7 @@ def figure(rows: Rows) -> alt.TopLevelMixin:
 
 
 def lesson(rows: Rows) -> str:
-    """What the skip does for training."""
+    """Lesson on what the skip does for training."""
 
     def loss(unit: str) -> str:
         return f"{best(rows[unit]).mean():.2f}"

@@ -16,7 +16,7 @@ WIDE = "1 wide layer"
 
 
 def name(depth: int) -> str:
-    """Of a unit."""
+    """Name of a unit."""
     return f"{depth or 'no'} {'layer' if depth == 1 else 'layers'}"
 
 
@@ -39,7 +39,7 @@ def units(quick: bool) -> list[Unit]:
 
 
 def difference(about: About, one: str, other: str, relation: Relation, threshold: float) -> Check:
-    """Of two units' losses, paired by seed."""
+    """Check of the difference between two units' losses, paired by seed."""
     return Check(
         claim=f"{one} minus {other}, nats",
         about=about,
@@ -74,7 +74,7 @@ def figure(rows: Rows) -> alt.TopLevelMixin:
 
 
 def lesson(rows: Rows) -> str:
-    """What each doubling is worth."""
+    """Lesson on what each doubling is worth."""
     losses = ", ".join(f"{best(rows[name(depth)]).mean():.3f}" for depth in DEPTHS)
     deep, wide = rows[name(8)], rows[WIDE]
     gain = best(rows[name(1)]) - best(deep)

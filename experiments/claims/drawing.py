@@ -1,4 +1,4 @@
-"""What the figures of several claims share."""
+"""Figures that several claims share."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -72,12 +72,12 @@ def units(quick: bool) -> list[Unit]:
 
 
 def accuracy(rows: Rows, unit: str, depth: int, labels: str = "accuracy") -> np.ndarray:
-    """Of each seed."""
+    """Accuracy of each seed."""
     return np.array(rows[unit][labels][str(depth)])
 
 
 def check(about: About, unit: str, depth: int, relation: Relation, threshold: float, labels: str = "accuracy") -> Check:
-    """That a probe behind so many layers names the token, or does not."""
+    """Check that a probe behind so many layers names the token, or does not."""
     what = "" if labels == "accuracy" else ", labels shuffled"
     return Check(
         claim=f"{unit}, {depth} layers{what}: share of tokens named from the top",
@@ -113,7 +113,7 @@ def figure(rows: Rows) -> alt.TopLevelMixin:
 
 
 def lesson(rows: Rows) -> str:
-    """Who keeps the input."""
+    """Lesson on who keeps the input."""
 
     def share(unit: str, depth: int) -> str:
         return f"{100 * accuracy(rows, unit, depth).mean():.0f} %"

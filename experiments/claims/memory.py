@@ -62,7 +62,7 @@ def run(*, times: int, linear: bool, d_model: int, exposures: int, batch: int, s
 
 
 def name(times: int) -> str:
-    """Of a unit."""
+    """Name of a unit."""
     return f"{times} D hidden"
 
 
@@ -91,7 +91,7 @@ def straightness(rows: Rows) -> np.ndarray:
 
 
 def check(about: About, unit: str, relation: Relation, threshold: float) -> Check:
-    """Of bits a parameter."""
+    """Check of the bits that a parameter holds."""
     return Check(
         claim=f"{unit}: bits a parameter",
         about=about,

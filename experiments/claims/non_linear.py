@@ -76,7 +76,7 @@ def units(quick: bool) -> list[Unit]:
 
 
 def exact(about: About, what: str, relation: Relation, threshold: float) -> Check:
-    """Of the exact part."""
+    """Check of the exact part."""
     return Check(
         claim=f"{what}: |f(x + y) - f(x) - f(y)| / |f(x + y)|",
         about=about,
@@ -88,7 +88,7 @@ def exact(about: About, what: str, relation: Relation, threshold: float) -> Chec
 
 
 def difference(about: About, one: str, other: str, relation: Relation, threshold: float) -> Check:
-    """Of two units' losses, paired by seed."""
+    """Check of the difference between two units' losses, paired by seed."""
     return Check(
         claim=f"{one} minus {other}, nats",
         about=about,
@@ -114,7 +114,7 @@ def figure(rows: Rows) -> alt.TopLevelMixin:
 
 
 def lesson(rows: Rows) -> str:
-    """Where the non-linearity is, and what it is worth."""
+    """Lesson on where the non-linearity is, and what it is worth."""
     exact = rows[EXACT]
     return (
         "A linear map gives f(x + y) = f(x) + f(y). Attention misses that by "

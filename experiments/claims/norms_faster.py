@@ -12,7 +12,7 @@ ARMS = ((PRE, 8), (SMALL, 8), (PRE, 32), (SMALL, 32))
 
 
 def units(quick: bool) -> list[Unit]:
-    """Those of `norms_rates` without post-norm and the usual init, on other seeds."""
+    """Units of `norms_rates` without post-norm and the usual init, on other seeds."""
     wanted = [name(*arm) for arm in ARMS]
     same = [unit for unit in norms_rates.units(quick) if unit.name in wanted]
     middle = [rate for rate in norms_rates.RATES if 2e-3 <= rate <= 6.4e-2]
@@ -23,7 +23,7 @@ def units(quick: bool) -> list[Unit]:
 
 
 def faster(depth: int) -> Check:
-    """That pre-norm ends lower after equally many steps."""
+    """Check that pre-norm ends lower after equally many steps."""
     one, other = name(PRE, depth), name(SMALL, depth)
     return Check(
         claim=f"{depth} layers: pre-norm minus no norm with small init, each at its best rate, nats",
@@ -55,7 +55,7 @@ def figure(rows: Rows) -> alt.TopLevelMixin:
 
 
 def lesson(rows: Rows) -> str:
-    """Who is ahead after equally many steps."""
+    """Lesson on who is ahead after equally many steps."""
 
     def gap(depth: int) -> str:
         return f"{np.mean(best(rows[name(PRE, depth)]) - best(rows[name(SMALL, depth)])):+.3f}"

@@ -22,7 +22,7 @@ PRE, SMALL, POST, PLAIN = RECIPES
 DEPTHS = (8, 32)
 RATES = tuple(1e-3 * 2**k for k in range(8))
 ENDS_WELL = 3.06
-"""In nats, between what counting single bytes and counting pairs of bytes gives."""
+"""Loss in nats between what counting single bytes and counting pairs of bytes gives."""
 
 
 def run(*, recipe: str, depth: int, d_model: int, n_heads: int, **numbers: Any) -> Json:
@@ -31,7 +31,7 @@ def run(*, recipe: str, depth: int, d_model: int, n_heads: int, **numbers: Any) 
 
 
 def name(recipe: str, depth: int) -> str:
-    """Of a unit."""
+    """Name of a unit."""
     return f"{recipe}, {depth} layers"
 
 
@@ -61,7 +61,7 @@ def largest(rows: Rows, unit: str) -> np.ndarray:
 
 
 def ratio(depth: int, threshold: float) -> Check:
-    """Of the largest rates of pre-norm and of no norm with a small init."""
+    """Check of the ratio of the largest rates of pre-norm and of no norm with a small init."""
     one, other = name(PRE, depth), name(SMALL, depth)
     return Check(
         claim=f"{depth} layers: log2 of the largest rate that ends well, pre-norm minus no norm with small init",
@@ -110,7 +110,7 @@ def figure(rows: Rows) -> alt.TopLevelMixin:
 
 
 def lesson(rows: Rows) -> str:
-    """How much room a norm leaves."""
+    """Lesson on how much room a norm leaves."""
 
     def rate(unit: str) -> str:
         return f"{2 ** largest(rows, unit).mean():.3f}"

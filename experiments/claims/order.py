@@ -42,7 +42,7 @@ def units(quick: bool) -> list[Unit]:
 
 
 def check(about: About, unit: str, relation: Relation, threshold: float) -> Check:
-    """That the order matters to a model, or does not."""
+    """Check that the order matters to a model, or does not."""
     return Check(
         claim=f"{unit}: relative difference that the order makes",
         about=about,
@@ -61,13 +61,13 @@ CHECKS = (
 
 
 def figure(rows: Rows) -> alt.TopLevelMixin:
-    """What the order changes, on a logarithmic axis."""
+    """Figure of what the order changes, on a logarithmic axis."""
     values = {unit: np.maximum(row["difference"], 1e-9) for unit, row in rows.items()}
     return drawing.dots({unit: list(each) for unit, each in values.items()}, title="relative difference", log=True)
 
 
 def lesson(rows: Rows) -> str:
-    """Who sees the order."""
+    """Lesson on who sees the order."""
 
     def difference(unit: str) -> str:
         return f"{np.mean(rows[unit]['difference']):.1g}"

@@ -48,7 +48,7 @@ def units(quick: bool) -> list[Unit]:
 
 
 def check(about: About, norm: str, what: str, relation: Relation, threshold: float) -> Check:
-    """That replacing something changes a norm's output, or does not."""
+    """Check that replacing something changes a norm's output, or does not."""
     return Check(
         claim=f"{norm}: relative change at a token when {what} {'is' if what == OWN else 'are'} replaced",
         about=about,
@@ -84,7 +84,7 @@ def figure(rows: Rows) -> alt.TopLevelMixin:
 
 
 def lesson(rows: Rows) -> str:
-    """Whose statistics these are."""
+    """Lesson on whose statistics these are."""
 
     def change(norm: str, what: str) -> str:
         return f"{np.mean(rows[norm][what]):.2g}"

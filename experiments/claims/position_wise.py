@@ -42,7 +42,7 @@ def units(quick: bool) -> list[Unit]:
 
 
 def check(about: About, unit: str, relation: Relation, threshold: float) -> Check:
-    """That a sublayer mixes positions, or does not."""
+    """Check that a sublayer mixes positions, or does not."""
     return Check(
         claim=f"{unit}: largest influence of one position on another, over that on itself",
         about=about,
@@ -65,7 +65,7 @@ def figure(rows: Rows) -> alt.TopLevelMixin:
 
 
 def lesson(rows: Rows) -> str:
-    """Where positions meet."""
+    """Lesson on where positions meet."""
     return (
         "The Jacobian tells how much the output at one position moves when the input at another does. For the "
         f"feed-forward network it is {np.mean(rows['feed-forward']['across']):.2g} between different positions: every "

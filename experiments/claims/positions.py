@@ -88,7 +88,7 @@ def units(quick: bool) -> list[Unit]:
 
 
 def difference(about: About, one: str, other: str, relation: Relation, threshold: float) -> Check:
-    """Of two encodings' losses at the trained length, paired by seed."""
+    """Check of the difference between two encodings' losses at the trained length, paired by seed."""
     return Check(
         claim=f"{one} minus {other}, nats",
         about=about,
@@ -123,7 +123,7 @@ def figure(rows: Rows) -> alt.TopLevelMixin:
 
 
 def lesson(rows: Rows) -> str:
-    """Which ways of saying where work."""
+    """Lesson on which encodings work."""
 
     def loss(arm: str) -> str:
         return f"{best(rows[arm]).mean():.3f}"

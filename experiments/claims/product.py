@@ -120,7 +120,7 @@ def total(rows: Rows, unit: str) -> np.ndarray:
 
 
 def set_to(factor: float, relation: Relation, threshold: float) -> Check:
-    """That a chain's factor is what it was set to."""
+    """Check that a chain's factor is what it was set to."""
     unit = f"factor {factor:g}"
     return Check(
         claim=f"set to {factor:g} a layer: factor by which the gradient changes in a layer",
@@ -133,7 +133,7 @@ def set_to(factor: float, relation: Relation, threshold: float) -> Check:
 
 
 def kept(relation: Relation, threshold: float) -> Check:
-    """That pre-norm keeps its gradient."""
+    """Check that pre-norm keeps its gradient."""
     return Check(
         claim="pre-norm: log10 of the gradient at the bottom over that at the top",
         about="control",

@@ -42,12 +42,12 @@ class Judged:
 
     @property
     def seconds(self) -> float:
-        """Of CPU, spent on what has been run."""
+        """Seconds of CPU spent on what has been run."""
         return sum(record["cpu_seconds"] for record in self.records.values())
 
     @property
     def paragraph(self) -> str:
-        """For a student; where something was not run, what."""
+        """Paragraph for a student; where something was not run, it says what."""
         if self.missing:
             return f"Not settled, because these were not run: {'; '.join(self.missing)}."
         return self.claim.lesson(self.rows)
@@ -92,13 +92,13 @@ def write_all(out: Path, quick: bool, command: str) -> Path:
 
 
 def tally(judged: Sequence[Judged]) -> dict[str, int]:
-    """How many claims ended in each word."""
+    """Count of the claims by the word in which they ended."""
     words = [each.word for each in judged]
     return {word: words.count(word) for word in ("holds", "corrected", "false", "not settled") if word in words}
 
 
 def origin(judged: Sequence[Judged]) -> dict[str, str]:
-    """Where the numbers were made: every commit, device and version among them, and the CPU time."""
+    """Origin of the numbers: every commit, device and version among them, and the CPU time."""
     records = [record for each in judged for record in each.records.values()]
     facts: dict[str, dict[str, None]] = {}
     for record in records:
@@ -136,7 +136,7 @@ def result(judged: Sequence[Judged], command: str) -> Json:
 
 
 def described(claim: Claim) -> dict[str, str]:
-    """What was fixed beforehand, by heading."""
+    """Everything that was fixed beforehand, by heading."""
     return {
         "The text says": claim.says,
         "It would be refuted by": claim.refuted_by,

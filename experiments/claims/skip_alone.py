@@ -16,7 +16,7 @@ from stackjax.parameter import FanIn, Init
 from stackjax.recipe.base import Recipe
 
 GROWTH = 3**0.5
-"""By which a layer multiplies the stream: attention, whose tokens grow alike, doubles its square, ReLU adds half."""
+"""Factor of a layer on the stream: attention, whose tokens grow alike, doubles its square, ReLU adds half."""
 SMALL = 8.0
 
 

@@ -56,12 +56,12 @@ def units(quick: bool) -> list[Unit]:
 
 
 def accuracy(rows: Rows, unit: str, hops: int) -> np.ndarray:
-    """Of each seed."""
+    """Accuracy of each seed."""
     return np.array(rows[unit][str(hops)], float)[0]
 
 
 def check(about: About, unit: str, hops: int, relation: Relation, threshold: float) -> Check:
-    """That so many layers answer so many hops, or do not."""
+    """Check that so many layers answer so many hops, or do not."""
     verb = "answers" if unit.startswith("1") else "answer"
     claim = f"{unit} {verb} {hops} {'hop' if hops == 1 else 'hops'}: share right"
     return Check(
@@ -109,7 +109,7 @@ def figure(rows: Rows) -> alt.TopLevelMixin:
 
 
 def lesson(rows: Rows) -> str:
-    """What the staircase shows."""
+    """Lesson of the staircase."""
 
     def share(unit: str, k: int) -> str:
         return f"{100 * accuracy(rows, unit, k).mean():.0f} %"

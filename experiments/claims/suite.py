@@ -49,7 +49,7 @@ CLAIMS: tuple[Claim, ...] = tuple(
         tree,
     )
 )
-"""In the order of the text."""
+"""Claims in the order of the text."""
 
 RUN_ORDER = (
     product,
@@ -69,7 +69,7 @@ RUN_ORDER = (
     norms_faster,
     tree,
 )
-"""What is run first where time is short: cheap and telling."""
+"""Claims in the order in which they are run where time is short: the cheap and telling ones first."""
 
 
 def named(only: Sequence[str]) -> list[Claim]:

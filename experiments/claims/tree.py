@@ -22,7 +22,7 @@ LINE, TREE, WRONG = "rotary", "rotary and tree", "rotary and another text's tree
 
 
 def examples(arm: str, n: int, *, seed: int, step: int) -> Batch:
-    """What an arm sees: the same tokens, with no path, its own or its neighbour's."""
+    """Examples for an arm: the same tokens, with no path, its own or its neighbour's."""
     found = task_tree.examples(n, seed=seed, step=step)
     path = {LINE: np.full_like(found["path"], -1), TREE: found["path"], WRONG: np.roll(found["path"], 1, 0)}[arm]
     return {**found, "path": path}
@@ -61,7 +61,7 @@ def right(rows: Rows, arm: str) -> np.ndarray:
 def check(
     about: About, claim: str, arms: tuple[str, ...], relation: Relation, threshold: float, values: Callable
 ) -> Check:
-    """Of shares right."""
+    """Check of shares of right answers."""
     return Check(claim=claim, about=about, relation=relation, threshold=threshold, needs=arms, values=values)
 
 
@@ -85,7 +85,7 @@ def figure(rows: Rows) -> alt.TopLevelMixin:
 
 
 def lesson(rows: Rows) -> str:
-    """What the tree adds."""
+    """Lesson on what the tree adds."""
 
     def share(arm: str) -> str:
         return f"{100 * right(rows, arm).mean():.0f} %"

@@ -24,7 +24,7 @@ def run(*, recipe: str, depth: int, d_model: int, n_heads: int, **numbers: Any) 
 
 
 def name(recipe: str, depth: int) -> str:
-    """Of a unit."""
+    """Name of a unit."""
     return f"{recipe}, {depth} layers"
 
 
@@ -48,7 +48,7 @@ def warmed(rows: Rows, unit: str, warmup: int) -> np.ndarray:
 
 
 def gain(about: About, unit: str, relation: Relation, threshold: float) -> Check:
-    """What a long warm-up changes against a short one."""
+    """Check of what a long warm-up changes against a short one."""
     return Check(
         claim=f"{unit}: 100 steps of warm-up minus 20, nats",
         about=about,
@@ -60,7 +60,7 @@ def gain(about: About, unit: str, relation: Relation, threshold: float) -> Check
 
 
 def deeper(about: About, recipe: str, relation: Relation, threshold: float) -> Check:
-    """What 24 layers lose against eight of pre-norm."""
+    """Check of what 24 layers lose against eight of pre-norm."""
     one, other = name(recipe, DEEP), name(PRE, SHALLOW)
     return Check(
         claim=f"100 steps of warm-up: {one} minus {other}, nats",
@@ -95,7 +95,7 @@ def figure(rows: Rows) -> alt.TopLevelMixin:
 
 
 def lesson(rows: Rows) -> str:
-    """What warm-up does for whom."""
+    """Lesson on what warm-up does for whom."""
 
     def loss(recipe: str, depth: int, warmup: int) -> str:
         return f"{warmed(rows, name(recipe, depth), warmup).mean():.2f}"

@@ -1,4 +1,4 @@
-"""What a sweep can train on beside text: tasks of tokens in, tokens out, made by rule."""
+"""Tasks beside text that a sweep can train on: tokens in, tokens out, made by rule."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -14,7 +14,7 @@ import stackjax as sj
 from stackjax.recipe.base import Recipe
 
 PLACES = 16
-"""Of the cycle. With the token that says k there are 17 tokens, and 289 pairs of them."""
+"""Places of the cycle. With the token that says k there are 17 tokens, and 289 pairs of them."""
 
 MOST_HOPS = 8
 """The greatest k. The map can be inverted, so 9 hops are also 7 the other way round."""

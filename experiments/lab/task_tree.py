@@ -1,4 +1,4 @@
-"""Which colour has the grandparent? A task on random trees, written in order with a token that closes each node.
+"""The task of naming the grandparent's colour, on random trees, written in order with a token that closes each node.
 
 All arms see the same tokens, from which the tree can be read off by counting; those that are given paths need not
 count.

@@ -69,5 +69,5 @@ class Config:
 
 
 def is_nothing(value: Any) -> bool:
-    """Whether an option's value is null, false, or empty."""
+    """True if an option's value is null, false, or empty."""
     return value is None or value is False or (isinstance(value, (str, list, dict)) and not value)

@@ -1,4 +1,4 @@
-"""What changes nothing: options and tensors of published checkpoints that no forward pass reads, in one table.
+"""Options and tensors of published checkpoints that no forward pass reads, in one table.
 
 An option that is neither read by a description nor in this table is refused, unless its value is itself nothing (null,
 false, or empty). A tensor that has no place in a description and is not in this table is refused too.
@@ -22,11 +22,11 @@ class Inert:
     tensors: tuple[str, ...] = ()
 
     def has_option(self, name: str) -> bool:
-        """Whether the option is one of these, or one of those without effect everywhere."""
+        """True if the option is one of these, or one of those without effect everywhere."""
         return any(re.fullmatch(pattern, name) for pattern in (*self.options, *EVERYWHERE.options))
 
     def has_tensor(self, name: str, config: dict[str, Any]) -> bool:
-        """Whether the tensor is one of these, or one of those without effect everywhere."""
+        """True if the tensor is one of these, or one of those without effect everywhere."""
         depth = str(config.get("num_hidden_layers"))
         patterns = (*self.tensors, *EVERYWHERE.tensors)
         return any(re.fullmatch(pattern.replace("{depth}", depth), name) for pattern in patterns)
@@ -53,7 +53,7 @@ WHAT_IS_RETURNED = (
     r"chunk_size_feed_forward|pretraining_tp|torchscript|use_bfloat16"
 )
 EVERYWHERE = Inert(options=(WHAT_IT_IS, TRAINING, GENERATION, WHAT_IS_RETURNED), tensors=(r".*\.rotary_emb\.inv_freq",))
-"""What is without effect in all architectures."""
+"""Options and tensors without effect in all architectures."""
 
 BERT = Inert(
     # The pooler's sizes and the direction stand in Google's multilingual and Chinese checkpoints.

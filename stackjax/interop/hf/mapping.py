@@ -188,7 +188,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def addresses(model: Any) -> dict[str, tuple[int, ...]]:
-    """What a table of tensors must name: the address of every parameter, and its shape.
+    """The address of every parameter that a table of tensors must name, and its shape.
 
     Args:
         model: a `Model` or an `EncoderDecoder`.
