@@ -182,9 +182,8 @@ def lesson(rows: Rows) -> str:
     return (
         f"Without a skip a gradient passes through every layer, and each multiplies it. If each of {depth} layers "
         f"passes on nine tenths, {0.9**depth:.1e} should be left, and in a real stack {small:.1e} is; with one tenth "
-        f"more a layer, {1.1**depth:,.0f} should come of it, and {large:,.0f} does; set to 1 it is {even:.2f}. (A "
-        "layer of finite width passes on slightly less than it is set to, and a hundred of these make a factor.) "
-        "With skips and norms the same depth changes the gradient by a factor of "
+        f"more a layer, {1.1**depth:,.0f} should come of it, and {large:,.0f} does; set to 1 it is {even:.2f}. With "
+        "skips and norms the same depth changes the gradient by a factor of "
         f"{float(np.exp(np.abs(np.log(total(rows, 'pre-norm'))).mean())):.1f}. One thing the product leaves out: where "
         "the signal grows it also grows inside attention's softmax, which then turns hard, and in a first run that let "
         f"it do so the gradient came to {wild:.0e}, and in one seed to {total(rows, GROWING).max():.0e}."

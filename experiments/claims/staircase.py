@@ -9,13 +9,18 @@ from experiments.claims.training import train
 from experiments.lab import task_hops
 from experiments.lab.store import Json
 from experiments.lab.task import Filled
+from experiments.lab.task_hops import reach
 from experiments.lab.train import Batch
 from stackjax.sublayer import Params
 
 ASKED = {1: (1, 2, 3, 4), 2: (1, 2, 3, 4, 5, 8), 3: (1, 2, 4, 8)}
 """Hops on which a stack of so many layers is trained; more kinds take longer to learn."""
 
-REACHED = 0.95
+ONE, TWO, WIDE, THREE = "1 layer", "2 layers", "1 layer of twice the width", "3 layers"
+LONGER = "2 layers, longer"
+SECOND_SEEDS = (30, 31, 32)
+"""Of the two layers that were run second."""
+REACHED, CLOSE_TO_ALL = 0.95, 0.99
 
 
 def run(*, depth: int, d_model: int, n_heads: int, hops: list[int], seeds: list[int], steps: int, batch: int) -> Json:
@@ -34,23 +39,24 @@ def run(*, depth: int, d_model: int, n_heads: int, hops: list[int], seeds: list[
         seeds=seeds,
         steps=steps,
         score=score,
-        until=lambda scores: depth == max(ASKED) and all(scores[str(k)].min() > 0.995 for k in hops),
+        until=lambda scores: depth > 1 and all(scores[str(k)].min() > CLOSE_TO_ALL for k in hops if k <= reach(depth)),
         chunks=12,
     )
 
 
 def units(quick: bool) -> list[Unit]:
-    """One, two and three layers, and one wide layer."""
-    small = {"d_model": 16, "n_heads": 2, "seeds": list(seeds(2)), "steps": 4, "batch": 4}
+    """One, two and three layers, one wide layer, and two layers for longer."""
+    small = {"d_model": 16, "n_heads": 2, "steps": 4, "batch": 4}
     usual = {"d_model": 64, "n_heads": 4, "seeds": list(seeds(3)), "batch": 64}
     wanted = {
-        "1 layer": {**usual, "depth": 1, "steps": 1500},
-        "2 layers": {**usual, "depth": 2, "steps": 2500},
-        "1 layer of twice the width": {**usual, "depth": 1, "d_model": 128, "n_heads": 8, "steps": 1500},
-        "3 layers": {**usual, "depth": 3, "steps": 6000, "seeds": list(seeds(2))},
+        ONE: {**usual, "depth": 1, "hops": ASKED[1], "steps": 1500},
+        TWO: {**usual, "depth": 2, "hops": ASKED[2], "steps": 2500},
+        WIDE: {**usual, "depth": 1, "hops": ASKED[1], "d_model": 128, "n_heads": 8, "steps": 1500},
+        THREE: {**usual, "depth": 3, "hops": ASKED[3], "steps": 6000, "seeds": list(seeds(2))},
+        LONGER: {**usual, "depth": 2, "hops": (1, 2, 3, 4, 5, 6), "steps": 8000, "seeds": list(SECOND_SEEDS)},
     }
     return [
-        Unit(name=name, run=run, setting={"hops": list(ASKED[setting["depth"]]), **setting, **(small if quick else {})})
+        Unit(name=name, run=run, setting={**setting, "hops": list(setting["hops"]), **(small if quick else {})})
         for name, setting in wanted.items()
     ]
 
@@ -75,17 +81,17 @@ def check(about: About, unit: str, hops: int, relation: Relation, threshold: flo
 
 
 CHECKS = (
-    check("text", "1 layer", 4, "below", 0.20),
-    check("text", "1 layer", 3, "below", 0.35),
-    check("control", "1 layer", 1, "above", REACHED),
-    check("control", "1 layer", 2, "above", REACHED),
-    check("text", "2 layers", 3, "above", REACHED),
-    check("text", "2 layers", 4, "above", REACHED),
-    check("text", "2 layers", 5, "below", 0.35),
-    check("text", "2 layers", 8, "below", 0.20),
-    check("text", "3 layers", 8, "above", 0.90),
-    check("control", "1 layer of twice the width", 4, "below", 0.12),
-    check("control", "1 layer of twice the width", 3, "below", 0.35),
+    check("text", ONE, 4, "below", 0.20),
+    check("text", ONE, 3, "below", 0.35),
+    check("control", ONE, 1, "above", REACHED),
+    check("control", ONE, 2, "above", REACHED),
+    check("text", TWO, 8, "below", 0.20),
+    check("text", LONGER, 3, "above", REACHED),
+    check("text", LONGER, 4, "above", REACHED),
+    check("text", LONGER, 6, "below", 0.20),
+    check("text", THREE, 8, "above", 0.90),
+    check("control", WIDE, 4, "below", 0.12),
+    check("control", WIDE, 3, "below", 0.35),
 )
 
 
@@ -97,10 +103,9 @@ def figure(rows: Rows) -> alt.TopLevelMixin:
         for k in range(1, task_hops.MOST_HOPS + 1)
         if str(k) in rows[unit]
     ]
-    order = [unit.name for unit in units(False)]
     base = alt.Chart(alt.Data(values=points)).encode(
         x=alt.X("hops:O", title="hops k", axis=alt.Axis(labelAngle=0)),
-        y=alt.Y("layers:N", title=None, sort=[order[0], order[2], order[1], order[3]]),
+        y=alt.Y("layers:N", title=None, sort=[ONE, WIDE, TWO, LONGER, THREE]),
     )
     color = alt.Color("right:Q", title="share right", scale=alt.Scale(scheme="blues", domain=[0, 1]))
     ink = alt.condition("datum.right > 0.5", alt.value("white"), alt.value("#22221f"))
@@ -114,14 +119,19 @@ def lesson(rows: Rows) -> str:
     def share(unit: str, k: int) -> str:
         return f"{100 * accuracy(rows, unit, k).mean():.0f} %"
 
+    solved = int((accuracy(rows, TWO, 5) > REACHED).sum())
     return (
         "Every place holds an arrow to another place, and the question is where one stands after k arrows. In one "
         "layer each token can look at every other once: it learns where its arrow points and where that one's arrow "
-        f"points, two hops ({share('1 layer', 2)} right), and then it is at its end: four hops {share('1 layer', 4)}, "
-        f"where guessing gives {100 / task_hops.PLACES:.0f} %. A second layer looks at what the first has found, so "
-        f"two hops become four ({share('2 layers', 4)}), and eight stay out of reach ({share('2 layers', 8)}) until "
-        f"there is a third ({share('3 layers', 8)}). Making the one layer twice as wide does not replace the second "
-        f"({share('1 layer of twice the width', 4)} at four hops). Each layer doubles: that is what depth is for."
+        f"points, two hops ({share(ONE, 2)} right), and then it is at its end: three hops {share(ONE, 3)}, four "
+        f"{share(ONE, 4)}, where guessing gives {100 / task_hops.PLACES:.0f} %. All {(task_hops.PLACES + 1) ** 2} "
+        "pairs of tokens are there for that one layer to see; what it lacks is not pairs but a second look at what the first "
+        f"has found. A second layer answers four hops ({share(LONGER, 4)}), and a third eight ({share(THREE, 8)}, "
+        f"where two layers answer {share(TWO, 8)}). Making the one layer twice as wide does not replace the second "
+        f"({share(WIDE, 4)} at four hops). How far can L layers get? We had expected 2^L, and found two layers that "
+        f"answer five hops ({solved} of {accuracy(rows, TWO, 5).size} seeds in the first run; {share(LONGER, 5)} when "
+        f"trained for longer, and six {share(LONGER, 6)}): tokens can also look backwards along the arrows, so every "
+        f"layer makes three of what was known, and the ends are {reach(1)}, {reach(2)}, {reach(3)}: (3^L + 1) / 2."
     )
 
 
@@ -134,7 +144,9 @@ CLAIM = Claim(
     refuted_by="One layer that follows four pointers, or two layers that do not.",
     protocol="Sixteen tokens hold a random cycle of pointers, the seventeenth says k; every token must say where k "
     "pointers lead from it. Bidirectional pre-norm encoder, D = 64, four heads, learned positions, 64 examples a step, "
-    "learning rate 2e-3; the three layers stop when they answer everything.",
+    "learning rate 2e-3; deeper ones stop when they answer all that can be answered. In a first run not "
+    "every seed with two layers had learned three hops in 2,500 steps, and one answered five, where we had expected four "
+    "at most; both led to a second run, on fresh seeds, with the bound (3^L + 1) / 2.",
     control="One layer of twice the width: it must not do what a second layer does. "
     "And one hop and two hops must be easy for one layer, or it has simply not learned.",
     units=units,

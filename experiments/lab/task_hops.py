@@ -1,9 +1,14 @@
-"""Pointer chasing: where does one stand after k hops? A task that needs log2 k layers.
+"""Pointer chasing: where does one stand after k hops? A task whose answer takes a number of layers that grows as log k.
 
-Sixteen tokens hold a permutation f that is one cycle, the seventeenth says k, and token i must answer f^k(i). One layer
-of attention can at most double the number of hops that are known, so L layers reach k = 2^L.
+Sixteen tokens hold a permutation f that is one cycle, the seventeenth says k, and token i must answer f^k(i).
 
-Source: after Sanford et al. 2024, arXiv:2402.09268 (k hops need log k layers).
+How far L layers reach: suppose every token i knows f^m(i) for -a <= m <= b; before the first layer it knows i and f(i),
+so a = 0 and b = 1. Attention goes to tokens j of which something known equals something known of i, f^p(i) = f^q(j), so
+j = f^(p - q)(i), and brings one thing that is known of j. Then i knows from -(2a + b) to a + 2b: each layer makes three
+of what was known, and k is at most 2, 5, 14 for one, two and three layers, (3^L + 1) / 2. (Where tokens look only
+forward, each layer doubles, and it is 2^L.)
+
+Source: after Sanford et al. 2024, arXiv:2402.09268 (k hops need log k layers); the bound for both directions is ours.
 """
 
 from collections.abc import Sequence
@@ -17,7 +22,12 @@ PLACES = 16
 """Places of the cycle. With the token that says k there are 17 tokens, and 289 pairs of them."""
 
 MOST_HOPS = 8
-"""The greatest k. The map can be inverted, so 9 hops are also 7 the other way round."""
+"""The greatest k that can be asked. On a cycle of 16, 9 hops are 7 the other way round."""
+
+
+def reach(depth: int) -> int:
+    """The greatest k that so many layers can answer, (3^L + 1) / 2."""
+    return (3**depth + 1) // 2
 
 
 def encoder(*, d_model: int, depth: int, n_heads: int, recipe: Recipe = sj.recipe.PreNorm()) -> sj.Model:

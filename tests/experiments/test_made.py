@@ -27,6 +27,14 @@ def test_hops_follow_one_cycle():
     assert (other["inputs"] != found["inputs"]).any()
 
 
+def test_what_a_layer_can_know_is_three_times_what_was_known():
+    known, ends = {0, 1}, []
+    for _ in range(3):
+        known = {p - q + v for p in known for q in known for v in known}
+        ends.append(max(known))
+    assert ends == [task_hops.reach(depth) for depth in (1, 2, 3)] == [2, 5, 14]
+
+
 def test_grandparents_are_those_of_the_tree():
     found = task_tree.examples(20, seed=3, step=4)
     deepest = 0
