@@ -125,8 +125,8 @@ def lesson(rows: Rows) -> str:
         "layer each token can look at every other once: it learns where its arrow points and where that one's arrow "
         f"points, two hops ({share(ONE, 2)} right), and then it is at its end: three hops {share(ONE, 3)}, four "
         f"{share(ONE, 4)}, where guessing gives {100 / task_hops.PLACES:.0f} %. All {(task_hops.PLACES + 1) ** 2} "
-        "pairs of tokens are there for that one layer to see; what it lacks is not pairs but a second look at what the first "
-        f"has found. A second layer answers four hops ({share(LONGER, 4)}), and a third eight ({share(THREE, 8)}, "
+        "pairs of tokens are there for that one layer to see; what it lacks is a second look at what the first has "
+        f"found. A second layer answers four hops ({share(LONGER, 4)}), and a third eight ({share(THREE, 8)}, "
         f"where two layers answer {share(TWO, 8)}). Making the one layer twice as wide does not replace the second "
         f"({share(WIDE, 4)} at four hops). How far can L layers get? We had expected 2^L, and found two layers that "
         f"answer five hops ({solved} of {accuracy(rows, TWO, 5).size} seeds in the first run; {share(LONGER, 5)} when "
@@ -145,8 +145,8 @@ CLAIM = Claim(
     protocol="Sixteen tokens hold a random cycle of pointers, the seventeenth says k; every token must say where k "
     "pointers lead from it. Bidirectional pre-norm encoder, D = 64, four heads, learned positions, 64 examples a step, "
     "learning rate 2e-3; deeper ones stop when they answer all that can be answered. In a first run not "
-    "every seed with two layers had learned three hops in 2,500 steps, and one answered five, where we had expected four "
-    "at most; both led to a second run, on fresh seeds, with the bound (3^L + 1) / 2.",
+    "every seed with two layers had learned three hops in 2,500 steps, and one answered five, where we had expected "
+    "four at most; both led to a second run, on fresh seeds, with the bound (3^L + 1) / 2.",
     control="One layer of twice the width: it must not do what a second layer does. "
     "And one hop and two hops must be easy for one layer, or it has simply not learned.",
     units=units,
