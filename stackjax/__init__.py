@@ -37,13 +37,13 @@ input, `gain` the initialiser. `key` comes first, except where it is optional. E
 
 Modules by floor; imports only ever point down:
 
-    tools      probe  skip  convert  optim  shard  display      interop: linen  nnx  hf
+    tools      probe  skip  convert  optim  shard  serialization  display      interop: linen  nnx  hf
     decoding   beam  decode  sample  cache
     models     seq2seq  model  embedding  loss  abstract_model
     depth      stack  option  segment  scan  layer  history  statistic
     recipe     one file for each treatment of depth, over recipe.base and recipe.form
     sublayers  attention  latent_attention  moe  parallel  feed_forward  norm  dot_product  position
-    ground     sublayer (what a sublayer is)  parameter (declared once)
+    ground     sublayer (what a sublayer is)  parameter (declared once)  tensor_file
 
 Reading order: from the ground up. `recipe` and `position` begin with one table of all that they hold.
 """
@@ -81,11 +81,13 @@ from stackjax import (
     scan,
     segment,
     seq2seq,
+    serialization,
     shard,
     skip,
     stack,
     statistic,
     sublayer,
+    tensor_file,
 )
 from stackjax.attention import Attention
 from stackjax.embedding import Embedding, Head
@@ -101,6 +103,7 @@ from stackjax.parameter import Spec
 from stackjax.recipe import residual
 from stackjax.segment import Segment
 from stackjax.seq2seq import EncoderDecoder, encoder_decoder
+from stackjax.serialization import load, save
 from stackjax.stack import Result, Stack
 from stackjax.sublayer import Aux, Cache, SideInputs, Sublayer
 
@@ -148,6 +151,7 @@ __all__ = [
     "interop",
     "latent_attention",
     "layer",
+    "load",
     "loss",
     "model",
     "moe",
@@ -161,14 +165,17 @@ __all__ = [
     "recipe",
     "residual",
     "sample",
+    "save",
     "scan",
     "segment",
     "seq2seq",
+    "serialization",
     "shard",
     "skip",
     "stack",
     "statistic",
     "sublayer",
+    "tensor_file",
 ]
 
 try:

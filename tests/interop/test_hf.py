@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from stackjax import tensor_file
 from stackjax.interop import hf
 from stackjax.interop.hf import config as options
-from stackjax.interop.hf import folder, mapping, tensor_file
+from stackjax.interop.hf import folder, mapping
 from stackjax.parameter import is_spec
 from tests.interop.configs import CONFIGS
 
@@ -105,7 +106,7 @@ def test_shards(tmp_path):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_the_format_is_the_librarys(dtype, tmp_path):
     values = {"a": np.arange(6, dtype=dtype).reshape(2, 3), "b": np.array(2, dtype), "c": np.zeros((0, 3), dtype)}
-    tensor_file.write(tmp_path / "x", {name: x.shape for name, x in values.items()}, dtype, values.__getitem__)
+    tensor_file.write(tmp_path / "x", {name: (x.shape, dtype) for name, x in values.items()}, values.__getitem__)
     read = safetensors.numpy.load_file(tmp_path / "x")
     safetensors.numpy.save_file(values, tmp_path / "y")
     for name, tensor in tensor_file.read_header(tmp_path / "y").items():

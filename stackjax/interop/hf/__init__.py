@@ -24,8 +24,7 @@ An architecture of your own is one file outside the library; `experiments/own_ar
 `within` puts a prefix before many. `hf.rotary` reads rotary positions, and `hf.causal` holds what decoders since Llama
 have in common.
 
-Reading order: `gpt2`, `mapping`, `config`, `inert`, `checkpoint`, `folder`, `tensor_file`; then the other
-architectures.
+Reading order: `gpt2`, `mapping`, `config`, `inert`, `checkpoint`, `folder`; then the other architectures.
 """
 
 from stackjax.interop.hf import causal

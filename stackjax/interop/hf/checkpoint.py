@@ -18,11 +18,11 @@ from stackjax.interop.hf.architectures import ARCHITECTURES
 from stackjax.interop.hf.config import Config
 from stackjax.interop.hf.folder import locate, read_config, read_tensors, write_folder
 from stackjax.interop.hf.mapping import Link, listed, unfold
-from stackjax.interop.hf.tensor_file import Tensor
 from stackjax.model import Model
 from stackjax.parameter import is_spec, path_name
 from stackjax.seq2seq import EncoderDecoder
 from stackjax.sublayer import Params
+from stackjax.tensor_file import Tensor
 
 Architectures = Mapping[str, Architecture]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from stackjax.interop.hf import tensor_file
-from stackjax.interop.hf.tensor_file import Tensor
+from stackjax import tensor_file
+from stackjax.tensor_file import Tensor
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -131,7 +131,7 @@ def write_folder(
     if len(shards) > 1:
         names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     for file, mine in zip(names, shards, strict=True):
-        tensor_file.write(folder / file, {name: shapes[name] for name in mine}, dtype, value)
+        tensor_file.write(folder / file, {name: (shapes[name], dtype) for name in mine}, value)
     if len(shards) > 1:
         places = {name: file for file, mine in zip(names, shards, strict=True) for name in mine}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}

@@ -11,7 +11,7 @@ holds more than one tensor.
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,27 +100,32 @@ def _tensor(name: str, path: Path, entry: dict[str, Any], base: int) -> Tensor:
     return Tensor(name=name, path=path, dtype=entry["dtype"], shape=tuple(entry["shape"]), start=base + start)
 
 
-def write(path: Path, shapes: dict[str, tuple[int, ...]], dtype: Any, value: Callable[[str], np.ndarray]) -> None:
-    """Write tensors of one dtype; the file appears when it is whole.
+def write(path: Path, tensors: Mapping[str, tuple[tuple[int, ...], Any]], value: Callable[[str], np.ndarray]) -> None:
+    """Write tensors; the file appears when it is whole.
 
     Args:
         path: of the file.
-        shapes: of each tensor, in the order in which they are written.
-        dtype: of all of them.
+        tensors: {name: (shape, dtype)}, in the order in which they are written.
         value: name -> array; asked for one tensor at a time.
+
+    Raises:
+        ValueError: a dtype that parameters do not have.
     """
-    dtype = np.dtype(dtype)
-    code = {kind: name for name, kind in DTYPES.items()}[dtype]
+    codes = {kind: name for name, kind in DTYPES.items()}
     header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
     stop = 0
-    for name, shape in shapes.items():
+    for name, (shape, kind) in tensors.items():
+        if (dtype := np.dtype(kind)) not in codes:
+            raise ValueError(f"{name} has dtype {dtype}; only {', '.join(map(str, codes))} can be written")
         start, stop = stop, stop + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, stop]}
+        header[name] = {"dtype": codes[dtype], "shape": list(shape), "data_offsets": [start, stop]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name in shapes:
+        for name, (_, dtype) in tensors.items():
             file.write(np.ascontiguousarray(value(name), dtype).reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, path)
