@@ -9,22 +9,19 @@ loss, also in units of one (B, T, D) array of activations.
 """
 
 import itertools
-import json
-import platform
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import altair
 import jax
 import jax.numpy as jnp
-import tyro
-from rich.console import Console
-from rich.table import Table
 
 import stackjax as sj
+from experiments.lab import command_line, environment, finding
+from experiments.lab.options import Finding, Sizes, one_or_more, plain
 from stackjax.history import History
 from stackjax.recipe.around import Around, AroundForm
 
@@ -32,28 +29,30 @@ Remat = Literal["none", "layer", "nested"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Finding, Sizes):
     """Measure what history buffers cost.
 
-    Args:
-        out: folder for `history_cost.json` and `history_cost.svg`.
-        depths: layers.
-        d_model: D.
-        batch: B.
-        context: T.
-        repeats: steps to time; the median counts.
-        loop_depth: the deepest stack that is also compiled as a loop, which takes time in proportion to its depth.
-        quick: one tiny depth and two recipes, to see that it runs.
+    Exit status: 0 done; 2 bad usage; 130 interrupted.
     """
 
-    out: Path
+    recipes: tuple[str, ...] = ("pre_norm", "dense_former", "attention_residuals", "block_attention_residuals")
+    """Those that read earlier layers, and pre-norm beside them."""
     depths: tuple[int, ...] = (8, 16, 32, 64, 128)
-    d_model: int = 64
-    batch: int = 2
-    context: int = 64
+    """Layers."""
     repeats: int = 5
+    """Gradients to time; the median counts."""
     loop_depth: int = 16
-    quick: bool = False
+    """The deepest stack that is also compiled as a loop, which takes time in proportion to its depth."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_or_more(self, "repeats")
+        if min(self.depths, default=0) < 1:
+            raise ValueError(f"--depths must be 1 or more; got {' '.join(map(str, self.depths)) or 'none'}")
+        if self.loop_depth < 0:
+            raise ValueError(f"--loop-depth must be 0 or more; got {self.loop_depth}")
+        if unknown := set(self.recipes) - set(RECIPES):
+            raise ValueError(f"--recipes knows {', '.join(RECIPES)}; got {min(unknown)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,11 +120,13 @@ RECIPES = {
     "attention_residuals": sj.recipe.AttentionResiduals(),
     "block_attention_residuals": sj.recipe.AttentionResiduals(blocks=8),
 }
+USUAL = Options(out="runs/history_cost", context=64, batch=2)
+QUICK = replace(USUAL, quick=True, recipes=tuple(RECIPES)[:2], depths=(2,), d_model=16, batch=1, context=8, repeats=1)
 
 
 def gradient(rule: sj.recipe.Recipe, depth: int, options: Options, *, remat: Remat, loop: bool) -> tuple[Any, Any]:
     """A function of (params, x) that returns the gradient of a loss through a stack, and its arguments."""
-    layer = sj.Layer(sublayers=(sj.Attention(n_heads=4), sj.FeedForward()))
+    layer = sj.Layer(sublayers=(sj.Attention(n_heads=options.n_heads), sj.FeedForward()))
     stack = sj.Stack.of(layer, depth=depth, d_model=options.d_model, recipe=rule)
 
     def loss(params: Any, x: jax.Array) -> jax.Array:
@@ -188,35 +189,55 @@ def chart(rows: list[Row]) -> altair.VConcatChart:
     return altair.vconcat(*panels)
 
 
-def table(rows: list[Row]) -> Table:
-    """Table of the measurements, for the terminal."""
-    shown = Table("recipe", "way", "layers", "temp MiB", "in (B, T, D)", "compile s", "step s")
-    for row in rows:
-        numbers = (f"{row.temp_bytes / 2**20:.1f}", f"{row.units:.0f}", f"{row.compile_seconds:.1f}")
-        shown.add_row(row.recipe, row.way, str(row.depth), *numbers, f"{row.step_seconds:.3f}")
-    return shown
+def prepare(options: Options) -> Options:
+    """The options, once stacks of their sizes can be made.
+
+    Raises:
+        ValueError: sizes that do not fit.
+    """
+    for name in options.recipes:
+        jax.eval_shape(lambda rule=RECIPES[name]: gradient(rule, 1, options, remat="none", loop=False)[1])
+    return options
 
 
-def main(options: Options) -> list[Row]:
-    """Measure, print and write."""
-    depths = (2,) if options.quick else options.depths
-    names = list(RECIPES)[:2] if options.quick else list(RECIPES)
-    console = Console()
+def run(options: Options, command: str) -> Path:
+    """Measure everything and write the finding; returns its page."""
     rows = []
-    for name, depth in itertools.product(names, depths):
+    for name, depth in itertools.product(options.recipes, options.depths):
         for way, how in ways(name, depth, options).items():
             rule = Plain(base=RECIPES[name]) if how.pop("hidden") else RECIPES[name]
             rows.append(measure(name, way, rule, depth, options, **how))
-            console.print(f"{name}, {depth} layers, {way}: {rows[-1].units:.0f} (B, T, D)")
-    console.print(table(rows))
-    options.out.mkdir(parents=True, exist_ok=True)
-    setting = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
-    machine = {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "machine": platform.platform()}
-    found = {"options": setting, "machine": machine, "rows": [asdict(row) for row in rows]}
-    (options.out / "history_cost.json").write_text(json.dumps(found, indent=1) + "\n")
-    chart(rows).save(options.out / "history_cost.svg")
-    return rows
+            print(f"{name}, {depth} layers, {way}: {rows[-1].units:.0f} (B, T, D)", flush=True)
+    lines = [
+        {
+            "recipe": row.recipe,
+            "way": row.way,
+            "layers": row.depth,
+            "temporaries MiB": f"{row.temp_bytes / 2**20:.1f}",
+            "in (B, T, D)": f"{row.units:.0f}",
+            "compile s": f"{row.compile_seconds:.1f}",
+            "gradient s": f"{row.step_seconds:.3f}",
+        }
+        for row in rows
+    ]
+    text = f"B = {options.batch}, T = {options.context}, D = {options.d_model}. Temporaries are XLA's own count."
+    return finding.write(
+        options.out,
+        question="What does a memory of all earlier layers cost in a scan?",
+        setting=plain(options),
+        predictions=(),
+        rows=[asdict(row) for row in rows],
+        figures={"history_cost": chart(rows)},
+        text=f"{finding.QUICK * options.quick}{text}\n\n{finding.table(lines)}",
+        provenance=environment.provenance(command),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    program = "experiments.history_cost"
+    return command_line.main(program, usual=USUAL, quick=QUICK, prepare=prepare, run=run, arguments=arguments)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    raise SystemExit(main())

@@ -10,7 +10,7 @@ are cells of a sweep that was run with `--keep-params`, or trained on the spot.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,63 +20,56 @@ import jax.numpy as jnp
 import numpy as np
 
 import stackjax as sj
-from experiments.lab import chart, command_line, data, finding, lanes, profile_chart, store
+from experiments.lab import chart, command_line, data, environment, finding, lanes, names, profile_chart, store
 from experiments.lab.corpus import Corpus
 from experiments.lab.finding import Estimate, Prediction
 from experiments.lab.grid import Setting
+from experiments.lab.options import Recipes, Training, one_or_more, plain
+from stackjax.recipe import Recipe
 
 USED = 0.01
 """Nats: a layer whose absence costs less is hardly used."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Training):
     """Leave out each layer of trained models in turn, and measure the angles between their layers.
 
-    Exit status: 0 done, whatever the verdicts; 2 bad usage.
+    Exit status: 0 done, whatever the verdicts; 2 bad usage; 130 interrupted.
     """
 
-    out: str = "runs/layer_drop"
-    """Folder of the finding."""
     cells: tuple[str, ...] = ()
-    """Folders of cells with params.npz; none means to train the recipes on the spot."""
-    recipes: tuple[str, ...] = ("pre_norm", "layer_norm_scaling", "deepnorm", "post_norm")
-    """Trained on the spot: names, or dotted paths of your own."""
+    """Folders of cells with params.npz, trained on the text that --data names; none means to train the recipes here."""
+    recipes: Recipes = field(
+        default_factory=lambda: names.recipes("pre_norm", "layer_norm_scaling", "deepnorm", "post_norm")
+    )
+    """Trained here: names, or dotted paths of your own."""
     depth: int = 16
-    """Layers, on the spot, as are all that follow."""
-    steps: int = 300
-    """Updates of a run."""
-    learning_rate: float = 2e-3
-    """Learning rate at its peak."""
-    seeds: int = 3
-    """Runs of each recipe."""
-    d_model: int = 64
-    """Width D."""
-    n_heads: int = 4
-    """Heads H."""
-    context: int = 32
-    """Tokens T."""
-    batch: int = 8
-    """Windows B."""
+    """Layers of what is trained here."""
     eval_batches: int = 16
     """Batches of validation windows that losses and angles are averaged over."""
-    data: str | None = None
-    """A file, folder or glob of text, the one the cells were trained on; None is Python's standard library."""
-    quick: bool = False
-    """A small version of everything, to see that it runs; its numbers mean nothing."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_or_more(self, "depth", "eval_batches")
+        if not self.recipes and not self.cells:
+            raise ValueError("--recipes needs at least one value, or --cells")
 
 
-QUICK = {
-    "recipes": ("pre_norm", "post_norm"),
-    "depth": 2,
-    "steps": 4,
-    "seeds": 2,
-    "d_model": 16,
-    "n_heads": 2,
-    "context": 8,
-    "batch": 2,
-    "eval_batches": 2,
-}
+USUAL = Options(out="runs/layer_drop", steps=300, learning_rate=2e-3)
+QUICK = replace(
+    USUAL,
+    quick=True,
+    recipes=names.recipes("pre_norm", "post_norm"),
+    depth=2,
+    steps=4,
+    seeds=2,
+    d_model=16,
+    n_heads=2,
+    context=8,
+    batch=2,
+    eval_batches=2,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     return command_line.main(
         "experiments.layer_drop",
-        usual=Options(),
-        quick=replace(Options(), quick=True, **QUICK),
+        usual=USUAL,
+        quick=QUICK,
         prepare=prepare,
         run=lambda work, command: run(*work, command),
         arguments=arguments,
@@ -134,9 +127,9 @@ def run(options: Options, corpus: Corpus, cells: Cells, command: str) -> Path:
     found = {}
     for name, (setting, model, params) in cells.items():
         found[name] = drop(model, [params], corpus, setting, options.eval_batches)
-    for name in () if cells else options.recipes:
+    for name, recipe in options.recipes.items() if not cells else ():
         setting = setting_of(options)
-        model, params = trained(name, corpus, setting, options)
+        model, params = trained(recipe, corpus, setting, options)
         found[name] = drop(model, params, corpus, setting, options.eval_batches)
         print(f"{name}: validation {found[name].loss.mean():.3f}", flush=True)
     return report(found, corpus, options, command)
@@ -148,14 +141,11 @@ def checked(options: Options) -> Corpus:
     Raises:
         ValueError: what does not.
     """
-    command_line.one_or_more(options, "depth", "seeds", "eval_batches")
-    if not 0 < options.learning_rate < float("inf"):
-        raise ValueError(f"--learning-rate must be positive; got {options.learning_rate:g}")
     corpus = data.load(options.data)
     if not options.cells:
         corpus.check(batch=options.batch, context=options.context)
-        for name in options.recipes:
-            setting_of(options).model(name, options.depth, corpus.vocab)
+        for recipe in options.recipes.values():
+            setting_of(options).model(recipe, options.depth, corpus.vocab)
     return corpus
 
 
@@ -180,13 +170,13 @@ def cell_of(path: str, corpus: Corpus) -> tuple[Setting, sj.Model, Any]:
     if config["data"]["sha256"] != corpus.sha256:
         raise ValueError(f"{path} was trained on {config['data']['name']}, which --data has to name")
     setting = Setting(**config["setting"])
-    model = setting.model(config["recipe"], config["depth"], corpus.vocab)
+    model = setting.model(names.recipe_named(config["recipe"]), config["depth"], corpus.vocab)
     return setting, model, store.load_params(folder / "params.npz", model)
 
 
-def trained(name: str, corpus: Corpus, setting: Setting, options: Options) -> tuple[sj.Model, list[Any]]:
+def trained(recipe: Recipe, corpus: Corpus, setting: Setting, options: Options) -> tuple[sj.Model, list[Any]]:
     """A recipe's model, and its parameters for each seed."""
-    trainer = setting.trainer(name, options.depth, corpus.vocab)
+    trainer = setting.trainer(recipe, options.depth, corpus.vocab)
     done = lanes.fit(
         trainer,
         corpus,
@@ -321,8 +311,8 @@ def report(found: dict[str, Dropped], corpus: Corpus, options: Options, command:
     return finding.write(
         options.out,
         question="Which of its layers does each recipe use?",
-        setting={**asdict(options), "data": corpus.facts()},
-        command=command,
+        setting={**plain(options), "data": corpus.facts()},
+        provenance=environment.provenance(command, seeds=() if options.cells else range(options.seeds)),
         predictions=stated,
         rows=rows,
         figures=figures,

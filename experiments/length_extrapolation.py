@@ -18,7 +18,7 @@ scalars rise less at 2 T than the pilot said.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import stackjax as sj
-from experiments.lab import command_line, data, finding, lanes, train
+from experiments.lab import command_line, data, environment, finding, lanes, train
 from experiments.lab.corpus import Corpus
 from experiments.lab.finding import Estimate, Prediction
+from experiments.lab.options import Training, one_or_more, plain
 from experiments.lab.table_recipe import TableRecipe
 from stackjax import position
 from stackjax.position import rotary_scaling
@@ -41,45 +42,32 @@ READ = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """Train a decoder with every encoding and read it out at up to eight times the length."""
+class Options(Training):
+    """Train a decoder with every encoding and read it out at up to eight times the length.
 
-    out: str = "runs/length_extrapolation"
-    """Folder of the result."""
-    quick: bool = False
-    """A small version of everything, to see that it runs; its numbers mean nothing."""
-    data: str | None = None
-    """A file, folder or glob of text; None is Python's standard library."""
+    The learning rate is the same for all encodings; ten times that for tables of logits.
+
+    Exit status: 0 done, whatever the verdicts; 2 bad usage; 130 interrupted.
+    """
+
     only: tuple[str, ...] = ()
     """Encodings to train; none means all of them."""
-    context: int = 64
-    """T, bytes in a training window."""
-    seeds: int = 3
-    """Runs of each encoding."""
-    steps: int = 400
-    """Updates of each run."""
-    batch: int = 8
-    """Windows in a batch."""
-    learning_rate: float = 3e-3
-    """Learning rate at its peak, the same for all encodings; ten times that for tables of logits."""
-    d_model: int = 64
-    """Width."""
     depth: int = 3
     """Layers."""
-    n_heads: int = 4
-    """Heads."""
     eval_windows: int = 128
     """Validation windows."""
 
     def __post_init__(self):
-        command_line.one_or_more(self, "seeds", "steps", "batch", "d_model", "depth", "n_heads", "eval_windows")
+        super().__post_init__()
+        one_or_more(self, "depth", "eval_windows")
         if self.context < READ:
             raise ValueError(f"--context must be {READ} or more, the bytes that are read out; got {self.context}")
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"--learning-rate must be positive; got {self.learning_rate:g}")
 
 
-QUICK = Options(quick=True, context=32, seeds=2, steps=4, batch=2, d_model=16, depth=1, n_heads=2, eval_windows=4)
+USUAL = Options(out="runs/length_extrapolation", steps=400, context=64)
+QUICK = replace(
+    USUAL, quick=True, context=32, seeds=2, steps=4, batch=2, d_model=16, depth=1, n_heads=2, eval_windows=4
+)
 
 
 def encodings(context: int) -> dict[str, position.Position]:
@@ -281,19 +269,19 @@ def run(work: tuple[Options, Corpus], command: str) -> Path:
     return finding.write(
         options.out,
         question="Which positions go on working beyond the length they were trained on?",
-        setting={**asdict(options), "data": corpus.facts()},
+        setting={**plain(options), "data": corpus.facts()},
         predictions=predictions(found, options.context),
         rows=rows,
         figures={"length": figure(rows, options.context)},
         text=finding.QUICK * options.quick + text + "\n\n" + finding.table(lines),
-        command=command,
+        provenance=environment.provenance(command, seeds=range(options.seeds)),
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     program = "experiments.length_extrapolation"
-    return command_line.main(program, usual=Options(), quick=QUICK, prepare=prepare, run=run, arguments=arguments)
+    return command_line.main(program, usual=USUAL, quick=QUICK, prepare=prepare, run=run, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ are those of a real document: the source of a function of this library, read by 
 import inspect
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import stackjax as sj
-from experiments.lab import command_line, finding
+from experiments.lab import command_line, environment, finding
+from experiments.lab.options import Finding, one_or_more, plain
 from experiments.lab.trees import grammar
 from stackjax import position
 from stackjax.parameter import Normal, Spec
@@ -32,23 +33,23 @@ TREES = (position.TreePath, position.TreeRotary, position.TreeBias)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """Draw the matrix that each position encoding induces."""
+class Options(Finding):
+    """Draw the matrix that each position encoding induces.
 
-    out: str = "runs/position_gallery"
-    """Folder of the result."""
-    quick: bool = False
-    """A few tokens only, to see that it runs."""
+    Exit status: 0 done; 2 bad usage; 130 interrupted.
+    """
+
     tokens: int = 24
     """Queries and keys of the encodings that read an index."""
     seed: int = 0
     """Seed of the parameters that are drawn at random."""
 
     def __post_init__(self):
-        command_line.one_or_more(self, "tokens")
+        one_or_more(self, "tokens")
 
 
-QUICK = Options(quick=True, tokens=6)
+USUAL = Options(out="runs/position_gallery")
+QUICK = replace(USUAL, quick=True, tokens=6)
 
 
 def encodings(tokens: int) -> dict[str, position.Position]:
@@ -198,12 +199,12 @@ def run(options: Options, command: str) -> Path:
     return finding.write(
         options.out,
         question="What does each position encoding do to attention?",
-        setting=asdict(options),
+        setting=plain(options),
         predictions=[],
         rows=rows,
         figures={"line": sheet(line, 5), "tree": sheet(trees, 2)},
         text=finding.QUICK * options.quick + text + finding.table(rows),
-        command=command,
+        provenance=environment.provenance(command, seeds=(options.seed,)),
     )
 
 
@@ -211,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     program = "experiments.position_gallery"
     return command_line.main(
-        program, usual=Options(), quick=QUICK, prepare=lambda options: options, run=run, arguments=arguments
+        program, usual=USUAL, quick=QUICK, prepare=lambda options: options, run=run, arguments=arguments
     )
 
 

@@ -9,12 +9,10 @@ else. To compare on one core: `taskset -c 0 python -m experiments.bench`.
 """
 
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,9 +22,10 @@ from rich.console import Console
 from experiments.bench import agree, alone, decoding, machine, page, peers, program, verdict, vmapped
 from experiments.bench.peers.base import Size
 from experiments.bench.program import Row
-from experiments.lab import environment
+from experiments.lab import command_line, environment
+from experiments.lab.command_line import OK
+from experiments.lab.options import one_or_more
 
-OK, USAGE = 0, 2
 Part = Literal["agree", "remat", "compile", "sweep", "decode", "train"]
 PARTS: tuple[Part, ...] = ("agree", "remat", "compile", "sweep", "decode", "train")
 PACKAGES = ("torch", "transformers", "equinox", "dm-haiku")
@@ -34,7 +33,10 @@ PACKAGES = ("torch", "transformers", "equinox", "dm-haiku")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Measure stackjax beside its peers and write results.json, bench.md and bench.svg."""
+    """Measure stackjax beside its peers and write finding.md and result.json.
+
+    Exit status: 0 done, whatever the verdicts; 2 bad usage; 130 interrupted.
+    """
 
     out: str = "runs/bench"
     """Folder of the result."""
@@ -54,7 +56,7 @@ class Options:
     """Layers."""
     deepest_step: int = 128
     """Deeper stacks are compiled and weighed, but take no steps."""
-    remats: tuple[str, ...] = ("none", "layer", "dots", "nested")
+    remats: tuple[Literal["none", "layer", "dots", "nested"], ...] = ("none", "layer", "dots", "nested")
     """Rematerialisations; each peer has some of them."""
     remat_depth: int = 256
     """Layers in which stackjax's rematerialisations are compared."""
@@ -67,22 +69,41 @@ class Options:
     together: bool = True
     """All peers of a group in memory and their steps in turn; otherwise each in a process of its own, one by one."""
 
+    def __post_init__(self):
+        if self.quick and self.large:
+            raise ValueError("--quick and --large cannot be had at once")
+        one_or_more(self, "deepest_step", "remat_depth", "compile_pairs", "rounds")
+        for name in ("parts", "peers", "depths", "remats"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name} needs at least one value")
+        for name in ("depths", "compile_depths"):
+            if min(getattr(self, name)) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be 1 or more; got {min(getattr(self, name))}")
+        if unknown := [name for name in self.peers if name not in peers.PEERS]:
+            raise ValueError(f"unknown peer {unknown[0]!r}; known are {', '.join(peers.PEERS)}")
+        if not 0 <= self.minutes < float("inf"):
+            raise ValueError(f"--minutes must be 0 or more; got {self.minutes:g}")
 
-QUICK: dict[str, Any] = {
-    "size": Size(d_model=16, n_heads=2, context=8, batch=2, vocab=32),
-    "depths": (2, 4),
-    "remat_depth": 4,
-    "compile_depths": (2, 4),
-    "compile_pairs": 1,
-    "rounds": 1,
-}
 
-LARGE: dict[str, Any] = {
-    "size": Size(d_model=2048, n_heads=16, context=2048, batch=4, vocab=32768, dtype="bfloat16"),
-    "depths": (20,),
-    "parts": ("train",),
-    "together": False,
-}
+USUAL = Options()
+QUICK = replace(
+    USUAL,
+    quick=True,
+    size=Size(d_model=16, n_heads=2, context=8, batch=2, vocab=32),
+    depths=(2, 4),
+    remat_depth=4,
+    compile_depths=(2, 4),
+    compile_pairs=1,
+    rounds=1,
+)
+LARGE = replace(
+    USUAL,
+    large=True,
+    size=Size(d_model=2048, n_heads=16, context=2048, batch=4, vocab=32768, dtype="bfloat16"),
+    depths=(20,),
+    parts=("train",),
+    together=False,
+)
 
 
 class Bench:
@@ -92,13 +113,11 @@ class Bench:
         self.options, self.console = options, Console(soft_wrap=True)
         self.began = time.perf_counter()
         self.results: dict[str, Any] = {
-            "command": command,
+            **environment.provenance(command, packages=PACKAGES),
             "quick": options.quick,
-            "device": environment.device(),
             "cores": machine.cores(),
             "clock": "CPU seconds" if machine.on_one_core() else "wall seconds",
             "load": f"{os.getloadavg()[0]:.1f}",
-            "versions": {**environment.versions(), **{name: _version(name) for name in PACKAGES}},
             "size": asdict(options.size),
             "peak": machine.peak() if options.size.dtype != "float32" else None,
             "matmul_flops_per_second": machine.matmul_rate(options.size),
@@ -271,32 +290,36 @@ def _seconds(named: dict[str, float]) -> str:
     return ", ".join(f"{name} {seconds:.3g} s" for name, seconds in named.items())
 
 
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    options = tyro.cli(Options, prog="python -m experiments.bench", args=arguments)
-    if unknown := [name for name in options.peers if name not in peers.PEERS]:
-        print(f"bench: unknown peer {unknown[0]!r}; known are {', '.join(peers.PEERS)}", file=sys.stderr)
-        return USAGE
-    options = replace(options, **(QUICK if options.quick else {}), **(LARGE if options.large else {}))
+    return command_line.command("experiments.bench", prepared, work, arguments)
+
+
+def prepared(words: Sequence[str], line: str) -> tuple[Options, str]:
+    """The options and the command that they came from.
+
+    Raises:
+        ValueError: what cannot be.
+    """
+    preset = LARGE if "--large" in words else QUICK if "--quick" in words else USUAL
+    options = command_line.parse(words, Options, "experiments.bench", preset)
+    command_line.check_folder(options.out)
+    return options, line
+
+
+def work(made: tuple[Options, str]) -> int:
+    """Measure and judge; returns the exit status."""
+    options, line = made
     if "torch" in options.peers and peers.installed("torch"):
         import torch  # pyright: ignore[reportMissingImports]
 
         torch.set_num_threads(machine.cores())
-    bench = Bench(options, shlex.join(["python", "-m", "experiments.bench", *arguments]))
-    results = bench.run()
+    results = Bench(options, line).run()
     print()
     for target in verdict.judge(results):
         print(_line(target.row))
-    print(f"\nThe page: {Path(options.out) / 'bench.md'}")
+    print(f"\nThe page: {Path(options.out) / 'finding.md'}")
     return OK
 
 

@@ -146,7 +146,7 @@ def markdown(results: dict[str, Any]) -> str:
         "## Training\n\nCompile: seconds of tracing and compiling init, optimiser and step; of PyTorch, wall seconds "
         "of building and the first step. Step: median of steps taken in turn. Temporaries: XLA's own analysis of the "
         "whole step."
-        f"\n\n{table(training(results))}\n\n![compile time, step time and memory against depth](bench.svg)",
+        f"\n\n{table(training(results))}\n\n![compile time, step time and memory against depth](figures/bench.svg)",
     ]
     more = {
         "What rematerialisation saves and costs": remat,
@@ -160,9 +160,8 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def save(results: dict[str, Any], folder: Path) -> None:
-    """Write results.json, bench.md and, once there is something to draw, bench.svg and bench.png."""
-    folder.mkdir(parents=True, exist_ok=True)
-    store.write(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
-    store.write(folder / "bench.md", markdown(results))
+    """Write result.json, finding.md and, once there is something to draw, its figure."""
+    store.write(folder / "result.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+    store.write(folder / "finding.md", markdown(results))
     if results["rows"]:
-        chart.export(folder, "bench", figure(results["rows"]).to_dict(validate=False))
+        chart.export(folder / "figures", "bench", figure(results["rows"]).to_dict(validate=False))

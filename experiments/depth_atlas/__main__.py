@@ -8,23 +8,25 @@ Killed at any moment, the same command goes on; started twice, the two share the
 `depth_sweep --report-only --out` on the folder draws every curve and every layer.
 """
 
+import functools
 import json
-import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from experiments.depth_atlas import atlas
 from experiments.depth_atlas.deep_check import check
 from experiments.lab import command_line, compile_cache, data, names, progress
-from experiments.lab.claim import Claim
-from experiments.lab.command_line import INTERRUPTED, OK, USAGE, asked_to_stop
+from experiments.lab.claim import Claim, holders, share
+from experiments.lab.command_line import FAILED, INTERRUPTED, OK, UNDONE, asked_to_stop
 from experiments.lab.grid import Grid, Setting
+from experiments.lab.options import Recipes
 from experiments.lab.results import Results
-from experiments.lab.store import Folder, read, write
-from experiments.lab.sweep import Interrupted, Sweep, run
+from experiments.lab.store import Folder, Json, read, write
+from experiments.lab.sweep import Interrupted, Sweep, run, undone
 
 CHECK_RATE = 1e-3
 """Learning rate of the checks."""
@@ -68,7 +70,7 @@ class Plan:
 
 SMALL = Setting(steps=200, d_model=32, n_heads=2, context=32, batch=4, eval_every=25, eval_batches=20)
 FEW_STEPS = replace(SMALL, steps=10, batch=2)
-ALL = tuple(names.RECIPES)
+ALL = names.recipes(*names.RECIPES)
 RATES = (1e-3, 4e-3, 1.6e-2, 6.4e-2)
 
 PLANS: dict[str, Plan] = {
@@ -77,10 +79,10 @@ PLANS: dict[str, Plan] = {
         tiers=(
             Grid(depths=(2, 8, 32), recipes=ALL, learning_rates=RATES),
             Grid(depths=(128,), recipes=ALL, learning_rates=RATES[:3]),
-            Grid(depths=(32,), recipes=SEEDED, learning_rates=RATES, seeds=3),
-            Grid(depths=(128,), recipes=SEEDED, learning_rates=RATES[:3], seeds=3),
-            Grid(depths=(512,), recipes=tuple(n for n in ALL if n not in TO_128), learning_rates=RATES[:2]),
-            Grid(depths=(1024,), recipes=TO_1024, learning_rates=RATES[:2]),
+            Grid(depths=(32,), recipes=names.recipes(*SEEDED), learning_rates=RATES, seeds=3),
+            Grid(depths=(128,), recipes=names.recipes(*SEEDED), learning_rates=RATES[:3], seeds=3),
+            Grid(depths=(512,), recipes=names.recipes(*(n for n in ALL if n not in TO_128)), learning_rates=RATES[:2]),
+            Grid(depths=(1024,), recipes=names.recipes(*TO_1024), learning_rates=RATES[:2]),
         ),
         check=1024,
         check_setting=FEW_STEPS,
@@ -94,8 +96,8 @@ PLANS: dict[str, Plan] = {
     "quick": Plan(
         setting=Setting(steps=4, d_model=8, n_heads=2, context=6, batch=2, eval_every=2, eval_batches=1),
         tiers=(
-            Grid(depths=(1, 2), recipes=("pre_norm", "no_residual"), learning_rates=(1e-2, 1e30)),
-            Grid(depths=(3,), recipes=("pre_norm",), learning_rates=(1e-2,)),
+            Grid(depths=(1, 2), recipes=names.recipes("pre_norm", "no_residual"), learning_rates=(1e-2, 1e30)),
+            Grid(depths=(3,), recipes=names.recipes("pre_norm"), learning_rates=(1e-2,)),
         ),
         check=3,
         check_setting=Setting(steps=2, d_model=8, n_heads=2, context=6, batch=2),
@@ -107,14 +109,15 @@ PLANS: dict[str, Plan] = {
 class Options:
     """Train every recipe from 2 to 1,024 layers, check that the deepest compile and start, and write what came of it.
 
-    Exit status: 0 all cells ended (divergence and failure are results), 2 bad usage, 130 interrupted.
+    Exit status: 0 all cells ended and all checks are made (divergence is a result), 1 some failed, 2 bad usage, 3 some
+    are left undone by this worker, because others that live hold them, 130 interrupted.
     """
 
     out: str = "runs/depth_atlas"
     """Folder of the run; the finding is in its folder atlas/."""
     plan: Literal["short", "full", "quick"] = "short"
     """How much; quick only shows that it runs."""
-    recipes: tuple[str, ...] = ()
+    recipes: Recipes = field(default_factory=dict)
     """Only these, by name or dotted path (yours are run in every tier); none means all."""
     depths: tuple[int, ...] = ()
     """Only these of the plan's, its check at the greatest depth included; none means all."""
@@ -136,33 +139,61 @@ class Options:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    command = shlex.join(["python", "-m", "experiments.depth_atlas", *arguments])
-    try:
-        options = command_line.parse(arguments, Options, "experiments.depth_atlas")
-        plan = planned(options)
-        if options.report_only:
-            print(report(options))
-            return OK
-        with command_line.warnings_afterwards("depth_atlas"):
-            sweeps = prepare(options, plan, command)
-        for warning in dict.fromkeys(warning for sweep in sweeps for warning in sweep.check()):
-            print(f"depth_atlas: warning: {warning}", file=sys.stderr)
-    except ValueError as error:
-        print(f"depth_atlas: {command_line.one_line(error)}", file=sys.stderr)
-        return USAGE
+    return command_line.command("experiments.depth_atlas", prepared, work, arguments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """All that the command line asks for, checked."""
+
+    options: Options
+    plan: Plan
+    sweeps: list[Sweep]
+    command: str
+
+
+def prepared(words: Sequence[str], line: str) -> Work:
+    """The options, and the plan's sweeps.
+
+    Raises:
+        ValueError: what cannot be.
+    """
+    options = command_line.parse(words, Options, "experiments.depth_atlas")
+    plan = planned(options)
+    sweeps = []
+    if options.report_only:
+        Results.of(options.out)
+    else:
+        sweeps = prepare(options, plan, line)
+    said = dict.fromkeys(warning for sweep in sweeps for warning in sweep.check())
+    command_line.check_folder(options.out)
+    for warning in said:
+        warnings.warn(warning, stacklevel=1)
+    return Work(options=options, plan=plan, sweeps=sweeps, command=line)
+
+
+def work(made: Work) -> int:
+    """Train, check and report; returns the exit status."""
+    options, plan = made.options, made.plan
     compile_cache.enable()
+    left = []
     try:
         with asked_to_stop() as stop:
-            for i, sweep in enumerate(sweeps):
-                run(replace(sweep, stop=stop), progress.Plain())
+            for i, sweep in enumerate(made.sweeps):
+                jobs = run(replace(sweep, stop=stop), progress.Plain())
+                left += [undone(sweep, jobs)] if jobs else []
                 if i == 0 and plan.check in (options.depths or (plan.check,)):
-                    checked(options, plan, sweep, stop)
+                    left += checked(options, plan, sweep, stop)
     except (Interrupted, KeyboardInterrupt):
-        print(f"\nInterrupted. This goes on from there:\n  {command}")
+        print(f"\nInterrupted. This goes on from there:\n  {made.command}")
         return INTERRUPTED
-    print(report(options))
-    return OK
+    results, checks = found(options)
+    print(atlas.write(results, checks, quick=options.plan == "quick"))
+    for line in left:
+        print(line)
+    if left:
+        return UNDONE
+    return FAILED if any(row["status"] == "failed" for row in [*results.cells, *checks]) else OK
 
 
 def planned(options: Options) -> Plan:
@@ -186,10 +217,10 @@ def planned(options: Options) -> Plan:
 def _only(tiers: Sequence[Grid], options: Options) -> Iterator[Grid]:
     """What is wanted of the tiers; recipes that no table knows are in every tier."""
     for tier in tiers:
-        recipes = [n for n in options.recipes if n in tier.recipes or n not in names.RECIPES] or tier.recipes
-        depths = [depth for depth in tier.depths if depth in options.depths or not options.depths]
-        if depths and (set(recipes) & set(options.recipes) or not options.recipes):
-            yield replace(tier, recipes=tuple(recipes), depths=tuple(depths))
+        wanted = {n: r for n, r in options.recipes.items() if n in tier.recipes or n not in names.RECIPES}
+        depths = tuple(depth for depth in tier.depths if depth in options.depths or not options.depths)
+        if depths and (wanted or not options.recipes):
+            yield replace(tier, recipes=wanted or tier.recipes, depths=depths)
 
 
 def prepare(options: Options, plan: Plan, command: str) -> list[Sweep]:
@@ -210,27 +241,43 @@ def _affordable(tier: Grid) -> list[Grid]:
     """A tier, cut at the depths from which on some recipe is left out."""
     parts: dict[tuple[str, ...], list[int]] = {}
     for depth in tier.depths:
-        kept = tuple(name for name in tier.recipes if depth <= TRAINED_TO.get(name, depth))
-        parts.setdefault(kept, []).append(depth)
-    return [replace(tier, recipes=kept, depths=tuple(depths)) for kept, depths in parts.items() if kept]
+        affordable = tuple(name for name in tier.recipes if depth <= TRAINED_TO.get(name, depth))
+        parts.setdefault(affordable, []).append(depth)
+    return [
+        replace(tier, recipes={name: tier.recipes[name] for name in affordable}, depths=tuple(depths))
+        for affordable, depths in parts.items()
+        if affordable
+    ]
 
 
-def checked(options: Options, plan: Plan, sweep: Sweep, stop: Callable[[], bool]) -> None:
-    """Check every recipe that has not been, and that no other worker is checking."""
-    for name in dict.fromkeys(name for tier in plan.tiers for name in tier.recipes):
+def checked(options: Options, plan: Plan, sweep: Sweep, stop: Callable[[], bool]) -> list[str]:
+    """Check every recipe that has not been; returns a line if some are left to other workers."""
+    recipes = {name: recipe for tier in plan.tiers for name, recipe in tier.recipes.items()}
+
+    def claim_file(name: str) -> Path:
+        return checks_folder(options) / f"{name}.claim"
+
+    def settle(name: str) -> bool:
         if stop():
             raise Interrupted
-        path = checks_folder(options) / f"{name}.json"
-        claim = None if path.exists() else Claim.take(path.with_suffix(".claim"))
+        path = claim_file(name).with_suffix(".json")
+        if path.exists():
+            return True
+        claim = Claim.take(claim_file(name))
         if claim is None:
-            continue
+            return False
         try:
             depth = min(plan.check, CHECKED_TO.get(name, plan.check))
-            found = check(plan.check_setting, name, depth, sweep.corpus, learning_rate=CHECK_RATE)
-            write(path, json.dumps(found.json(), indent=1))
+            made = check(plan.check_setting, name, recipes[name], depth, sweep.corpus, learning_rate=CHECK_RATE)
+            write(path, json.dumps(made.json(), indent=1))
         finally:
             claim.release()
-        print(f"{name} L={depth}: {found.message or found.status}", flush=True)
+        print(f"{name} L={depth}: {made.message or made.status}", flush=True)
+        return True
+
+    left = share(list(recipes), path=claim_file, settle=settle, note=functools.partial(print, flush=True))
+    who = holders(map(claim_file, left))
+    return [f"the checks of {', '.join(left)} are left undone by this worker, with {who}"] if left else []
 
 
 def checks_folder(options: Options) -> Path:
@@ -238,16 +285,15 @@ def checks_folder(options: Options) -> Path:
     return Path(options.out) / "checks"
 
 
-def report(options: Options) -> Path:
-    """Write the finding; returns its page.
+def found(options: Options) -> tuple[Results, list[Json]]:
+    """What is in the folder: the sweep's results, and the checks.
 
     Raises:
-        ValueError: there is nothing in the folder.
+        ValueError: nothing.
     """
     results = Results.of(options.out)
-    found = (read(checks_folder(options) / f"{name}.json") for name in results.recipes)
-    checks = [check for check in found if check is not None]
-    return atlas.write(results, checks, quick=options.plan == "quick")
+    checks = (read(checks_folder(options) / f"{name}.json") for name in results.recipes)
+    return results, [check for check in checks if check is not None]
 
 
 if __name__ == "__main__":

@@ -107,7 +107,6 @@ def write(results: Results, checks: Sequence[Json], *, quick: bool = False) -> P
     """
     results.save()
     rows = points(results)
-    commands = list(dict.fromkeys(entry["command"] for entry in results.base.get("commands", [])))
     figures = {
         "depths": chart.depths(rows, results.base["data"]),
         "rates": chart.rates(rows),
@@ -124,7 +123,7 @@ def write(results: Results, checks: Sequence[Json], *, quick: bool = False) -> P
         results.folder.path / "atlas",
         question="Which recipe for which depth?",
         setting={**results.base["setting"], "data": results.base["data"]},
-        command=" && ".join(commands),
+        provenance=results.provenance(),
         predictions=predictions(results, checks),
         rows=[*kept, *({"kind": "check", **check} for check in checks), *curves],
         figures={name: figure for name, figure in figures.items() if figure is not None},

@@ -15,6 +15,7 @@ from experiments.lab.lanes import RUNS_ONCE, number, stack_hyper
 from experiments.lab.outcome import failure
 from experiments.lab.store import Json
 from experiments.lab.train import Trainer
+from stackjax.recipe import Recipe
 
 REMATS: tuple[Literal["none", "layer", "nested"], ...] = ("none", "layer", "nested")
 
@@ -55,26 +56,29 @@ class Check:
 
 
 def check(
-    setting: Setting, recipe: str, depth: int, corpus: Corpus, *, learning_rate: float, shallow: int = 4
+    setting: Setting, name: str, recipe: Recipe, depth: int, corpus: Corpus, *, learning_rate: float, shallow: int = 4
 ) -> Check:
     """Take `setting.steps` training steps at a constant rate, and weigh the program under each rematerialisation.
 
     Args:
         setting: sizes and steps.
-        recipe: its name.
+        name: of the recipe.
+        recipe: that is checked.
         depth: L.
         corpus: what is read.
         learning_rate: of all steps.
         shallow: a depth to compare compile times with.
     """
     try:
-        return _check(replace(setting, schedule="constant"), recipe, depth, corpus, learning_rate, shallow)
+        return _check(replace(setting, schedule="constant"), name, recipe, depth, corpus, learning_rate, shallow)
     except Exception as error:
-        return Check(recipe=recipe, depth=depth, shallow=shallow, status="failed", message=failure(error)["message"])
+        return Check(recipe=name, depth=depth, shallow=shallow, status="failed", message=failure(error)["message"])
 
 
-def _check(setting: Setting, recipe: str, depth: int, corpus: Corpus, learning_rate: float, shallow: int) -> Check:
-    cell = Cell(recipe=recipe, depth=depth, learning_rate=learning_rate, seed=0)
+def _check(
+    setting: Setting, name: str, recipe: Recipe, depth: int, corpus: Corpus, learning_rate: float, shallow: int
+) -> Check:
+    cell = Cell(recipe=name, depth=depth, learning_rate=learning_rate, seed=0)
     hyper = jax.tree.map(lambda x: x[0], stack_hyper([setting.hyper(cell)]))
     size = {"batch": setting.batch, "context": setting.context}
     batches = jnp.stack([jnp.asarray(corpus.batch(seed=0, step=step, **size)) for step in range(setting.steps)])
@@ -94,7 +98,7 @@ def _check(setting: Setting, recipe: str, depth: int, corpus: Corpus, learning_r
     finite = np.isfinite(seen.loss) & np.isfinite(seen.gradient_norm)
     n_finite = int(np.argmin(finite)) if not finite.all() else len(finite)
     return Check(
-        recipe=recipe,
+        recipe=name,
         depth=depth,
         shallow=shallow,
         status="finite" if finite.all() else "diverged" if n_finite else "not finite",

@@ -11,7 +11,7 @@ and rank collapse without skips (Dong et al. 2021, figure 2, arXiv:2103.03404).
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,56 +22,50 @@ import numpy as np
 import stackjax as sj
 from experiments.depth_probe import claims
 from experiments.depth_probe.claims import Arrays, Looked
-from experiments.lab import command_line, data, finding, page, profile_chart
+from experiments.lab import command_line, data, environment, finding, names, page, profile_chart
 from experiments.lab.corpus import Corpus
 from experiments.lab.grid import Cell, Setting
+from experiments.lab.options import Recipes, Training, plain
 from experiments.lab.store import Json
 from stackjax import probe
+from stackjax.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Training):
     """Look into every layer of any recipes at any depths, at initialisation and after a few steps.
 
-    Exit status: 0 done, whatever the verdicts; 2 bad usage.
+    Exit status: 0 done, whatever the verdicts; 2 bad usage; 130 interrupted.
     """
 
-    out: str = "runs/depth_probe"
-    """Folder of the finding and its page."""
-    recipes: tuple[str, ...] = ("pre_norm", "post_norm", "deepnorm", "keel", "no_residual")
+    FEWEST_STEPS = 0
+
+    recipes: Recipes = field(
+        default_factory=lambda: names.recipes("pre_norm", "post_norm", "deepnorm", "keel", "no_residual")
+    )
     """Names, or dotted paths of your own."""
     depths: tuple[int, ...] = (6, 12, 24, 48)
     """Numbers of layers; the claims about gradients need two or more."""
-    steps: int = 30
-    """Training steps before the second look; 0 for none."""
-    seeds: int = 5
-    """Of the initialisation; the second look is at the first of them."""
-    learning_rate: float = 1e-3
-    """Of the training steps."""
-    d_model: int = 64
-    """Width D."""
-    n_heads: int = 4
-    """Heads H."""
-    context: int = 64
-    """Tokens T."""
-    batch: int = 4
-    """Windows B."""
-    data: str | None = None
-    """A file, folder or glob of text; None is Python's standard library."""
-    quick: bool = False
-    """A small version of everything, to see that it runs; its numbers mean nothing."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if min(self.depths, default=0) < 1:
+            raise ValueError(f"--depths must be 1 or more; got {' '.join(map(str, self.depths)) or 'none'}")
+        if not self.recipes:
+            raise ValueError("--recipes needs at least one value")
 
 
 FIGURES = ("gradients", "collapse", "born", "trained")
-QUICK = {"depths": (2, 3), "steps": 2, "seeds": 2, "d_model": 16, "n_heads": 2, "context": 8, "batch": 2}
+USUAL = Options(out="runs/depth_probe", steps=30, seeds=5, learning_rate=1e-3, context=64, batch=4)
+QUICK = replace(USUAL, quick=True, depths=(2, 3), steps=2, seeds=2, d_model=16, n_heads=2, context=8, batch=2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     return command_line.main(
         "experiments.depth_probe",
-        usual=Options(),
-        quick=replace(Options(), quick=True, **QUICK),
+        usual=USUAL,
+        quick=QUICK,
         prepare=lambda options: (options, checked(options)),
         run=lambda work, command: run(*work, command),
         arguments=arguments,
@@ -84,15 +78,11 @@ def checked(options: Options) -> Corpus:
     Raises:
         ValueError: what does not.
     """
-    if min(options.depths, default=0) < 1:
-        raise ValueError(f"--depths must be 1 or more; got {' '.join(map(str, options.depths)) or 'none'}")
-    if options.seeds < 1 or options.steps < 0:
-        raise ValueError(f"--seeds must be 1 or more and --steps 0 or more; got {options.seeds}, {options.steps}")
     corpus = data.load(options.data)
     corpus.check(batch=options.batch, context=options.context)
-    for name in options.recipes:
+    for recipe in options.recipes.values():
         for depth in options.depths:
-            setting_of(options).model(name, depth, corpus.vocab)
+            setting_of(options).model(recipe, depth, corpus.vocab)
     return corpus
 
 
@@ -102,10 +92,10 @@ def setting_of(options: Options) -> Setting:
     return Setting(steps=max(options.steps, 1), schedule="constant", **sizes)
 
 
-def look(name: str, depth: int, corpus: Corpus, options: Options) -> Looked:
+def look(recipe: Recipe, depth: int, corpus: Corpus, options: Options) -> Looked:
     """All seeds of a recipe at a depth."""
     setting = setting_of(options)
-    model = setting.model(name, depth, corpus.vocab)
+    model = setting.model(recipe, depth, corpus.vocab)
     size = {"batch": options.batch, "context": options.context}
 
     @jax.jit
@@ -129,7 +119,7 @@ def look(name: str, depth: int, corpus: Corpus, options: Options) -> Looked:
             found[kind].append(jax.device_get(seen(params, window, jax.random.fold_in(key, 2))))
     trained = None
     if options.steps:
-        params = _trained(setting, name, depth, corpus, options)
+        params = _trained(setting, recipe, depth, corpus, options)
         window = jnp.asarray(corpus.batch(seed=0, step=options.steps, **size), jnp.int32)
         trained = _stacked([jax.device_get(seen(params, window, jax.random.key(2)))])
     return Looked(random=_stacked(found["random"]), text=_stacked(found["text"]), trained=trained)
@@ -139,10 +129,10 @@ def _stacked(each: Sequence[dict[str, Any]]) -> Arrays:
     return {name: np.stack([arrays[name] for arrays in each]) for name in each[0]}
 
 
-def _trained(setting: Setting, name: str, depth: int, corpus: Corpus, options: Options) -> Any:
+def _trained(setting: Setting, recipe: Recipe, depth: int, corpus: Corpus, options: Options) -> Any:
     """Parameters of the first seed after the steps."""
-    trainer = setting.trainer(name, depth, corpus.vocab)
-    hyper = setting.hyper(Cell(recipe=name, depth=depth, learning_rate=options.learning_rate, seed=0))
+    trainer = setting.trainer(recipe, depth, corpus.vocab)
+    hyper = setting.hyper(Cell(recipe="", depth=depth, learning_rate=options.learning_rate, seed=0))
     size = {"batch": options.batch, "context": options.context}
     batches = jnp.stack([jnp.asarray(corpus.batch(seed=0, step=step, **size)) for step in range(options.steps)])
     state = jax.jit(trainer.start)(hyper, batches[0])
@@ -152,9 +142,9 @@ def _trained(setting: Setting, name: str, depth: int, corpus: Corpus, options: O
 def run(options: Options, corpus: Corpus, command: str) -> Path:
     """Look at everything and write the finding and the page; returns the page."""
     looked: dict[tuple[str, int], Looked] = {}
-    for name in options.recipes:
+    for name, recipe in options.recipes.items():
         for depth in options.depths:
-            looked[name, depth] = look(name, depth, corpus, options)
+            looked[name, depth] = look(recipe, depth, corpus, options)
             print(f"{name}, {depth} layers: looked at", flush=True)
     collapsed = claims.collapse(seeds=options.seeds, d_model=options.d_model, n_heads=options.n_heads)
     stated = claims.predictions(looked, collapsed)
@@ -194,8 +184,8 @@ def run(options: Options, corpus: Corpus, command: str) -> Path:
     finding.write(
         out,
         question=question,
-        setting={**asdict(options), "data": corpus.facts()},
-        command=command,
+        setting={**plain(options), "data": corpus.facts()},
+        provenance=environment.provenance(command, seeds=range(options.seeds)),
         predictions=stated,
         rows=_kept(looked, collapsed),
         figures=figures,

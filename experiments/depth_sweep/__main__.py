@@ -7,8 +7,8 @@ Killed at any moment, the same command goes on. A larger grid in the same folder
 """
 
 import dataclasses
-import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,23 +18,14 @@ import tyro
 from rich.console import Console
 
 from experiments.depth_sweep import report
-from experiments.lab import compile_cache, cost, data, progress
-from experiments.lab.command_line import (
-    FAILED,
-    INTERRUPTED,
-    OK,
-    USAGE,
-    asked_to_stop,
-    one_line,
-    parse,
-    warnings_afterwards,
-)
+from experiments.lab import command_line, compile_cache, cost, data, progress
+from experiments.lab.command_line import FAILED, INTERRUPTED, OK, UNDONE, asked_to_stop
 from experiments.lab.data.found import printable
 from experiments.lab.grid import Grid, Setting
 from experiments.lab.headline import sentences
 from experiments.lab.results import Results
 from experiments.lab.store import Folder
-from experiments.lab.sweep import Interrupted, Sweep, run, save_record
+from experiments.lab.sweep import Interrupted, Sweep, run, save_record, undone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +47,8 @@ class Text:
 class Options:
     """Train every recipe at every depth and learning rate, and report which of them can be stacked.
 
-    Exit status: 0 all cells ended (divergence is a result) or are another worker's, 1 some failed, 2 bad usage,
-    130 interrupted.
+    Exit status: 0 all cells ended (divergence is a result), 1 some failed, 2 bad usage, 3 cells are left undone by this
+    worker, because others that live hold them, 130 interrupted.
     """
 
     grid: tyro.conf.OmitArgPrefixes[Grid] = Grid()
@@ -70,7 +61,7 @@ class Options:
     dry_run: bool = False
     """Print what is read and what is left out, the grid, what it costs and what is done already; write nothing."""
     report_only: bool = False
-    """Make results.csv and the report again from the cells that are there."""
+    """Make results.csv, the finding and the report again from the cells that are there."""
     retry_failed: bool = False
     """Run failed cells again."""
     keep_params: bool = False
@@ -82,30 +73,49 @@ class Options:
     scheduler: Literal["local", "ray", "slurm"] = "local"
     """Where cells run. Several local workers may share one folder."""
 
+    def __post_init__(self):
+        if not 0 <= self.checkpoint_seconds < float("inf"):
+            raise ValueError(f"--checkpoint-seconds must be 0 or more; got {self.checkpoint_seconds:g}")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        options = parse(arguments, Options, "experiments.depth_sweep")
-        if options.scheduler != "local":
-            raise ValueError(f"--scheduler {options.scheduler} comes later; start several workers on one --out instead")
-        if options.report_only:
-            return _report(Folder(options.out))
-        with warnings_afterwards("depth_sweep"):
-            sweep = prepare(options, "python -m experiments.depth_sweep " + shlex.join(arguments))
-            warnings = sweep.check()
-    except ValueError as error:
-        print(f"depth_sweep: {one_line(error)}", file=sys.stderr)
-        return USAGE
-    for warning in warnings:
-        print(f"depth_sweep: warning: {warning}", file=sys.stderr)
+    return command_line.command("experiments.depth_sweep", prepared, work, arguments)
+
+
+def prepared(words: Sequence[str], line: str) -> tuple[Options, Sweep | Results]:
+    """The options, and the sweep that they describe, checked; or with `--report-only` the results that are there.
+
+    Raises:
+        ValueError: what cannot be.
+    """
+    options = command_line.parse(words, Options, "experiments.depth_sweep")
+    if options.scheduler != "local":
+        raise ValueError(f"--scheduler {options.scheduler} comes later; start several workers on one --out instead")
+    if options.report_only:
+        results = Results.of(options.out)
+        command_line.check_folder(options.out)
+        return options, results
+    sweep = prepare(options, line)
+    said = sweep.check()
+    if not options.dry_run:
+        command_line.check_folder(options.out)
+    for warning in said:
+        warnings.warn(warning, stacklevel=1)
+    return options, sweep
+
+
+def work(made: tuple[Options, Sweep | Results]) -> int:
+    """Do what the options ask for; returns the exit status."""
+    options, subject = made
+    if isinstance(subject, Results):
+        return _report(subject)
     if options.dry_run:
-        print(dry_run(sweep))
+        print(dry_run(subject))
         return OK
     if options.compile_cache:
         compile_cache.enable()
-    return _run(sweep, options.retry_failed)
+    return _run(subject, options.retry_failed)
 
 
 def prepare(options: Options, command: str) -> Sweep:
@@ -137,11 +147,12 @@ def dry_run(sweep: Sweep) -> str:
         f"{'recipe':<20}{'depth':>6}{'cells':>7}{'done':>6}{'params':>13}{'FLOPs':>10}{'memory':>11}",
     ]
     total = 0
-    for group in sweep.groups():
-        done = sum(sweep.folder.summary(cell) is not None for cell in group.named(sweep.common)[1])
+    for job in sweep.jobs():
+        group = job.group
+        done = sum(sweep.folder.summary(name) is not None for name in job.cell_names)
         try:
-            model = setting.model(group.recipe, group.depth, sweep.corpus.vocab)
-            flops = len(group.cells) * setting.steps * sweep.flops_per_step(group.recipe, group.depth)
+            model = setting.model(job.recipe, group.depth, sweep.corpus.vocab)
+            flops = len(group.cells) * setting.steps * sweep.flops_per_step(job.recipe, group.depth)
         except Exception as error:
             lines.append(f"{group.recipe:<20}{group.depth:>6}  cannot be built: {type(error).__name__}")
             continue
@@ -176,22 +187,26 @@ def _run(sweep: Sweep, retry_failed: bool) -> int:
     show = progress.Screen(console) if console.is_terminal else progress.Plain()
     try:
         with asked_to_stop() as stop:
-            run(dataclasses.replace(sweep, stop=stop), show)
+            left = run(dataclasses.replace(sweep, stop=stop), show)
     except (Interrupted, KeyboardInterrupt):
         show.close()
         print(f"\nInterrupted. This goes on from there:\n  {sweep.command}")
         return INTERRUPTED
     finally:
         show.close()
-    return _report(sweep.folder)
+    status = _report(Results.of(sweep.folder.path))
+    if left:
+        print(undone(sweep, left))
+    return UNDONE if left else status
 
 
-def _report(folder: Folder) -> int:
-    results = Results.of(folder.path)
-    save_record(folder, results.base, folder.groups())
+def _report(results: Results) -> int:
+    save_record(results.folder, results.base, results.folder.groups())
     results.save()
+    report.write_finding(results)
+    path = report.write_report(results)
     headline = "\n".join(f"- {line}" for line in sentences(results))
-    print(f"\n{headline}\n\nThe report: {report.write_report(results)}")
+    print(f"\n{headline}\n\nThe report: {path}")
     return FAILED if any(cell["status"] == "failed" for cell in results.cells) else OK
 
 

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs no network, and its charts as SVG and PNG."""
+"""The report of a run: one HTML file that needs no network, its charts as SVG and PNG, and the finding."""
 
 import html
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from pathlib import Path
 import altair as alt
 
 from experiments.depth_sweep import layer_chart, loss_chart
-from experiments.lab import headline, page
+from experiments.lab import finding, headline, page
 from experiments.lab.chart import export
 from experiments.lab.results import Results
 from experiments.lab.store import Json, write
@@ -108,6 +108,32 @@ def write_report(results: Results) -> Path:
     path = results.folder.path / "report.html"
     write(path, _page(results, specs, "".join(sections)))
     return path
+
+
+def write_finding(results: Results) -> Path:
+    """Write finding.md and result.json: who is best at each depth, at which learning rate."""
+    best = results.best()
+    by_recipe: dict[str, Json] = {}
+    for row in best:
+        line = by_recipe.setdefault(row["recipe"], {"recipe": row["recipe"]})
+        said = "no rate ends well" if row["loss"] is None else f"{row['loss']:.2f} at {row['learning_rate']:g}"
+        line[f"depth {row['depth']}"] = said
+    columns = ["recipe", *(f"depth {depth}" for depth in results.depths)]
+    lines = [{column: line.get(column, "") for column in columns} for line in by_recipe.values()]
+    sentences = "\n".join(f"- {sentence}" for sentence in headline.sentences(results))
+    return finding.write(
+        results.folder.path,
+        question="Which recipes can be stacked, and how deep?",
+        setting={**results.base["setting"], "data": results.base["data"]},
+        predictions=(),
+        rows=[{**row, "cells": [cell["cell"] for cell in row["cells"]]} for row in best],
+        figures={},
+        text=f"{sentences}\n\n{headline.rule(results)}\n\n"
+        "![Final validation loss against depth](figures/final_loss.svg)\n\n"
+        "Final validation loss in nats per token, the mean over seeds, and the learning rate that it belongs to:\n\n"
+        f"{finding.table(lines)}\n\nEvery cell is in [results.csv](results.csv), every chart in `report.html`.",
+        provenance=results.provenance(),
+    )
 
 
 def _figure(figure: Figure, results: Results, specs: dict[str, Json]) -> str:

@@ -1,22 +1,32 @@
 """Claims: how several workers on one folder share out the groups without a server.
 
-A claim is a file made by exclusive creation, with the worker's host and process and a heartbeat in its modification
-time. One whose worker is dead, or whose heart has stopped, may be taken over. Should two workers ever run the same
-group, nothing is lost but time: they write the same numbers, atomically.
+A claim is a file made by exclusive creation. It names a worker by host, process id and the time at which that process
+began, so that a process id that is used again proves nothing, and its modification time is the worker's heartbeat. A
+claim whose process has ended, or whose heart has stopped, may be taken over; one that was made on another machine
+counts as a living worker's once its heart was seen to beat. Should two workers ever run the same group, nothing is lost
+but time: they write the same numbers, atomically.
 """
 
 import contextlib
 import json
 import os
 import socket
+import subprocess
 import threading
+import time
 import uuid
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 HEARTBEAT = 10.0
 """Seconds between two beats."""
 STALE = 90.0
 """Seconds without a beat after which a claim may be taken over."""
+LOOK_AGAIN = 1.0
+"""Seconds between two looks at claims whose workers may have died."""
+
+T = TypeVar("T")
 
 
 class Claim:
@@ -29,26 +39,23 @@ class Claim:
 
     @classmethod
     def take(cls, path: Path) -> "Claim | None":
-        """Claim, or None if a living worker holds it."""
+        """Claim, or None if a worker that may be living holds it."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex})
+        text = json.dumps({**_process(os.getpid()), "token": uuid.uuid4().hex})
         for _ in range(2):
             try:
                 with open(path, "x") as file:
                     file.write(text)
                 return cls(path, text)
             except FileExistsError:
-                if _alive(path):
+                if _life(path) != "dead":
                     return None
                 path.unlink(missing_ok=True)
         return None
 
     def held(self) -> bool:
         """Whether nobody has taken it over."""
-        try:
-            return self._path.read_text() == self._text
-        except OSError:
-            return False
+        return _text(self._path) == self._text
 
     def release(self) -> None:
         """Give it back."""
@@ -60,30 +67,103 @@ class Claim:
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT):
-            with contextlib.suppress(OSError):
-                os.utime(self._path)
+            if self.held():
+                with contextlib.suppress(OSError):
+                    os.utime(self._path)
+
+
+def share(
+    tasks: Sequence[T], *, path: Callable[[T], Path], settle: Callable[[T], bool], note: Callable[[str], None]
+) -> list[T]:
+    """Settle all tasks but those that other, living workers hold.
+
+    Waits for a sign of life of workers that hold the rest, and takes over from those that give none.
+
+    Args:
+        tasks: in the order in which they are to be done.
+        path: of a task's claim.
+        settle: does a task unless it is done or held; whether it is done.
+        note: tells people that there is waiting.
+
+    Returns:
+        Tasks that are left undone.
+    """
+    watch, waiting, left = Watch(), False, list(tasks)
+    while left := [task for task in left if not settle(task)]:
+        claims = [path(task) for task in left]
+        if all([watch.proves_life(claim) for claim in claims]):
+            break
+        if not waiting:
+            note(f"waiting up to {STALE + HEARTBEAT:.0f} s for a sign of life of {holders(claims)}")
+            waiting = True
+        time.sleep(LOOK_AGAIN)
+    return left
+
+
+class Watch:
+    """Looks at claims again and again, to tell living workers from those that died where nobody can ask for them."""
+
+    def __init__(self):
+        self._first: dict[Path, tuple[str, float]] = {}
+
+    def proves_life(self, path: Path) -> bool:
+        """Whether the worker that holds a claim is known to live: its process runs here, or its heart has beaten since
+        the first look."""
+        if _life(path) == "alive":
+            return True
+        try:
+            seen = (_text(path), path.stat().st_mtime)
+        except OSError:
+            return False
+        first = self._first.setdefault(path, seen)
+        if first[0] != seen[0]:
+            self._first[path] = seen
+        return first[0] == seen[0] and first[1] != seen[1]
+
+
+def holders(paths: Iterable[Path]) -> str:
+    """Who holds these claims, for people."""
+    return ", ".join(dict.fromkeys(map(holder, paths)))
 
 
 def holder(path: Path) -> str:
     """Who holds a claim, for people."""
-    try:
-        worker = json.loads(path.read_text())
-        return f"process {worker['pid']} on {worker['host']}"
-    except (OSError, ValueError, KeyError):
-        return "another worker"
+    worker = _worker(path)
+    return f"process {worker['pid']} on {worker['host']}" if {"pid", "host"} <= set(worker) else "another worker"
 
 
-def _alive(path: Path) -> bool:
+def _life(path: Path) -> Literal["alive", "dead", "unknown"]:
+    """What a claim says of its worker, at one look."""
     try:
-        age = _now(path.parent) - path.stat().st_mtime
-        worker = json.loads(path.read_text())
+        age = abs(_now(path.parent) - path.stat().st_mtime)
     except FileNotFoundError:
-        return False
-    except (OSError, ValueError):
-        return True
+        return "dead"
     if age > STALE:
-        return False
-    return worker["host"] != socket.gethostname() or _running(worker["pid"])
+        return "dead"
+    worker = _worker(path)
+    here = _namespace()
+    if (worker.get("host"), worker.get("namespace", here)) != (socket.gethostname(), here):
+        return "unknown"
+    began = _began(worker["pid"]) if isinstance(worker.get("pid"), int) else None
+    if began == "":
+        return "unknown"
+    return "alive" if began is not None and began == worker.get("began") else "dead"
+
+
+def _worker(path: Path) -> dict[str, Any]:
+    """What a claim's file says; nothing where it is gone, or was not written to its end."""
+    try:
+        worker = json.loads(_text(path))
+    except ValueError:
+        return {}
+    return worker if isinstance(worker, dict) else {}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _now(folder: Path) -> float:
@@ -95,11 +175,31 @@ def _now(folder: Path) -> float:
     return now
 
 
-def _running(pid: int) -> bool:
+def _process(pid: int) -> dict[str, Any]:
+    """All that tells a process of this machine from every other one, also from a later one with its id."""
+    return {"host": socket.gethostname(), "namespace": _namespace(), "pid": pid, "began": _began(pid)}
+
+
+def _namespace() -> str | None:
+    """Where process ids mean the same: containers on one machine have namespaces of their own."""
+    with contextlib.suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return None
+
+
+def _began(pid: int) -> str | None:
+    """When a process began, in the system's own words; None if it has ended, "" if the system does not tell."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
+    except (ProcessLookupError, OverflowError):
+        return None
     except PermissionError:
-        return True
-    return True
+        pass
+    with contextlib.suppress(OSError):
+        # After the name in brackets come the state, third of all fields, and the start time, the 22nd.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        said = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, timeout=10)
+        return said.stdout.strip()
+    return ""

@@ -1,4 +1,4 @@
-"""The command line of an experiment: bad usage is one line and exit status 2, before anything is written."""
+"""The command line of an experiment: bad usage is one line and exit status 2, and nothing is computed or written."""
 
 import contextlib
 import io
@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,8 +18,8 @@ import tyro
 from experiments.lab import compile_cache
 from experiments.lab.data.found import printable
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-"""Exit statuses."""
+OK, FAILED, USAGE, UNDONE, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit statuses: everything is done; something failed; bad usage; something is left undone; interrupted."""
 
 T = TypeVar("T")
 Work = TypeVar("Work")
@@ -65,15 +66,49 @@ def warnings_afterwards(program: str) -> Iterator[None]:
         print(f"{program}: warning: {one_line(warning.message)}", file=sys.stderr)
 
 
-def one_or_more(options: Any, *names: str) -> None:
-    """Check options that count something.
+def command(
+    program: str,
+    prepare: Callable[[Sequence[str], str], Work],
+    work: Callable[[Work], int],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """The whole of a command.
 
-    Raises:
-        ValueError: one of them is below 1.
+    Args:
+        program: its module.
+        prepare: from the words, and the line that they are, to all that the work needs: everything is checked here and
+            nothing written; a ValueError or OSError is bad usage.
+        work: does it and returns the exit status.
+        arguments: words of the command line; None takes the process's own.
+
+    Returns:
+        The exit status.
     """
-    for name in names:
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be 1 or more; got {getattr(options, name)}")
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    line = shlex.join(["python", "-m", program, *words])
+    try:
+        with warnings_afterwards(_name(program)):
+            prepared = prepare(words, line)
+    except (ValueError, OSError) as error:
+        return refuse(program, error)
+    try:
+        return work(prepared)
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. To begin again:\n  {line}", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        print(f"{_name(program)}: stopped, and what was done is kept: {one_line(error)}", file=sys.stderr)
+        return FAILED
+
+
+def refuse(program: str, error: Exception) -> int:
+    """Say in one line what is wrong with a command, or with what it names; returns the exit status."""
+    print(f"{_name(program)}: {one_line(error) or type(error).__name__}", file=sys.stderr)
+    return USAGE
+
+
+def _name(program: str) -> str:
+    return program.rpartition(".")[2]
 
 
 def main(
@@ -98,21 +133,60 @@ def main(
     Returns:
         The exit status.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    name = program.rpartition(".")[2]
+
+    def checked(words: Sequence[str], line: str) -> tuple[Work, str]:
+        options: Any = parse(words, type(usual), program, quick if "--quick" in words else usual)
+        if Path(options.out).is_file():
+            raise ValueError(f"--out {options.out} is not a folder")
+        work = prepare(options)
+        check_folder(options.out)
+        return work, line
+
+    def done(prepared: tuple[Work, str]) -> int:
+        compile_cache.enable()
+        print(run(*prepared))
+        return OK
+
+    return command(program, checked, done, arguments)
+
+
+def check_folder(out: str | Path) -> None:
+    """Make the folder of a result, and see that files can be made in it: the last check before the work begins.
+
+    Raises:
+        ValueError: it cannot be, and nothing is left behind.
+    """
+    if not str(out).strip():
+        raise ValueError(f"--out must name a folder; got {str(out)!r}")
+    _make(Path(out), f"--out {out}")
+
+
+def check_file(out: str | Path) -> None:
+    """The same for a result that is one file.
+
+    Raises:
+        ValueError: it cannot be made or replaced.
+    """
+    if not Path(out).name or Path(out).is_dir():
+        raise ValueError(f"--out {out} is a folder; name a file")
+    _make(Path(out).parent, f"--out {out}")
+
+
+def _make(path: Path, option: str) -> None:
+    """Make a folder and try it; `option` is what asked for it."""
+    missing: list[Path] = []
     try:
-        options = parse(arguments, type(usual), program, quick if "--quick" in arguments else usual)
-        out: Any = options
-        if Path(out.out).exists() and not Path(out.out).is_dir():
-            raise ValueError(f"--out {out.out} is not a folder")
-        with warnings_afterwards(name):
-            work = prepare(options)
-    except ValueError as error:
-        print(f"{name}: {one_line(error)}", file=sys.stderr)
-        return USAGE
-    compile_cache.enable()
-    print(run(work, shlex.join(["python", "-m", program, *arguments])))
-    return OK
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{option}: {path} is not a folder")
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path, prefix="."):
+            pass
+    except OSError as error:
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise ValueError(f"{option} cannot be written: {error.strerror}: {error.filename}") from error
 
 
 @contextlib.contextmanager

@@ -1,10 +1,12 @@
-"""Where numbers were made: versions, device, commit."""
+"""Where numbers were made: command, commit, versions, seeds, device."""
 
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -13,13 +15,54 @@ PACKAGES = ("stackjax", "jax", "jaxlib", "flax", "optax", "numpy")
 
 def versions() -> dict[str, str]:
     """Of all that may change a number: Python, packages, and this repository's commit where there is one."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return {**found, "commit": _commit()}
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}, "commit": _commit()}
+
+
+def version(package: str) -> str:
+    """The installed version of a package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def provenance(
+    command: str,
+    *,
+    seeds: Iterable[int] = (),
+    packages: Iterable[str] = (),
+    recorded: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Where a result comes from; every `result.json` begins with it.
+
+    Args:
+        command: that made it.
+        seeds: of init and data.
+        packages: whose versions matter too.
+        recorded: `versions` and `device` of an earlier run that made the numbers; None takes this process's.
+
+    Returns:
+        command, seeds, commit, clean_tree (whether the commit is all there is; None if that is unknown), versions and
+        device.
+    """
+    origin = {"versions": versions(), "device": device()} if recorded is None else recorded
+    known = origin["versions"] | {name: version(name) for name in packages}
+    commit = known.pop("commit")
+    return {
+        "command": command,
+        "seeds": sorted(set(seeds)),
+        "commit": commit.removesuffix("-dirty"),
+        "clean_tree": None if commit == "unknown" else not commit.endswith("-dirty"),
+        "versions": known,
+        "device": origin["device"],
+    }
+
+
+def described(origin: dict[str, Any]) -> str:
+    """A result's provenance in a sentence."""
+    tree = {True: "", False: " with changes that are in no commit", None: ""}[origin["clean_tree"]]
+    packages = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
+    return f"Made by `{origin['command']}` on {origin['device']}; {packages}; commit {origin['commit']}{tree}."
 
 
 def device() -> str:

@@ -93,7 +93,7 @@ def write(
     rows: Sequence[dict[str, Any]],
     figures: dict[str, alt.TopLevelMixin],
     text: str,
-    command: str,
+    provenance: dict[str, Any],
 ) -> Path:
     """Write a finding into its folder.
 
@@ -105,16 +105,15 @@ def write(
         rows: the numbers behind the figures.
         figures: charts by name.
         text: what was found, in Markdown.
-        command: that made it.
+        provenance: of the numbers, from `environment.provenance`.
 
     Returns:
         The path of `finding.md`.
     """
     out = Path(out)
     judged = [prediction.json() for prediction in predictions]
-    versions, device = environment.versions(), environment.device()
-    made = {"command": command, "versions": versions, "device": device}
-    result = {"question": question, "predictions": judged, "setting": setting, **made, "rows": [*map(_finite, rows)]}
+    result = {**provenance, "question": question, "predictions": judged, "setting": setting}
+    result["rows"] = [*map(_finite, rows)]
     for name, chart in figures.items():
         path = out / "figures" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,8 +132,7 @@ def write(
             for p in predictions
         ]
     )
-    origin = f"Made by `{command}` on {device}; " + ", ".join(f"{name} {value}" for name, value in versions.items())
-    parts = (f"# {question}", text, verdicts, pictures, f"{origin}.")
+    parts = (f"# {question}", text, verdicts, pictures, environment.described(provenance))
     store.write(out / "finding.md", "\n\n".join(part for part in parts if part) + "\n")
     return out / "finding.md"
 

@@ -1,4 +1,4 @@
-"""The grid of a sweep: cells, and the lane groups that run them.
+"""The grid of a sweep: cells, the lane groups that run them, and the jobs that a worker takes.
 
 A cell is one (recipe, depth, learning rate, seed) under one setting. Cells that share recipe and depth, and are new
 at the same time, form a group: the unit of work, of resumption and of naming, because the width of a vmap changes the
@@ -9,14 +9,16 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import stackjax as sj
 from experiments.lab import names
 from experiments.lab.lanes import Mode
+from experiments.lab.options import Recipes, Sizes, one_or_more, positive
 from experiments.lab.train import Hyper, NextToken, Trainer
+from stackjax.recipe import Recipe
 
 SCHEMA = 1
 """Version of what a cell's numbers depend on, and of the files that hold them."""
@@ -28,7 +30,7 @@ class Grid:
 
     depths: tuple[int, ...] = (2, 8, 24)
     """Numbers of layers, 0 or more."""
-    recipes: tuple[str, ...] = ("pre_norm", "post_norm", "deepnorm")
+    recipes: Recipes = field(default_factory=lambda: names.recipes("pre_norm", "post_norm", "deepnorm"))
     """Names, or dotted paths of your own (my.module:recipe)."""
     learning_rates: tuple[float, ...] = (1e-3, 5e-3, 2.5e-2)
     """Peaks of the schedule; every recipe and depth gets all of them."""
@@ -54,7 +56,7 @@ class Grid:
 
     def cells(self) -> list["Cell"]:
         """All cells, shallow ones first."""
-        axes = (sorted(set(self.depths)), dict.fromkeys(self.recipes), dict.fromkeys(self.learning_rates))
+        axes = (sorted(set(self.depths)), self.recipes, dict.fromkeys(self.learning_rates))
         return [
             Cell(recipe=recipe, depth=depth, learning_rate=rate, seed=seed)
             for depth, recipe, rate, seed in itertools.product(*axes, range(self.seeds))
@@ -62,19 +64,11 @@ class Grid:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class Setting(Sizes):
     """What all cells share and what, with the data, determines their numbers."""
 
     steps: int = 200
     """Updates in a run, the same for all."""
-    d_model: int = 64
-    """Width D."""
-    n_heads: int = 4
-    """Attention heads H, a divisor of the width."""
-    context: int = 32
-    """Tokens T that a window predicts."""
-    batch: int = 8
-    """Windows B in a batch."""
     position: str = "rotary"
     """Position encoding: a name or a dotted path."""
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -97,49 +91,46 @@ class Setting:
     """Batches of validation windows in an evaluation, the same for all."""
 
     def __post_init__(self):
-        whole = ("steps", "d_model", "n_heads", "context", "batch", "eval_every", "eval_batches")
-        for name in whole:
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be 1 or more; got {getattr(self, name)}")
+        super().__post_init__()
+        one_or_more(self, "steps", "eval_every", "eval_batches")
         if not 0 <= self.warmup_steps < self.steps:
             raise ValueError(f"--warmup must be 0 or more and less than --steps {self.steps}; got {self.warmup}")
-        if self.weight_decay < 0 or not self.clip_norm > 0:
-            raise ValueError(
-                f"--weight-decay must be 0 or more and --clip-norm positive; got {self.weight_decay}, {self.clip_norm}"
-            )
+        positive(self, "clip_norm")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ValueError(f"--weight-decay must be 0 or more and finite; got {self.weight_decay:g}")
 
     @property
     def warmup_steps(self) -> int:
         """Steps of warm-up."""
         return self.steps // 10 if self.warmup is None else self.warmup
 
-    def model(self, recipe: str, depth: int, vocab: int, *, fused: bool = True) -> sj.Model:
+    def model(self, recipe: Recipe, depth: int, vocab: int, *, fused: bool = True) -> sj.Model:
         """The decoder of a cell.
 
         Args:
-            recipe: its name.
+            recipe: how its branches join the stream, and all that goes with it.
             depth: L.
             vocab: V.
             fused: whether attention may use a fused kernel; False to count its FLOPs.
 
         Raises:
-            ValueError: unknown names, or sizes that do not fit.
+            ValueError: an unknown position, or sizes that do not fit.
         """
         return sj.decoder(
             vocab=vocab,
             d_model=self.d_model,
             depth=depth,
             n_heads=self.n_heads,
-            recipe=names.recipe_named(recipe),
+            recipe=recipe,
             position=names.position_named(self.position, self.context),
             attention=None if fused else sj.Attention(n_heads=self.n_heads, backend="plain"),
         )
 
-    def task(self, recipe: str, depth: int, vocab: int, *, fused: bool = True) -> NextToken:
+    def task(self, recipe: Recipe, depth: int, vocab: int, *, fused: bool = True) -> NextToken:
         """What a cell learns; the arguments are those of `model`."""
         return NextToken(model=self.model(recipe, depth, vocab, fused=fused), dtype=self.dtype)
 
-    def trainer(self, recipe: str, depth: int, vocab: int) -> Trainer:
+    def trainer(self, recipe: Recipe, depth: int, vocab: int) -> Trainer:
         """How a cell learns it."""
         task = self.task(recipe, depth, vocab)
         return Trainer(task=task, optimizer=self.optimizer, schedule=self.schedule, remat=self.remat)
@@ -161,7 +152,7 @@ class Cell:
     """One run.
 
     Args:
-        recipe: name.
+        recipe: its name.
         depth: L.
         learning_rate: at its peak.
         seed: of init and data.
@@ -195,25 +186,50 @@ class Group:
         """L."""
         return self.cells[0].depth
 
-    def named(self, common: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
-        """Names of the group and of its cells: readable, and ending in a hash of all that determines the numbers.
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A group with its recipe, and the names that stand for it and for its cells in a folder.
+
+    Args:
+        group: what is run together.
+        recipe: that all its cells train.
+        name: of the group.
+        cell_names: of its cells.
+    """
+
+    group: Group
+    recipe: Recipe
+    name: str
+    cell_names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, group: Group, recipe: Recipe, common: Mapping[str, Any]) -> "Job":
+        """Names are readable, and end in a hash of all that determines the numbers.
 
         Args:
+            group: what is run together.
+            recipe: that all its cells train.
             common: the setting, the data's hash and whatever else all cells share.
         """
         everything = {
             "schema": SCHEMA,
-            "recipe": names.describe(names.recipe_named(self.recipe)),
-            "lanes": [asdict(cell) for cell in self.cells],
-            "mode": self.mode,
+            "recipe": names.describe(recipe),
+            "lanes": [asdict(cell) for cell in group.cells],
+            "mode": group.mode,
             **common,
         }
-        kind = f"{re.sub(r'[^A-Za-z0-9_.-]', '-', self.recipe)}-L{self.depth}"
-        own = tuple(
+        kind = f"{re.sub(r'[^A-Za-z0-9_.-]', '-', group.recipe)}-L{group.depth}"
+        cell_names = tuple(
             f"{kind}-lr{cell.learning_rate:g}-s{cell.seed}-{digest({**everything, 'lane': i})}"
-            for i, cell in enumerate(self.cells)
+            for i, cell in enumerate(group.cells)
         )
-        return f"{kind}-{digest(everything)}", own
+        return cls(group=group, recipe=recipe, name=f"{kind}-{digest(everything)}", cell_names=cell_names)
+
+    @property
+    def title(self) -> str:
+        """Recipe and depth, for people."""
+        return f"{self.group.recipe} L={self.group.depth}"
 
 
 def digest(value: Any) -> str:
@@ -221,21 +237,23 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def plan(wanted: Iterable[Cell], known: Sequence[Group], mode: Mode) -> list[Group]:
-    """The groups that hold the wanted cells: those already begun, and new ones for the cells that are in none.
+def plan(grid: Grid, known: Sequence[Group], mode: Mode, common: Mapping[str, Any]) -> list[Job]:
+    """The jobs that hold a grid's cells: groups already begun, and new ones for the cells that are in none.
 
     Args:
-        wanted: cells of the grid, in the order in which they are to run.
+        grid: whose cells are wanted; they run in its order.
         known: groups begun earlier.
         mode: of the new groups.
+        common: see `Job.of`.
     """
     begun = {cell: group for group in known for cell in group.cells}
     new: dict[tuple[str, int], list[Cell]] = {}
     order: dict[Any, None] = {}
-    for cell in wanted:
+    for cell in grid.cells():
         if cell in begun:
             order[begun[cell]] = None
         else:
             new.setdefault((cell.recipe, cell.depth), []).append(cell)
             order[cell.recipe, cell.depth] = None
-    return [item if isinstance(item, Group) else Group(cells=tuple(new[item]), mode=mode) for item in order]
+    groups = [item if isinstance(item, Group) else Group(cells=tuple(new[item]), mode=mode) for item in order]
+    return [Job.of(group, grid.recipes[group.recipe], common) for group in groups]

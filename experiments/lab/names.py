@@ -83,6 +83,15 @@ def recipe_named(name: str) -> Recipe:
     return _made(name, "recipe", RECIPES, Recipe)
 
 
+def recipes(*words: str) -> dict[str, Recipe]:
+    """Recipes by their names, each once.
+
+    Raises:
+        ValueError: see `recipe_named`.
+    """
+    return {word: recipe_named(word) for word in words}
+
+
 def position_named(name: str, context: int) -> Position:
     """The position encoding of this name, for windows of `context` tokens; like `recipe_named`."""
     tables = {key: functools.partial(make, context) for key, make in POSITIONS.items()}
@@ -97,8 +106,9 @@ def _made(name: str, kind: str, table: Mapping[str, Callable[[], Any]], wanted: 
         raise ValueError(f"unknown {kind} {name!r}; {hint} (or give a dotted path, my.module:{kind})")
     try:
         made = found if isinstance(found, wanted) else found()
-    except TypeError as error:
-        raise ValueError(f"{kind} {name!r} cannot be made without arguments: {error}") from error
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{kind} {name!r} cannot be made without arguments: {why}") from error
     if not isinstance(made, wanted):
         raise ValueError(f"{name!r} is no {kind}: it gives {type(made).__name__}, not {wanted.__name__}")
     return made
@@ -108,8 +118,8 @@ def _dotted(name: str, kind: str) -> Any:
     module, _, path = name.partition(":")
     try:
         return functools.reduce(getattr, path.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{kind} {name!r} cannot be imported: {error}") from error
+    except Exception as error:
+        raise ValueError(f"{kind} {name!r} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def describe(value: Any) -> Any:

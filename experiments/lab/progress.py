@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from experiments.lab.grid import Group
+from experiments.lab.grid import Cell, Job
 from experiments.lab.lanes import Run
 from experiments.lab.store import Json
 from experiments.lab.sweep import Sweep
@@ -45,36 +45,35 @@ class Plain:
         self._said = time.monotonic()
         self._write(line)
 
-    def planned(self, sweep: Sweep, groups: list[Group]) -> None:
+    def planned(self, sweep: Sweep, jobs: list[Job]) -> None:
         """The sweep begins."""
         self._say(header(sweep))
-        self._total = sum(len(group.cells) for group in groups)
-        done = sum(sweep.folder.summary(cell) is not None for g in groups for cell in g.named(sweep.common)[1])
-        self._n = done
-        self._say(f"{self._total} cells in {len(groups)} groups, {done} done before, in {sweep.folder.path}")
+        self._total = sum(len(job.cell_names) for job in jobs)
+        self._n = sum(sweep.folder.summary(name) is not None for job in jobs for name in job.cell_names)
+        self._say(f"{self._total} cells in {len(jobs)} groups, {self._n} done before, in {sweep.folder.path}")
 
-    def compiling(self, group: Group) -> None:
+    def compiling(self, job: Job) -> None:
         """A group begins."""
-        self._say(f"{_title(group)}: compiling {len(group.cells)} lanes ({group.mode})")
+        self._say(f"{job.title}: compiling {len(job.group.cells)} lanes ({job.group.mode})")
 
-    def moved(self, group: Group, run: Run) -> None:
+    def moved(self, job: Job, run: Run) -> None:
         """A chunk is done."""
         if time.monotonic() - self._said > SILENCE:
             losses = ", ".join("-" if loss is None else f"{loss:.3f}" for loss in map(_last_valid, run.metrics))
-            self._say(f"{_title(group)}: step {run.step}, validation {losses}")
+            self._say(f"{job.title}: step {run.step}, validation {losses}")
 
-    def ended(self, group: Group, summaries: list[Json]) -> None:
+    def ended(self, job: Job, summaries: list[Json]) -> None:
         """A group has ended."""
-        for cell, summary in zip(group.cells, summaries, strict=True):
+        for cell, summary in zip(job.group.cells, summaries, strict=True):
             self._n += 1
             self._say(
-                f"[{self._n}/{self._total} {time.monotonic() - self._began:.0f} s] {_title(group)} "
+                f"[{self._n}/{self._total} {time.monotonic() - self._began:.0f} s] {job.title} "
                 f"lr {cell.learning_rate:g} seed {cell.seed}: {outcome(summary)}"
             )
 
-    def left(self, group: Group, who: str) -> None:
-        """A group is someone else's."""
-        self._say(f"{_title(group)}: left to {who}")
+    def note(self, line: str) -> None:
+        """Something to know."""
+        self._say(line)
 
     def close(self) -> None:
         """Nothing more to say."""
@@ -102,52 +101,54 @@ class Screen:
         self._rows: dict[Any, list[str]] = {}
         self._notes: list[str] = []
         self._header, self._steps = "", 0
-        self._done: dict[Group, int] = {}
+        self._done: dict[str, int] = {}
+        self._work: dict[str, int] = {}
         self._live = Live(console=console, get_renderable=self._draw, refresh_per_second=4)
 
-    def planned(self, sweep: Sweep, groups: list[Group]) -> None:
+    def planned(self, sweep: Sweep, jobs: list[Job]) -> None:
         """The sweep begins."""
         self._header, self._steps = header(sweep), sweep.setting.steps
-        for group in groups:
-            for cell, name in zip(group.cells, group.named(sweep.common)[1], strict=True):
+        for job in jobs:
+            for cell, name in zip(job.group.cells, job.cell_names, strict=True):
                 summary = sweep.folder.summary(name)
-                self._rows[cell] = _row(group, cell, "waiting") if summary is None else _ended(group, cell, summary)
-        self._done = {g: 0 for g in groups if any(self._rows[cell][4] == "waiting" for cell in g.cells)}
-        self._bar.update(self._task, total=sum(_work(group) * self._steps for group in self._done))
+                self._rows[cell] = _row(cell, "waiting") if summary is None else _ended(cell, summary)
+        waiting = [job for job in jobs if any(self._rows[cell][4] == "waiting" for cell in job.group.cells)]
+        self._done = {job.name: 0 for job in waiting}
+        self._work = {job.name: _work(job) for job in waiting}
+        self._bar.update(self._task, total=sum(self._work.values()) * self._steps)
         self._live.start()
 
-    def compiling(self, group: Group) -> None:
+    def compiling(self, job: Job) -> None:
         """A group begins."""
-        for cell in group.cells:
-            self._rows[cell] = _row(group, cell, "compiling")
+        for cell in job.group.cells:
+            self._rows[cell] = _row(cell, "compiling")
 
-    def moved(self, group: Group, run: Run) -> None:
+    def moved(self, job: Job, run: Run) -> None:
         """A chunk is done."""
-        self._advance(group, run.step)
-        for cell, metrics in zip(group.cells, run.metrics, strict=True):
+        self._advance(job, run.step)
+        for cell, metrics in zip(job.group.cells, run.metrics, strict=True):
             valid = [row["valid_loss"] for row in metrics if row["valid_loss"] is not None]
             last, best = (f"{valid[-1]:.3f}", f"{min(valid):.3f}") if valid else ("", "")
-            speed = f"{1e3 * run.step_seconds[-1] / len(group.cells):.1f}" if run.step_seconds else ""
-            self._rows[cell] = _row(group, cell, "training", str(metrics[-1]["step"]), last, best, speed)
+            speed = f"{1e3 * run.step_seconds[-1] / len(job.group.cells):.1f}" if run.step_seconds else ""
+            self._rows[cell] = _row(cell, "training", str(metrics[-1]["step"]), last, best, speed)
 
-    def ended(self, group: Group, summaries: list[Json]) -> None:
+    def ended(self, job: Job, summaries: list[Json]) -> None:
         """A group has ended."""
-        self._advance(group, self._steps)
-        for cell, summary in zip(group.cells, summaries, strict=True):
-            self._rows[cell] = _ended(group, cell, summary)
+        self._advance(job, self._steps)
+        for cell, summary in zip(job.group.cells, summaries, strict=True):
+            self._rows[cell] = _ended(cell, summary)
 
-    def left(self, group: Group, who: str) -> None:
-        """A group is someone else's."""
-        self._advance(group, self._steps)
-        self._notes.append(f"{_title(group)}: left to {who}")
+    def note(self, line: str) -> None:
+        """Something to know."""
+        self._notes.append(line)
 
     def close(self) -> None:
         """Leave the last picture on the terminal."""
         self._live.stop()
 
-    def _advance(self, group: Group, step: int) -> None:
-        self._done[group] = step
-        self._bar.update(self._task, completed=sum(_work(group) * steps for group, steps in self._done.items()))
+    def _advance(self, job: Job, step: int) -> None:
+        self._done[job.name] = step
+        self._bar.update(self._task, completed=sum(self._work[name] * steps for name, steps in self._done.items()))
 
     def _draw(self) -> Rows:
         table = Table(box=None, pad_edge=False)
@@ -167,28 +168,21 @@ def _last_valid(metrics: list[Json]) -> float | None:
     return next((row["valid_loss"] for row in reversed(metrics) if row["valid_loss"] is not None), None)
 
 
-def _title(group: Group) -> str:
-    return f"{group.recipe} L={group.depth}"
-
-
-def _work(group: Group) -> int:
+def _work(job: Job) -> int:
     """Layer-steps in one step of a group; the two ends of the model count as one layer."""
-    return len(group.cells) * (group.depth + 1)
+    return len(job.group.cells) * (job.group.depth + 1)
 
 
-def _row(
-    group: Group, cell: Any, state: str, step: str = "", valid: str = "", best: str = "", speed: str = ""
-) -> list[str]:
-    return [group.recipe, str(group.depth), f"{cell.learning_rate:g}", str(cell.seed), state, step, valid, best, speed]
+def _row(cell: Cell, state: str, step: str = "", valid: str = "", best: str = "", speed: str = "") -> list[str]:
+    return [cell.recipe, str(cell.depth), f"{cell.learning_rate:g}", str(cell.seed), state, step, valid, best, speed]
 
 
-def _ended(group: Group, cell: Any, summary: Json) -> list[str]:
+def _ended(cell: Cell, summary: Json) -> list[str]:
     def text(name: str, form: str, factor: float = 1) -> str:
         value = summary.get(name)
         return "" if value is None else format(factor * value, form)
 
     return _row(
-        group,
         cell,
         summary["status"],
         text("steps", "d"),

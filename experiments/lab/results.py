@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from experiments.lab import environment
 from experiments.lab.store import Folder, Json, read_rows, write
 
 COLUMNS: tuple[str, ...] = (
@@ -81,6 +82,12 @@ class Results:
     def depths(self) -> list[int]:
         """Shallow first."""
         return sorted({cell["depth"] for cell in self.cells})
+
+    def provenance(self) -> Json:
+        """Where the numbers come from, for a result that is made of them."""
+        commands = dict.fromkeys(entry["command"] for entry in self.base.get("commands", []))
+        seeds = (cell["seed"] for cell in self.cells)
+        return environment.provenance(" && ".join(commands), seeds=seeds, recorded=self.base)
 
     def metrics(self, cell: Json) -> list[Json]:
         """The rows of metrics.jsonl."""

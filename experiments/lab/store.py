@@ -7,13 +7,16 @@
 Every write replaces a whole file at once, so no reader and no killed writer ever sees half of one.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import uuid
 import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -27,31 +30,63 @@ from stackjax.sublayer import Params
 Json = dict[str, Any]
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """Replace a file at once; what UTF-8 does not hold, as in the name of a file, is written as its escape."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of another one at once, when all of it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with open(part, "wb") as file:
+    try:
+        with open(part, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Replace a file at once; what UTF-8 does not hold, as in the name of a file, is written as its escape."""
+    with replacing(path) as file:
         file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+
+
+def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    """Replace an npz file at once."""
+    with replacing(path) as file:
+        np.savez(file, **arrays)
 
 
 def read(path: Path) -> Json | None:
-    """A JSON file; None if it is not there."""
+    """A JSON file; None if it is not there.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it to have it made again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged (no JSON object); remove it to have it made again")
+    return found
 
 
 def read_rows(path: Path) -> list[Json]:
-    """The rows of a JSONL file; none if it is not there."""
+    """The rows of a JSONL file; none if it is not there.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     try:
         return [json.loads(line) for line in path.read_text().splitlines()]
     except FileNotFoundError:
         return []
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove its folder to have it made again") from error
 
 
 class Folder:
@@ -70,9 +105,20 @@ class Folder:
         return self.path / "groups" / group / "claim.json"
 
     def configs(self) -> list[Json]:
-        """config.json of every cell that was begun, in the order of their names."""
-        found = (read(path) for path in sorted((self.path / "cells").glob("*/config.json")))
-        return [config for config in found if config is not None]
+        """config.json of every cell that was begun, in the order of their names.
+
+        Raises:
+            ValueError: one is damaged, or another cell's.
+        """
+        configs = []
+        for path in sorted((self.path / "cells").glob("*/config.json")):
+            config = read(path)
+            if config is None:
+                continue
+            if config.get("cell") != path.parent.name:
+                raise ValueError(f"{path} is that of {config.get('cell')}; remove its folder to have it made again")
+            configs.append(config)
+        return configs
 
     def summary(self, name: str) -> Json | None:
         """How a cell ended; None if it has not."""
@@ -80,11 +126,11 @@ class Folder:
 
     def groups(self) -> dict[str, Group]:
         """Every group that was begun, by name."""
-        found = {}
-        for config in self.configs():
-            group = config["group"]
-            found[group["name"]] = Group(cells=tuple(Cell(**cell) for cell in group["cells"]), mode=group["mode"])
-        return found
+        groups = (config["group"] for config in self.configs())
+        return {
+            group["name"]: Group(cells=tuple(Cell(**cell) for cell in group["cells"]), mode=group["mode"])
+            for group in groups
+        }
 
     def clean(self, group: str, names: tuple[str, ...]) -> None:
         """Remove what killed writers left half-written."""
@@ -93,8 +139,17 @@ class Folder:
                 part.unlink(missing_ok=True)
 
     def base(self) -> Json | None:
-        """What all cells share (setting, data, versions, device), from sweep.json or else from any cell."""
-        return read(self.sweep_file) or next(iter(self.configs()), None)
+        """What all cells share (schema, setting, data, versions, device), from sweep.json or else from any cell.
+
+        Raises:
+            ValueError: sweep.json is damaged.
+        """
+        record = read(self.sweep_file)
+        if record is None:
+            return next(iter(self.configs()), None)
+        if missing := {"schema", "setting", "data", "versions", "device", "groups", "commands"} - set(record):
+            raise ValueError(f"{self.sweep_file} has no {min(missing)}; remove it to have it made again from the cells")
+        return record
 
     def remove(self, name: str) -> None:
         """Forget a cell."""
@@ -110,11 +165,7 @@ class Folder:
         """Write all that a run needs to go on; the rows first, so that none is ever missing."""
         self.save_rows(names, run)
         arrays: dict[str, Any] = {f"leaf_{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(run.state))}
-        path = self._checkpoint(group)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{uuid.uuid4().hex}.npz")
-        np.savez(part, step=run.step, **arrays)
-        os.replace(part, path)
+        write_arrays(self._checkpoint(group), {"step": run.step, **arrays})
 
     def load_checkpoint(self, group: str, names: tuple[str, ...], run: Run) -> bool:
         """Bring a run to its last checkpoint; False if there is none that is whole."""
@@ -123,7 +174,7 @@ class Folder:
             with np.load(self._checkpoint(group)) as saved:
                 step = int(saved["step"])
                 arrays = [saved[f"leaf_{i}"] for i in range(len(leaves))]
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        except (OSError, EOFError, KeyError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error):
             return False
         if any(a.shape != leaf.shape or a.dtype != leaf.dtype for a, leaf in zip(arrays, leaves, strict=True)):
             return False
@@ -151,8 +202,7 @@ def _lines(rows: list[Json]) -> str:
 def save_params(path: Path, params: Params, lane: int) -> None:
     """Write one lane's parameters as an npz, each under its path in the tree."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    arrays: dict[str, Any] = {path_name(key): np.asarray(leaf[lane]) for key, leaf in leaves}
-    np.savez(path, **arrays)
+    write_arrays(path, {path_name(key): np.asarray(leaf[lane]) for key, leaf in leaves})
 
 
 def load_params(path: Path, model: Model) -> Params:

@@ -3,27 +3,28 @@
 import json
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
 from experiments.lab import cost, environment, names
-from experiments.lab.claim import Claim, holder
+from experiments.lab.claim import Claim, holder, holders, share
 from experiments.lab.corpus import Corpus
-from experiments.lab.grid import SCHEMA, Grid, Group, Setting, plan
+from experiments.lab.grid import SCHEMA, Grid, Group, Job, Setting, plan
 from experiments.lab.lanes import Mode, Run
 from experiments.lab.outcome import failure, summary
 from experiments.lab.store import Folder, Json, read, save_params, write
+from stackjax.recipe import Recipe
 
 
 class Show(Protocol):
     """What tells people how a sweep is getting on."""
 
-    def planned(self, sweep: "Sweep", groups: list[Group]) -> None: ...
-    def compiling(self, group: Group) -> None: ...
-    def moved(self, group: Group, run: Run) -> None: ...
-    def ended(self, group: Group, summaries: list[Json]) -> None: ...
-    def left(self, group: Group, who: str) -> None: ...
+    def planned(self, sweep: "Sweep", jobs: list[Job]) -> None: ...
+    def compiling(self, job: Job) -> None: ...
+    def moved(self, job: Job, run: Run) -> None: ...
+    def ended(self, job: Job, summaries: list[Json]) -> None: ...
+    def note(self, line: str) -> None: ...
 
 
 class Interrupted(Exception):
@@ -83,14 +84,14 @@ class Sweep:
 
     def _check_models(self) -> list[str]:
         warnings = []
-        for recipe in self.grid.recipes:
+        for name, recipe in self.grid.recipes.items():
             for depth in self.grid.depths:
                 try:
                     self.setting.trainer(recipe, depth, self.corpus.vocab)
                 except ValueError:
                     raise
                 except Exception as error:
-                    warnings.append(f"{recipe} at depth {depth} cannot be built: {failure(error)['message']}")
+                    warnings.append(f"{name} at depth {depth} cannot be built: {failure(error)['message']}")
         return warnings
 
     def _check_folder(self) -> list[str]:
@@ -99,7 +100,7 @@ class Sweep:
             raise ValueError(f"{path} is not a folder; choose another --out")
         before = self.folder.base()
         if before is None:
-            if path.exists() and any(path.iterdir()):
+            if path.exists() and any(not inside.name.startswith(".") for inside in path.iterdir()):
                 raise ValueError(f"{path} holds files that are no sweep; choose another --out")
             return []
         mine = {**asdict(self.setting), "data": self.corpus.sha256[:10]}
@@ -114,33 +115,38 @@ class Sweep:
             raise ValueError(f"{path} holds a sweep with {differences}; choose another --out, or its options")
         for config in self.folder.configs():
             name = config["recipe"]
-            if name in self.grid.recipes and config["description"] != names.describe(names.recipe_named(name)):
+            self.folder.summary(config["cell"])
+            if name in self.grid.recipes and config["description"] != names.describe(self.grid.recipes[name]):
                 raise ValueError(f"recipe {name} has changed since {path} was begun; choose another --out")
         now = {**self.versions, "device": self.device}
         then = {**before["versions"], "device": before["device"]}
         moved = [f"{name} {then.get(name)} (now {now[name]})" for name in now if now[name] != then.get(name)]
         return [f"{path} was begun with {', '.join(moved)}; last digits may differ"] if moved else []
 
-    def groups(self) -> list[Group]:
+    def jobs(self) -> list[Job]:
         """The groups of the grid's cells, those already begun as they were begun."""
-        return plan(self.grid.cells(), list(self.folder.groups().values()), self.mode)
+        return plan(self.grid, list(self.folder.groups().values()), self.mode, self.common)
 
-    def configs(self, group: Group) -> list[Json]:
-        """What each cell of a group is, for its config.json."""
-        group_name, cell_names = group.named(self.common)
+    def done(self, job: Job) -> bool:
+        """Whether all cells of a job have ended."""
+        return all(self.folder.summary(name) is not None for name in job.cell_names)
+
+    def configs(self, job: Job) -> list[Json]:
+        """What each cell of a job is, for its config.json."""
         shared = {
-            "description": names.describe(names.recipe_named(group.recipe)),
+            "description": names.describe(job.recipe),
             "group": {
-                "name": group_name,
-                "mode": group.mode,
-                "cells": [asdict(cell) for cell in group.cells],
-                "names": list(cell_names),
+                "name": job.name,
+                "mode": job.group.mode,
+                "cells": [asdict(cell) for cell in job.group.cells],
+                "names": list(job.cell_names),
             },
             **self.base(),
         }
-        return [{"cell": name, **asdict(cell), **shared} for name, cell in zip(cell_names, group.cells, strict=True)]
+        cells = zip(job.cell_names, job.group.cells, strict=True)
+        return [{"cell": name, **asdict(cell), **shared} for name, cell in cells]
 
-    def flops_per_step(self, recipe: str, depth: int) -> int:
+    def flops_per_step(self, recipe: Recipe, depth: int) -> int:
         """Model FLOPs of one training step of one cell."""
         task = self.setting.task(recipe, depth, self.corpus.vocab, fused=False)
         return cost.step_flops(task, cost.window_shape(self.setting.batch, self.setting.context))
@@ -155,16 +161,16 @@ class Sweep:
             "device": self.device,
         }
 
-    def save(self, groups: list[Group]) -> None:
+    def save(self, jobs: Sequence[Job]) -> None:
         """Write sweep.json: what all cells share, the groups, and every command so far."""
-        begun = {group.named(self.common)[0]: group for group in groups}
         command = {
             "command": self.command,
             "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "versions": self.versions,
             "device": self.device,
         }
-        save_record(self.folder, self.folder.base() or self.base(), begun, command)
+        groups = {job.name: job.group for job in jobs}
+        save_record(self.folder, self.folder.base() or self.base(), groups, command)
 
 
 def save_record(folder: Folder, base: Json, groups: dict[str, Group], *commands: Json) -> None:
@@ -188,87 +194,111 @@ def save_record(folder: Folder, base: Json, groups: dict[str, Group], *commands:
     write(folder.sweep_file, json.dumps(record, indent=1))
 
 
-def run(sweep: Sweep, show: Show) -> None:
-    """Run every group that nobody else is running.
+def run(sweep: Sweep, show: Show) -> list[Job]:
+    """Run every group that no living worker is running, those included whose worker died.
+
+    Returns:
+        Jobs that are left undone, because other workers hold them, which live.
 
     Raises:
         Interrupted: `stop` said so; the same command goes on from there.
     """
-    groups = sweep.groups()
-    sweep.save(groups)
-    show.planned(sweep, groups)
-    for group in groups:
-        if sweep.stop():
-            raise Interrupted
-        name, cells = group.named(sweep.common)
-        if all(sweep.folder.summary(cell) is not None for cell in cells):
-            continue
-        claim = Claim.take(sweep.folder.claim_file(name))
-        if claim is None:
-            show.left(group, holder(sweep.folder.claim_file(name)))
-            continue
-        try:
-            if not all(sweep.folder.summary(cell) is not None for cell in cells):
-                _run_group(sweep, group, claim, show)
-        except TakenOver:
-            show.left(group, holder(sweep.folder.claim_file(name)))
-        finally:
-            claim.release()
+    jobs = sweep.jobs()
+    sweep.save(jobs)
+    show.planned(sweep, jobs)
+    left = share(
+        jobs,
+        path=lambda job: sweep.folder.claim_file(job.name),
+        settle=lambda job: _settled(sweep, job, show),
+        note=show.note,
+    )
+    for job in left:
+        show.note(f"{job.title}: left to {holder(sweep.folder.claim_file(job.name))}")
+    return left
 
 
-def _run_group(sweep: Sweep, group: Group, claim: Claim, show: Show) -> None:
-    name, cells = group.named(sweep.common)
-    sweep.folder.clean(name, cells)
-    for cell, config in zip(cells, sweep.configs(group), strict=True):
-        write(sweep.folder.cell(cell) / "config.json", json.dumps(config, indent=1))
-    show.compiling(group)
+def undone(sweep: Sweep, left: Sequence[Job]) -> str:
+    """What `run` left to others, in a line."""
+    cells = sum(sweep.folder.summary(name) is None for job in left for name in job.cell_names)
+    who = holders(sweep.folder.claim_file(job.name) for job in left)
+    return f"{cells} cells are left undone by this worker, with {who}; the same command does what they leave."
+
+
+def _settled(sweep: Sweep, job: Job, show: Show) -> bool:
+    """Whether a job is done, by this worker if nobody else holds it."""
+    if sweep.stop():
+        raise Interrupted
+    if sweep.done(job):
+        return True
+    claim = Claim.take(sweep.folder.claim_file(job.name))
+    if claim is None:
+        return False
     try:
-        run = _trained(sweep, group, claim, show)
-        flops = sweep.flops_per_step(group.recipe, group.depth)
+        if not sweep.done(job):
+            _run_group(sweep, job, claim, show)
+    except TakenOver:
+        return False
+    finally:
+        claim.release()
+    return True
+
+
+def _run_group(sweep: Sweep, job: Job, claim: Claim, show: Show) -> None:
+    folder, cells = sweep.folder, job.cell_names
+    folder.clean(job.name, cells)
+    for cell, config in zip(cells, sweep.configs(job), strict=True):
+        write(folder.cell(cell) / "config.json", json.dumps(config, indent=1))
+    show.compiling(job)
+    try:
+        run = _trained(sweep, job, claim, show)
+        flops = sweep.flops_per_step(job.recipe, job.group.depth)
         summaries = [summary(sweep.setting, run, lane, flops) for lane in range(len(cells))]
-        sweep.folder.save_rows(cells, run)
+        folder.save_rows(cells, run)
         if sweep.keep_params:
             for lane, cell in enumerate(cells):
-                save_params(sweep.folder.cell(cell) / "params.npz", run.state.params, lane)
+                save_params(folder.cell(cell) / "params.npz", run.state.params, lane)
     except (Interrupted, TakenOver):
         raise
     except Exception as error:
+        if not claim.held():
+            raise TakenOver from error
+        if isinstance(error, OSError):
+            raise
         summaries = [failure(error)] * len(cells)
         for cell in cells:
-            write(sweep.folder.cell(cell) / "error.txt", traceback.format_exc())
+            write(folder.cell(cell) / "error.txt", traceback.format_exc())
     for cell, ended in zip(cells, summaries, strict=True):
-        write(sweep.folder.cell(cell) / "summary.json", json.dumps(ended, indent=1))
-    sweep.folder.drop_checkpoint(name)
-    show.ended(group, summaries)
+        write(folder.cell(cell) / "summary.json", json.dumps(ended, indent=1))
+    folder.drop_checkpoint(job.name)
+    show.ended(job, summaries)
 
 
-def _trained(sweep: Sweep, group: Group, claim: Claim, show: Show) -> Run:
-    """A group at its end, from its last checkpoint if it has one."""
+def _trained(sweep: Sweep, job: Job, claim: Claim, show: Show) -> Run:
+    """A job's group at its end, from its last checkpoint if it has one."""
     setting, corpus = sweep.setting, sweep.corpus
-    name, cells = group.named(sweep.common)
     size = {"batch": setting.batch, "context": setting.context}
     run = Run(
-        setting.trainer(group.recipe, group.depth, corpus.vocab),
-        [setting.hyper(cell) for cell in group.cells],
+        setting.trainer(job.recipe, job.group.depth, corpus.vocab),
+        [setting.hyper(cell) for cell in job.group.cells],
         lambda seed, step: corpus.batch(seed=seed, step=step, **size),
         corpus.valid_batches(setting.eval_batches, **size),
         eval_every=min(setting.eval_every, setting.steps),
-        mode=group.mode,
+        mode=job.group.mode,
     )
-    if not sweep.folder.load_checkpoint(name, cells, run):
+    if not sweep.folder.load_checkpoint(job.name, job.cell_names, run):
         run.begin()
-    show.moved(group, run)
+    show.moved(job, run)
     saved = time.monotonic()
     while not run.ended:
         run.chunk()
-        show.moved(group, run)
+        show.moved(job, run)
         if run.ended:
             break
         stopping = sweep.stop()
         if stopping or time.monotonic() - saved >= sweep.checkpoint_seconds:
             if not claim.held():
                 raise TakenOver
-            sweep.folder.save_checkpoint(name, cells, run)
+            sweep.folder.save_checkpoint(job.name, job.cell_names, run)
             saved = time.monotonic()
         if stopping:
             raise Interrupted

@@ -6,22 +6,23 @@ Needs the extra `oracle`. Random small checkpoints go through both; the largest 
 also takes its place in README.md, between `<!-- parity table -->` and `<!-- end of parity table -->`.
 """
 
+import importlib
 import inspect
 import json
 import math
-import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from experiments.lab import command_line, environment, store
-from experiments.lab.command_line import FAILED, OK, USAGE
+from experiments.lab.command_line import FAILED, OK
+from experiments.lab.options import one_or_more
+from experiments.parity_table import cases
 from stackjax.interop import hf
 
 BARS = {"logits": 1e-5, "hidden": 1e-5, "gradients": 1e-4}
@@ -31,9 +32,9 @@ BEGIN, END = "<!-- parity table -->", "<!-- end of parity table -->"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Compare architectures with `transformers` and write parity.json and parity.md.
+    """Compare architectures with `transformers` and write result.json and finding.md.
 
-    Exit status: 0 all within the bars, 1 some not, 2 bad usage.
+    Exit status: 0 all within the bars, 1 some not, 2 bad usage, 130 interrupted.
     """
 
     out: str = "experiments/results/parity_table"
@@ -45,28 +46,45 @@ class Options:
     only: tuple[str, ...] = ()
     """Names of architectures; all if empty."""
 
+    def __post_init__(self):
+        one_or_more(self, "seeds")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    return command_line.command("experiments.parity_table", prepared, work, arguments)
+
+
+def prepared(words: Sequence[str], line: str) -> tuple[Options, str]:
+    """The options and the command that they came from.
+
+    Raises:
+        ValueError: bad options, or the oracle is not installed.
+    """
+    options = command_line.parse(words, Options, "experiments.parity_table")
+    if unknown := set(options.only) - set(cases.CASES):
+        raise ValueError(f"--only knows {', '.join(cases.CASES)}; got {min(unknown)}")
     try:
-        options = command_line.parse(arguments, Options, "experiments.parity_table")
-        rows = measure(options)
-    except ValueError as error:
-        print(f"parity_table: {error}", file=sys.stderr)
-        return USAGE
-    packages = {package: metadata.version(package) for package in ("torch", "transformers")}
+        importlib.import_module("experiments.parity_table.compare")
+    except ImportError as error:
+        raise ValueError(f"{error}; install the extra `oracle`") from error
+    around(Path(options.readme))
+    command_line.check_folder(options.out)
+    return options, line
+
+
+def work(made: tuple[Options, str]) -> int:
+    """Compare, and write down what came of it; returns the exit status."""
+    options, line = made
+    rows = measure(options)
     record = {
-        "command": "python -m experiments.parity_table " + shlex.join(arguments),
-        "versions": {**environment.versions(), **packages},
-        "device": environment.device(),
-        "seeds": options.seeds,
+        **environment.provenance(line, seeds=range(options.seeds), packages=("torch", "transformers")),
         "bars": BARS,
         "rows": rows,
     }
     text = f"{markdown(rows)}\n{caption(record)}\n"
-    store.write(Path(options.out) / "parity.json", json.dumps(record, indent=2) + "\n")
-    store.write(Path(options.out) / "parity.md", text)
+    store.write(Path(options.out) / "result.json", json.dumps(record, indent=1) + "\n")
+    store.write(Path(options.out) / "finding.md", text)
     if not options.only:
         splice(Path(options.readme), text)
     print(text, end="")
@@ -74,17 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(options: Options) -> list[dict[str, Any]]:
-    """A row for each architecture.
+    """A row for each architecture."""
+    from experiments.parity_table import compare
 
-    Raises:
-        ValueError: bad options, or the oracle is not installed.
-    """
-    try:
-        from experiments.parity_table import cases, compare
-    except ImportError as error:
-        raise ValueError(f"{error}; install the extra `oracle`") from error
-    if set(options.only) - set(cases.CASES) or options.seeds < 1:
-        raise ValueError(f"--only knows {', '.join(cases.CASES)}, and --seeds is at least 1")
     console, rows = Console(stderr=True), []
     for name in options.only or cases.CASES:
         case = cases.CASES[name]
@@ -103,20 +113,33 @@ def caption(record: dict[str, Any]) -> str:
     versions = record["versions"]
     return (
         "Lines of the function that describes the architecture, and rows of its table of tensors. Largest errors over "
-        f"{record['seeds']} random small configurations with ragged, padded batches in float32: logits over the "
+        f"{len(record['seeds'])} random small configurations with ragged, padded batches in float32: logits over the "
         "largest logit; hidden states after every layer over the layer's largest entry; each parameter's gradient, "
-        f"norm over norm. Made by `{record['command'].strip()}` with transformers {versions['transformers']}, torch "
+        f"norm over norm. Made by `{record['command']}` with transformers {versions['transformers']}, torch "
         f"{versions['torch']} and jax {versions['jax']}."
     )
 
 
 def splice(readme: Path, text: str) -> None:
     """Put the table between its marks, where there are any."""
-    whole = readme.read_text() if readme.is_file() else ""
+    parts = around(readme)
+    if parts is not None:
+        store.write(readme, f"{parts[0]}{BEGIN}\n{text}{END}{parts[1]}")
+
+
+def around(readme: Path) -> tuple[str, str] | None:
+    """What stands before and behind the marks; None where there are none.
+
+    Raises:
+        ValueError: the file is no text.
+    """
+    try:
+        whole = readme.read_text() if readme.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--readme {readme} is no UTF-8 text: {error.reason}") from error
     before, begin, rest = whole.partition(BEGIN)
     _, end, after = rest.partition(END)
-    if begin and end:
-        store.write(readme, f"{before}{BEGIN}\n{text}{END}{after}")
+    return (before, after) if begin and end else None
 
 
 def worst(runs: list[dict[str, float]]) -> dict[str, float | None]:

@@ -22,7 +22,7 @@ supported, six were inconclusive and none was refuted.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import stackjax as sj
-from experiments.lab import command_line, lanes, train
+from experiments.lab import command_line, environment, lanes, train
+from experiments.lab.options import Training, one_or_more, plain
 from experiments.lab.table_recipe import TableRecipe
 from experiments.lab.trees import source
 from experiments.lab.trees.corpus import MASK, TreeCorpus, user_cache
@@ -47,35 +48,22 @@ FIRST_SEED = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """Train every arm on every task and report what the tree changed."""
+class Options(Training):
+    """Train every arm on every task and report what the tree changed.
 
-    out: str = "runs/tree_positions"
-    """Folder of the result."""
-    quick: bool = False
-    """A small version of everything, to see that it runs; its numbers mean nothing."""
-    data: str | None = None
-    """A folder of your own with .py and .json files; None is the standard library and this machine's JSON."""
+    --data is a folder with .py and .json files; None is the standard library and this machine's JSON. --context counts
+    bytes for the decoder, leaves for the encoder. The learning rate is the same for all arms; ten times that for tables
+    of relations, which would else hardly move. Runs are paired over arms by init and data.
+
+    Exit status: 0 done, whatever the verdicts; 2 bad usage; 130 interrupted.
+    """
+
     languages: tuple[Literal["python", "json"], ...] = ("python", "json")
     """Languages to read."""
     tasks: tuple[Kind, ...] = ("decoder", "encoder")
     """Tasks to learn."""
-    seeds: int = 3
-    """Runs of each arm, paired over arms by init and data."""
-    steps: int = 200
-    """Updates of each run."""
-    batch: int = 8
-    """Windows in a batch."""
-    context: int = 128
-    """Tokens in a window: bytes for the decoder, leaves for the encoder."""
-    learning_rate: float = 3e-3
-    """Learning rate at its peak, equal in all arms; ten times that for tables of relations, which hardly move else."""
-    d_model: int = 64
-    """Width."""
     depth: int = 2
     """Layers."""
-    n_heads: int = 4
-    """Heads."""
     limit: int = 2_000_000
     """Bytes of each language."""
     eval_batches: int = 12
@@ -84,15 +72,26 @@ class Options:
     """Folder for documents once read; None is the user's cache folder."""
 
     def __post_init__(self):
-        command_line.one_or_more(
-            self, "seeds", "steps", "batch", "context", "d_model", "depth", "n_heads", "eval_batches"
-        )
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"--learning-rate must be positive; got {self.learning_rate:g}")
+        super().__post_init__()
+        one_or_more(self, "depth", "limit", "eval_batches")
+        for name in ("languages", "tasks"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name} needs at least one value")
 
 
-QUICK = Options(
-    quick=True, seeds=2, steps=8, batch=4, context=32, d_model=16, depth=1, n_heads=2, limit=40_000, eval_batches=2
+USUAL = Options(out="runs/tree_positions", steps=200, context=128)
+QUICK = replace(
+    USUAL,
+    quick=True,
+    seeds=2,
+    steps=8,
+    batch=4,
+    context=32,
+    d_model=16,
+    depth=1,
+    n_heads=2,
+    limit=40_000,
+    eval_batches=2,
 )
 
 
@@ -194,7 +193,7 @@ def train_arm(arm: str, kind: Kind, corpus: TreeCorpus, options: Options) -> dic
         train.Trainer(task=task),
         [
             train.Hyper(learning_rate=options.learning_rate, seed=s, steps=options.steps, warmup=options.steps // 10)
-            for s in range(FIRST_SEED, FIRST_SEED + options.seeds)
+            for s in seeds_of(options)
         ],
         lambda seed, step: example(
             corpus.batch(seed=seed, step=step, batch=options.batch, n=n), arm, kind, (seed, step)
@@ -209,6 +208,11 @@ def train_arm(arm: str, kind: Kind, corpus: TreeCorpus, options: Options) -> dic
     each = jax.jit(jax.vmap(task.each, (0, None)))
     losses = [np.asarray(each(run.state.params, batch)).reshape(options.seeds, -1) for batch in valid]
     return {"loss": np.concatenate(losses, 1), "params": task.model.n_params}
+
+
+def seeds_of(options: Options) -> range:
+    """Seeds of the runs: none of the pilot's."""
+    return range(FIRST_SEED, FIRST_SEED + options.seeds)
 
 
 def tokens_of(kind: Kind, corpus: TreeCorpus, options: Options) -> dict[str, np.ndarray]:
@@ -253,13 +257,13 @@ def run(work: tuple[Options, list[tuple[str, Kind, TreeCorpus]]], command: str) 
             loss = arms[arm]["loss"][:, tokens["target"] >= 0].mean()
             print(f"{language} {kind:8} {arm:20} {loss:.4f}", flush=True)
         groups.append(report.Group(facts=facts, tokens=tokens, arms=arms))
-    return report.write(options.out, groups, asdict(options), command)
+    return report.write(options.out, groups, plain(options), environment.provenance(command, seeds=seeds_of(options)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     program = "experiments.tree_positions"
-    return command_line.main(program, usual=Options(), quick=QUICK, prepare=prepare, run=run, arguments=arguments)
+    return command_line.main(program, usual=USUAL, quick=QUICK, prepare=prepare, run=run, arguments=arguments)
 
 
 if __name__ == "__main__":

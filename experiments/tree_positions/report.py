@@ -58,7 +58,7 @@ class Group:
         return self.loss(arm, chosen) - self.loss("linear", chosen)
 
 
-def write(out: str, groups: list[Group], setting: dict[str, Any], command: str) -> Path:
+def write(out: str, groups: list[Group], setting: dict[str, Any], provenance: dict[str, Any]) -> Path:
     """Write the finding; returns its page."""
     rows = [row for group in groups for row in _rows(group)]
     figures = {f"by_{by}": _figure([row for row in rows if row["by"] in (ALL, by)], by) for by in ("slice", "depth")}
@@ -70,7 +70,7 @@ def write(out: str, groups: list[Group], setting: dict[str, Any], command: str) 
         rows=rows,
         figures=figures,
         text=finding.QUICK * setting["quick"] + _text(groups),
-        command=command,
+        provenance=provenance,
     )
 
 

@@ -6,7 +6,6 @@
 Writes one HTML page that needs no network.
 """
 
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,16 +18,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from experiments.lab import command_line, store
-from experiments.lab.command_line import OK, USAGE
+from experiments.lab.command_line import OK
+from experiments.lab.options import one_or_more
 from experiments.x_ray import picture, reading, subject
 from experiments.x_ray.subject import Subject
+
+PROGRAM = "experiments.x_ray"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Look into a checkpoint: what does each of its layers do to a text?
 
-    Exit status: 0 the page is written, 2 bad usage.
+    Exit status: 0 the page is written, 2 bad usage, 130 interrupted.
     """
 
     folder: Annotated[str | None, tyro.conf.Positional] = None
@@ -48,50 +50,52 @@ class Options:
     out: str | None = None
     """The page; None is runs/x_ray/NAME.html."""
 
+    def __post_init__(self):
+        one_or_more(self, "context", "windows")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    console = Console(stderr=True)
-    try:
-        options = command_line.parse(arguments, Options, "experiments.x_ray")
-        with console.status("loading"):
-            seen, out = _prepare(options)
-        path = _look(seen, out, "python -m experiments.x_ray " + shlex.join(arguments), console)
-    except (ValueError, OSError) as error:
-        print(f"x_ray: {' '.join(str(error).split())}", file=sys.stderr)
-        return USAGE
-    print(path)
-    return OK
+    return command_line.command(PROGRAM, prepared, look, arguments)
 
 
-def _prepare(options: Options) -> tuple[Subject, Path]:
-    """The model and text to look into, and the path of the page."""
+def prepared(words: Sequence[str], line: str) -> tuple[Subject, Path, str]:
+    """The model and text to look into, the path of the page, and the command that asks for it.
+
+    Raises:
+        ValueError: what cannot be.
+    """
+    options = command_line.parse(words, Options, PROGRAM)
     if (options.folder is None) == (options.random is None):
         raise ValueError("give a folder, or --random and an architecture")
-    if min(options.context, options.windows) < 1:
-        raise ValueError("--context and --windows are at least 1")
     dtype = jnp.dtype(options.dtype)
-    if options.folder is not None:
-        found = subject.of_folder(options.folder, dtype)
-    else:
-        found = subject.of_random(str(options.random), options.seed, dtype)
+    with Console(stderr=True).status("loading"):
+        if options.folder is not None:
+            found = subject.of_folder(options.folder, dtype)
+        else:
+            found = subject.of_random(str(options.random), options.seed, dtype)
+        seen = subject.prepare(found, options.text, context=options.context, windows=options.windows, dtype=dtype)
     out = Path(options.out or f"runs/x_ray/{options.random or found[0]}.html")
-    if out.is_dir():
-        raise ValueError(f"--out {out} is a folder; name a file")
-    return subject.prepare(found, options.text, context=options.context, windows=options.windows, dtype=dtype), out
+    command_line.check_file(out)
+    return seen, out, line
 
 
-def _look(seen: Subject, out: Path, command: str, console: Console) -> Path:
-    """Measure, and write the page."""
+def look(made: tuple[Subject, Path, str]) -> int:
+    """Measure, and write the page; returns the exit status."""
+    seen, out, line = made
     columns = TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=reading.steps(seen) + 1)
-        numbers = reading.read(seen, lambda doing: bar.update(task, advance=1, description=doing))
+        try:
+            numbers = reading.read(seen, lambda doing: bar.update(task, advance=1, description=doing))
+        except ValueError as error:
+            bar.stop()
+            return command_line.refuse(PROGRAM, error)
         bar.update(task, advance=1, description="drawing")
-        store.write(out, picture.html(seen, numbers, command))
+        store.write(out, picture.html(seen, numbers, line))
         bar.update(task, description="done")
-    return out
+    print(out)
+    return OK
 
 
 if __name__ == "__main__":

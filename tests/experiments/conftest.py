@@ -8,7 +8,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.depth_sweep import __main__ as depth_sweep
 from experiments.depth_sweep import report
-from experiments.lab import chart
+from experiments.lab import chart, command_line
 from tests.experiments import browser as chromium
 
 SIZES = {"steps": 6, "d-model": 8, "n-heads": 2, "context": 6, "batch": 2, "eval-every": 3, "eval-batches": 2}
@@ -30,7 +30,7 @@ PART = ("--depths", 2, *GRID[3:])
 
 def prepared(words):
     """The sweep that a command line describes."""
-    return depth_sweep.prepare(depth_sweep.parse(words, depth_sweep.Options, "experiments.depth_sweep"), "")
+    return depth_sweep.prepare(command_line.parse(words, depth_sweep.Options, "experiments.depth_sweep"), "")
 
 
 @pytest.fixture(scope="package", autouse=True)

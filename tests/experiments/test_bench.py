@@ -18,21 +18,21 @@ def test_quick(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(peers, "installed", lambda name: name in here)
     asked = ["--peers", *here, "equinox", "--remats", "none", "--parts", "train"]
     assert bench.main(["--quick", "--out", str(tmp_path), *asked]) == 0
-    found = json.loads((tmp_path / "results.json").read_text())
+    found = json.loads((tmp_path / "result.json").read_text())
     assert [(row["peer"], row["depth"]) for row in found["rows"]] == [(peer, n) for n in (2, 4) for peer in here]
     assert all(row["step_seconds"] > 0 and row["temp_bytes"] > 0 for row in found["rows"])
     assert len({row["equations"] for row in found["rows"] if row["peer"] == "stackjax"}) == 1
     assert found["skipped"] == ["equinox: equinox is not installed"]
-    page = (tmp_path / "bench.md").read_text()
+    page = (tmp_path / "finding.md").read_text()
     assert "A quick run" in page and "step time / best JAX peer's (linen), 4 layers, remat none" in page
-    assert (tmp_path / "bench.svg").read_text().startswith("<svg")
+    assert (tmp_path / "figures" / "bench.svg").read_text().startswith("<svg")
     assert "at most" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_all_of_it(tmp_path):
     assert bench.main(["--quick", "--out", str(tmp_path)]) == 0
-    found = json.loads((tmp_path / "results.json").read_text())
+    found = json.loads((tmp_path / "result.json").read_text())
     assert found["agreement"]["largest_difference"] < 1e-5
     assert [row["remat"] for row in found["remat"]] == ["none", "layer", "nested"]
     assert found["sweep"][0]["runs"] == 8

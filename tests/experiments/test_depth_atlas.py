@@ -10,6 +10,7 @@ from experiments.depth_atlas import atlas, deep_check
 from experiments.lab import names, sweep
 from experiments.lab.results import Results
 from tests.experiments.conftest import SIZES
+from tests.experiments.own import Broken
 
 
 def command(out, corpus, *more):
@@ -76,26 +77,28 @@ def test_bad_usage(tmp_path, corpus, capsys, words, said):
     assert not out.exists()
 
 
-def test_what_another_worker_is_checking_is_left_to_it(done, corpus, monkeypatch):
+def test_what_another_worker_is_checking_is_left_to_it(done, corpus, monkeypatch, capsys):
     (done / "checks" / "pre_norm.json").unlink()
     monkeypatch.setattr(deep_check, "_check", None)
     claim = depth_atlas.Claim.take(done / "checks" / "pre_norm.claim")
     assert claim is not None
-    assert depth_atlas.main(command(done, corpus)) == 0
+    assert depth_atlas.main(command(done, corpus)) == depth_atlas.UNDONE
     claim.release()
     assert not (done / "checks" / "pre_norm.json").exists()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("the checks of pre_norm are left undone by this worker, with process")
 
 
 def test_own_recipes_are_in_every_tier_and_quadratic_ones_not_too_deep():
     own = "tests.experiments.own:instance"
-    plan = depth_atlas.planned(depth_atlas.Options(recipes=(own, "attention_residuals"), plan="full"))
+    plan = depth_atlas.planned(depth_atlas.Options(recipes=names.recipes(own, "attention_residuals"), plan="full"))
     parts = depth_atlas._affordable(plan.tiers[0])
-    assert [(part.depths, part.recipes) for part in parts] == [
+    assert [(part.depths, tuple(part.recipes)) for part in parts] == [
         ((2, 8, 32), (own, "attention_residuals")),
         ((128, 512, 1024), (own,)),
     ]
-    tiers = depth_atlas.planned(depth_atlas.Options(recipes=(own,), plan="short")).tiers
-    assert [tier.recipes for tier in tiers] == [(own,)] * 6
+    tiers = depth_atlas.planned(depth_atlas.Options(recipes=names.recipes(own), plan="short")).tiers
+    assert [tuple(tier.recipes) for tier in tiers] == [(own,)] * 6
     assert {name for tier in depth_atlas.PLANS["short"].tiers for name in tier.recipes} == set(names.RECIPES)
 
 
@@ -121,6 +124,6 @@ def test_words_and_sentences(finished, losses, said):
 def test_a_check_that_fails_is_a_row(corpus):
     setting = depth_atlas.PLANS["quick"].check_setting
     text = depth_atlas.data.load(str(corpus))
-    found = deep_check.check(setting, "tests.experiments.own:Broken", 0, text, learning_rate=1e-3)
+    found = deep_check.check(setting, "broken", Broken(), 0, text, learning_rate=1e-3)
     assert found.status == "failed" and "no init for you" in found.message
     assert SIZES["d-model"] == setting.d_model

@@ -51,7 +51,7 @@ def test_a_browser_uses_the_page(quick_run, browser):
         (("--recipes", "pre_nrom"), "did you mean pre_norm"),
         (("--depths", "0"), "--depths must be 1 or more; got 0"),
         (("--seeds", "0"), "--seeds must be 1 or more"),
-        (("--steps", "-1"), "--steps 0 or more"),
+        (("--steps", "-1"), "--steps must be 0 or more"),
         (("--n-heads", "3"), "n_heads must divide d_model"),
         (("--data", "/no/such/file"), "no such file"),
         (("--depth", "3"), "--depth"),

@@ -7,7 +7,7 @@ import altair as alt
 import numpy as np
 import pytest
 
-from experiments.lab import finding
+from experiments.lab import environment, finding
 from experiments.lab.finding import Estimate, Prediction
 
 
@@ -48,7 +48,7 @@ def test_a_finding_is_a_page_numbers_and_figures(tmp_path):
         rows=[{"loss": 1.5, "high": math.inf}],
         figures={"some_points": chart},
         text="It is.",
-        command="python -m this",
+        provenance=environment.provenance("python -m this", seeds=(2, 0)),
     )
     text = page.read_text()
     for words in ("# Is it so?", "It is.", "| a\\|b | 1.000 (one seed) | below 2 | inconclusive |", "`python -m this`"):
@@ -56,6 +56,7 @@ def test_a_finding_is_a_page_numbers_and_figures(tmp_path):
     assert "![some points](figures/some_points.svg)" in text
     found = json.loads((page.parent / "result.json").read_text())
     assert found["rows"] == [{"loss": 1.5, "high": None}] and found["command"] == "python -m this"
+    assert found["seeds"] == [0, 2] and {"commit", "clean_tree", "device", "versions"} <= set(found)
     assert found["predictions"][0]["verdict"] == "inconclusive" and found["setting"] == {"steps": 3}
     assert (page.parent / "figures" / "some_points.png").read_bytes()[:4] == b"\x89PNG"
     assert (page.parent / "figures" / "some_points.svg").read_text().startswith("<svg")

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 import experiments.parity_table as package
+from experiments.lab.command_line import USAGE
 from experiments.parity_table import __main__ as parity_table
 from stackjax.interop import hf
 
@@ -47,13 +48,13 @@ def test_lines_of_a_description():
 def test_without_the_oracle(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "experiments.parity_table.compare", None)
     monkeypatch.delattr(package, "compare", raising=False)
-    assert parity_table.main([]) == parity_table.USAGE
+    assert parity_table.main([]) == USAGE
     assert "install the extra `oracle`" in capsys.readouterr().err
 
 
 def test_bad_usage_is_one_line(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert parity_table.main(["--seeds", "many"]) == parity_table.USAGE
+    assert parity_table.main(["--seeds", "many"]) == USAGE
     assert capsys.readouterr().err.count("\n") == 1 and not list(tmp_path.iterdir())
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from experiments.depth_sweep import __main__ as depth_sweep
-from experiments.lab import claim, outcome, results, store, sweep
+from experiments.lab import names, outcome, results, store, sweep
 from experiments.lab.grid import Setting
 from tests.experiments.conftest import GRID, LANES, PART, arguments, prepared
 
@@ -43,8 +43,10 @@ def test_the_folder_holds_what_is_promised(finished):
     assert {path.name for path in finished.iterdir()} == {
         "cells",
         "figures",
+        "finding.md",
         "groups",
         "report.html",
+        "result.json",
         "results.csv",
         "sweep.json",
     }
@@ -60,6 +62,19 @@ def test_the_folder_holds_what_is_promised(finished):
     record = json.loads((finished / "sweep.json").read_text())
     assert len(record["groups"]) == 4 and record["data"]["sha256"] and record["versions"]["jax"]
     assert "--depths 0 2" in record["commands"][0]["command"]
+
+
+def test_the_finding_says_who_is_best_and_where_the_numbers_come_from(finished):
+    found = json.loads((finished / "result.json").read_text())
+    assert "--depths 0 2" in found["command"] and found["seeds"] == [0, 1]
+    assert found["commit"] and found["clean_tree"] in (True, False, None) and found["versions"]["jax"]
+    assert found["setting"]["steps"] == 6 and found["setting"]["data"]["sha256"]
+    rows = {(row["recipe"], row["depth"]): row for row in found["rows"]}
+    assert set(rows) == {(recipe, depth) for recipe in ("pre_norm", "post_norm") for depth in (0, 2)}
+    page = (finished / "finding.md").read_text()
+    for row in rows.values():
+        assert row["learning_rate"] == 1e-2 and len(row["cells"]) == 2 and f"{row['loss']:.2f} at 0.01" in page
+    assert "figures/final_loss.svg" in page and (finished / "figures" / "final_loss.svg").exists()
 
 
 def test_divergence_is_a_result(finished):
@@ -136,7 +151,7 @@ def test_kept_parameters_give_the_final_loss(tmp_path, corpus):
     found = results.Results.of(tmp_path / "out")
     cell, text = found.cells[0], prepared(command).corpus
     setting = Setting(**cell["setting"])
-    trainer = setting.trainer("pre_norm", 2, 256)
+    trainer = setting.trainer(names.recipe_named("pre_norm"), 2, 256)
     params = store.load_params(found.folder.cell(cell["cell"]) / "params.npz", trainer.task.model)
     evaluate = jax.jit(trainer.evaluate)
     losses = [evaluate(params, batch)[0] for batch in text.valid_batches(2, batch=2, context=6)]
@@ -210,57 +225,6 @@ def test_a_torn_checkpoint_is_begun_again(tmp_path, corpus, finished, monkeypatc
     torn.write_bytes(torn.read_bytes()[:100])
     assert depth_sweep.main(arguments(out, corpus, *PART)) == 0
     assert numbers(out) == part_of(finished)
-
-
-def test_a_living_worker_keeps_its_group_and_a_dead_one_does_not(tmp_path, corpus, capsys):
-    command = arguments(tmp_path / "out", corpus, "--depths", 0, "--recipes", "pre_norm", "post_norm", *LANES)
-    sweeping = prepared(command)
-    busy = sweeping.groups()[0]
-    path = sweeping.folder.claim_file(busy.named(sweeping.common)[0])
-    held = claim.Claim.take(path)
-    assert held.held() and claim.Claim.take(path) is None
-    sweeping.save([])
-    assert depth_sweep.main(command) == 0
-    assert f"left to process {os.getpid()}" in capsys.readouterr().out
-    assert {row["recipe"] for row in rows_of(tmp_path / "out")} == {"post_norm"}
-
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    path.write_text(json.dumps({**json.loads(path.read_text()), "pid": process.pid, "token": "dead"}))
-    assert not held.held()
-    assert depth_sweep.main(command) == 0
-    assert {row["recipe"] for row in rows_of(tmp_path / "out")} == {"pre_norm", "post_norm"}
-
-
-def test_a_heart_that_stopped_frees_the_claim(tmp_path):
-    path = tmp_path / "group" / "claim.json"
-    held = claim.Claim.take(path)
-    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "x"}))
-    assert claim.Claim.take(path) is None
-    old = time.time() - claim.STALE - 5
-    os.utime(path, (old, old))
-    other = claim.Claim.take(path)
-    assert other is not None and other.held() and not held.held()
-    held.release()
-    assert other.held(), "one releases only what one holds"
-    other.release()
-    assert not path.parent.exists()
-
-
-def test_a_group_that_was_taken_over_is_left(tmp_path, corpus, monkeypatch, capsys):
-    out = tmp_path / "out"
-    command = arguments(out, corpus, "--depths", 1, "--recipes", "pre_norm", "--checkpoint-seconds", 0)
-    chunk = sweep.Run.chunk
-
-    def chunk_and_lose(run):
-        chunk(run)
-        (path,) = out.glob("groups/*/claim.json")
-        path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "x"}))
-
-    monkeypatch.setattr(sweep.Run, "chunk", chunk_and_lose)
-    assert depth_sweep.main(command) == 0
-    assert "left to process 1 on elsewhere" in capsys.readouterr().out
-    assert {row["status"] for row in rows_of(out)} == {"unfinished"}
 
 
 def test_results_can_be_read_back(finished):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.lab.command_line import OK, USAGE
 from experiments.x_ray import __main__ as x_ray
 from experiments.x_ray import picture, reading, subject
 from stackjax import loss
@@ -131,7 +132,7 @@ def test_bidirectional_models_guess_hidden_tokens(monkeypatch):
 def test_at_the_command_line(folder, tmp_path, capsys):
     out = tmp_path / "new" / "page.html"
     words = [str(folder), "--text", str(folder / "text.txt"), "--context", "24", "--windows", "2", "--out", str(out)]
-    assert x_ray.main(words) == x_ray.OK
+    assert x_ray.main(words) == OK
     said = capsys.readouterr()
     assert said.out == f"{out}\n" and "9/9" in said.err and "done" in said.err
     assert "X-ray of mine" in out.read_text()
@@ -145,7 +146,7 @@ BAD = {
     "no checkpoint": (["{empty}"], r"has no config\.json"),
     "no text": (["{folder}", "--text", "{empty}/nowhere.txt"], "No such file"),
     "short text": (["{folder}", "--text", "{short}"], "2 tokens, which is too short"),
-    "no window": (["{folder}", "--windows", "0"], "at least 1"),
+    "no window": (["{folder}", "--windows", "0"], "--windows must be 1 or more; got 0"),
     "no number": (["{folder}", "--context", "many"], "invalid"),
     "out is a folder": (["{folder}", "--out", "{empty}"], "is a folder"),
 }
@@ -159,7 +160,7 @@ def test_bad_input(name, folder, tmp_path, capsys, monkeypatch):
     before = sorted(tmp_path.rglob("*"))
     words, message = BAD[name]
     places = {"folder": folder, "empty": tmp_path / "empty", "short": tmp_path / "short"}
-    assert x_ray.main([word.format(**places) for word in words]) == x_ray.USAGE
+    assert x_ray.main([word.format(**places) for word in words]) == USAGE
     said = capsys.readouterr()
     assert not said.out and said.err.count("\n") == 1 and re.match(f"x_ray: .*{message}", said.err)
     assert sorted(tmp_path.rglob("*")) == before

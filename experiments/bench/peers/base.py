@@ -7,11 +7,13 @@ cross-entropy of each token given those before it.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from experiments.lab.options import one_or_more
 
 EPS = 1e-5
 ADAM: dict[str, Any] = {"learning_rate": 3e-4, "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
@@ -46,7 +48,12 @@ class Size:
     context: int = 128
     batch: int = 8
     depth: int = 8
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        one_or_more(self, "vocab", "d_model", "n_heads", "context", "batch", "depth")
+        if self.d_model % self.n_heads:
+            raise ValueError(f"--n-heads must divide --d-model; got {self.n_heads} and {self.d_model}")
 
     @property
     def d_hidden(self) -> int:

@@ -1,0 +1,101 @@
+"""Options that several experiments share, and what becomes of their words."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import tyro
+
+from experiments.lab import names
+from stackjax.recipe import Recipe
+
+Recipes = Annotated[
+    Mapping[str, Recipe],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[NAME ...]",
+        instance_from_str=lambda words: names.recipes(*words),
+        is_instance=lambda value: isinstance(value, Mapping),
+        str_from_instance=list,
+    ),
+]
+"""Recipes by the names that stand for them in tables and files: on a command line, words; in Python, any names."""
+
+
+def one_or_more(options: Any, *fields: str) -> None:
+    """Check options that count something.
+
+    Raises:
+        ValueError: one of them is below 1.
+    """
+    for name in fields:
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be 1 or more; got {getattr(options, name)}")
+
+
+def positive(options: Any, *fields: str) -> None:
+    """Check options that are finite numbers above zero.
+
+    Raises:
+        ValueError: one of them is not.
+    """
+    for name in fields:
+        if not 0 < getattr(options, name) < float("inf"):
+            raise ValueError(f"--{name.replace('_', '-')} must be positive; got {getattr(options, name):g}")
+
+
+def plain(options: Any) -> dict[str, Any]:
+    """Options as JSON: a recipe by its name, all else as it was said."""
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    return {name: list(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Sizes of a small model and of its batches."""
+
+    d_model: int = 64
+    """Width D."""
+    n_heads: int = 4
+    """Attention heads H, a divisor of the width."""
+    context: int = 32
+    """Tokens T of a window that are predicted."""
+    batch: int = 8
+    """Windows B in a batch."""
+
+    def __post_init__(self):
+        one_or_more(self, "d_model", "n_heads", "context", "batch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Options of every experiment that writes a finding."""
+
+    out: str
+    """Folder of the result: finding.md, result.json and figures."""
+    quick: bool = False
+    """A small version of everything, to see that it runs; its numbers mean nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Finding, Sizes):
+    """Options of an experiment that trains small models and writes a finding."""
+
+    FEWEST_STEPS: ClassVar[int] = 1
+
+    data: str | None = None
+    """A file, folder or glob of text; None is Python's standard library."""
+    steps: int = 300
+    """Updates of a run."""
+    seeds: int = 3
+    """Runs, which differ in init and in the order of the data."""
+    learning_rate: float = 3e-3
+    """At its peak."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_or_more(self, "seeds")
+        positive(self, "learning_rate")
+        if self.steps < self.FEWEST_STEPS:
+            raise ValueError(f"--steps must be {self.FEWEST_STEPS} or more; got {self.steps}")
