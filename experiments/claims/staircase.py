@@ -52,8 +52,8 @@ def units(quick: bool) -> list[Unit]:
         ONE: {**usual, "depth": 1, "hops": ASKED[1], "steps": 1500},
         TWO: {**usual, "depth": 2, "hops": ASKED[2], "steps": 2500},
         WIDE: {**usual, "depth": 1, "hops": ASKED[1], "d_model": 128, "n_heads": 8, "steps": 1500},
-        THREE: {**usual, "depth": 3, "hops": ASKED[3], "steps": 6000, "seeds": list(seeds(2))},
         LONGER: {**usual, "depth": 2, "hops": (1, 2, 3, 4, 5, 6), "steps": 8000, "seeds": list(SECOND_SEEDS)},
+        THREE: {**usual, "depth": 3, "hops": ASKED[3], "steps": 6000, "seeds": list(seeds(2))},
     }
     return [
         Unit(name=name, run=run, setting={**setting, "hops": list(setting["hops"]), **(small if quick else {})})
