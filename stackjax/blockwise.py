@@ -117,7 +117,8 @@ def blockwise_attention(
     sinks = jnp.full(n_heads, -jnp.inf, jnp.float32) if sinks is None else upcast(sinks)
     padded = [_padded(x, block) for x in (query, key, value)]
     at_query, at_key = ({name: _padded(x, block, -1) for name, x in side.items()} for side in where)
-    return _attend(scores, block, params, *padded, (at_query, at_key), sinks)[:, :n_queries]
+    y: jax.Array = _attend(scores, block, params, *padded, (at_query, at_key), sinks)
+    return y[:, :n_queries]
 
 
 def _padded(x: jax.Array, block: int, filler: int = 0) -> jax.Array:

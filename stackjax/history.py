@@ -106,13 +106,13 @@ def run(body: Any, carry: Any, xs: Any, n: int, *, unroll: int = 1) -> tuple[Any
         def pull(state: Any, at: Any) -> tuple[Any, Any]:
             d_carry, d_consts = state
             carry, x, d_y = at
-            here = (consts, _fill(carry, last), x)
+            inputs = (consts, _fill(carry, last), x)
 
             def wanted(floats: Any) -> Any:
-                carry, y = step(*_fill(floats, here))
+                carry, y = step(*_fill(floats, inputs))
                 return carry, _where(d_y, y)
 
-            _, pull_one = jax.vjp(wanted, _floats(here))
+            _, pull_one = jax.vjp(wanted, _floats(inputs))
             ((more, d_carry, d_x),) = pull_one((d_carry, d_y))
             return (d_carry, jax.tree.map(jnp.add, d_consts, more)), d_x
 

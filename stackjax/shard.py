@@ -58,13 +58,13 @@ def mesh(**sizes: int) -> Mesh:
 
 def names(declared: Declared) -> tuple[str | None, ...]:
     """Names of the axes of a stored parameter; an axis before a matrix's own two counts experts."""
-    own: tuple[str | None, ...] = AXES.get(declared.spec.role, ())
+    axes: tuple[str | None, ...] = AXES.get(declared.spec.role, ())
     rank = len(declared.spec.shape)
-    if len(own) > rank:
-        own = ()
-    before = "experts" if len(own) == 2 and rank == 3 else None
-    own = (*(before,) * (rank - len(own)), *own)
-    return ("layers", *own) if declared.stacked else own
+    if len(axes) > rank:
+        axes = ()
+    before = "experts" if len(axes) == 2 and rank == 3 else None
+    axes = (*(before,) * (rank - len(axes)), *axes)
+    return ("layers", *axes) if declared.stacked else axes
 
 
 def parameters(model: AbstractModel, on: Mesh, rules: Rules = RULES) -> Params:

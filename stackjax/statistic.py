@@ -31,9 +31,9 @@ def update_statistics(params: Params, state: Params) -> Params:
 
 def _layer(params: Params, state: Params) -> Params:
     """One layer's parameters; state is {sublayer: {statistic: of its own, residual: of its form}}."""
-    own = {name: new["statistic"] for name, new in state.items() if "statistic" in new}
+    inner = {name: new["statistic"] for name, new in state.items() if "statistic" in new}
     forms = {name: new["residual"] for name, new in state.items() if "residual" in new}
-    return _merged(params, {**own, "residual": forms})
+    return _merged(params, {**inner, "residual": forms})
 
 
 def _merged(old: Any, new: Any) -> Any:

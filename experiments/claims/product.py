@@ -80,7 +80,7 @@ def run(
 
 GROWING = "factor 1.1, logits growing"
 SECOND_SEEDS = tuple(range(30, 38))
-"""Of the chains with normalised queries and keys, which were run second."""
+"""Seeds of the chains with normalised queries and keys, which were run second."""
 
 
 def units(quick: bool) -> list[Unit]:
@@ -144,12 +144,9 @@ def kept(relation: Relation, threshold: float) -> Check:
     )
 
 
+SIDES: tuple[tuple[Relation, int], ...] = (("above", -1), ("below", 1))
 CHECKS = (
-    *(
-        set_to(factor, relation, factor + sign * CLOSE)
-        for factor in FACTORS
-        for relation, sign in (("above", -1), ("below", 1))
-    ),
+    *(set_to(factor, relation, factor + sign * CLOSE) for factor in FACTORS for relation, sign in SIDES),
     kept("above", -1.5),
     kept("below", 1.5),
 )

@@ -54,7 +54,7 @@ def transform(described: AbstractModel, inner: optax.GradientTransformation) -> 
     Those follow the declaration, empty branches and running statistics included; `nnx.State` leaves both out.
     """
     declaration = described.declaration()
-    kept = [d.spec.role != "statistic" for d in jax.tree.leaves(declaration, is_leaf=is_spec)]
+    trained = [d.spec.role != "statistic" for d in jax.tree.leaves(declaration, is_leaf=is_spec)]
 
     def whole(state: Any) -> Params:
         leaves: Iterator[jax.Array] = iter(jax.tree.leaves(state))
@@ -66,7 +66,7 @@ def transform(described: AbstractModel, inner: optax.GradientTransformation) -> 
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         new, state = inner.update(whole(updates), state, None if params is None else whole(params))
-        leaves = [leaf for leaf, keep in zip(jax.tree.leaves(new), kept, strict=True) if keep]
+        leaves = [leaf for leaf, keep in zip(jax.tree.leaves(new), trained, strict=True) if keep]
         return jax.tree.unflatten(jax.tree.structure(updates), leaves), state
 
     return optax.GradientTransformation(lambda params: inner.init(whole(params)), update)

@@ -67,9 +67,9 @@ def left_child_right_sibling(path: jax.Array, n_steps: int) -> jax.Array:
     Returns:
         (..., P')
     """
-    there = path >= 0
-    stops = jnp.cumsum(jnp.where(there, path + 1, 0), -1)
-    starts = jnp.where(there, stops - path - 1, n_steps)
+    taken = path >= 0
+    stops = jnp.cumsum(jnp.where(taken, path + 1, 0), -1)
+    starts = jnp.where(taken, stops - path - 1, n_steps)
     place = jnp.arange(n_steps)
     first = jnp.any(starts[..., None] == place, -2)
     return jnp.where(place < stops[..., -1:], jnp.where(first, 0, 1), -1)

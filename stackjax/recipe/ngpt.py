@@ -130,21 +130,21 @@ class NGPT(Recipe):
     residual: Form = Sphere()
 
     def adapt(self, sublayer: Sublayer, geometry: Geometry) -> Sublayer:
-        own = {field.name: getattr(sublayer, field.name) for field in fields(sublayer)}
-        norms = [name for name in ("qk_norm", "value_norm", "inner_norm") if own.get(name, NoNorm()) != NoNorm()]
-        if norms or own.get("bias") or own.get("sinks"):
+        settings = {field.name: getattr(sublayer, field.name) for field in fields(sublayer)}
+        norms = [name for name in ("qk_norm", "value_norm", "inner_norm") if settings.get(name, NoNorm()) != NoNorm()]
+        if norms or settings.get("bias") or settings.get("sinks"):
             raise ValueError(
                 "nGPT has no biases, sinks or norms inside sublayers; "
-                f"got bias={own.get('bias')}, sinks={own.get('sinks')}, norms={norms}"
+                f"got bias={settings.get('bias')}, sinks={settings.get('sinks')}, norms={norms}"
             )
         if type(sublayer) is Attention:
             if sublayer.scale is not None:
                 raise ValueError(
                     f"nGPT's attention scale is sqrt(K); got scale={sublayer.scale}, leave it to the recipe"
                 )
-            return SphereAttention(**{**own, "scale": sublayer.head_width(geometry.d_model) ** 0.5})
+            return SphereAttention(**{**settings, "scale": sublayer.head_width(geometry.d_model) ** 0.5})
         if type(sublayer) is FeedForward:
-            return SphereFeedForward(**own)
+            return SphereFeedForward(**settings)
         if isinstance(sublayer, (SphereAttention, SphereFeedForward)):
             return sublayer
         raise ValueError(f"nGPT has rules for Attention and FeedForward; got {type(sublayer).__name__}")

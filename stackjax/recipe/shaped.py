@@ -79,10 +79,10 @@ class Shaped(Recipe):
                 raise ValueError("shaped attention adds the identity, which cross-attention does not have")
             if sublayer.sinks:
                 raise ValueError("shaped attention takes a uniform look away from weights that sum to 1; sinks do not")
-            own: dict[str, Any] = {field.name: getattr(sublayer, field.name) for field in fields(Attention)}
+            settings: dict[str, Any] = {field.name: getattr(sublayer, field.name) for field in fields(Attention)}
             width = sublayer.head_width(geometry.d_model)
             scale = 1 / (self.temperature * sqrt(geometry.d_model * width))
-            return ShapedAttention(**{**own, "scale": scale, "backend": "plain"})
+            return ShapedAttention(**{**settings, "scale": scale, "backend": "plain"})
         if isinstance(sublayer, FeedForward):
             if sublayer.gated:
                 raise ValueError("a product with a gate is not nearly linear, whatever its activation: no shaped form")
