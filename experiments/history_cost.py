@@ -36,7 +36,7 @@ class Options(Finding, Sizes):
     """
 
     recipes: tuple[str, ...] = ("pre_norm", "dense_former", "attention_residuals", "block_attention_residuals")
-    """Those that read earlier layers, and pre-norm beside them."""
+    """Recipes that read earlier layers, and pre-norm beside them."""
     depths: tuple[int, ...] = (8, 16, 32, 64, 128)
     """Layers."""
     repeats: int = 5

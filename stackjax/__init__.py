@@ -35,17 +35,19 @@ Letters, in shapes and equations:
 Matrices are (in, out) and applied as `x @ w`. `alpha` multiplies the skip, `beta` the branch, `gamma` the branch's
 input, `gain` the initialiser. `key` comes first, except where it is optional. Every function takes any leading axes.
 
-Modules by floor; imports only ever point down:
+Modules by floor; a module imports only from floors below, and from modules to its left:
 
-    tools      probe  skip  convert  optim  shard  serialization  display      interop: linen  nnx  hf
-    decoding   beam  decode  sample  cache
-    models     seq2seq  model  embedding  loss  abstract_model
-    depth      stack  option  segment  scan  layer  history  statistic
-    recipe     one file for each treatment of depth, over recipe.base and recipe.form
-    sublayers  attention  latent_attention  moe  parallel  feed_forward  norm  dot_product  position
-    ground     sublayer (what a sublayer is)  parameter (declared once)  tensor_file
+    outside     interop: linen, nnx, hf
+    models      model  seq2seq  decode  beam
+    tools       cache  sample  probe  skip  convert  optim  shard  serialization
+    depth       layer  scan  segment  option  stack
+    recipe      recipe: one file for each treatment of depth, over recipe.base and recipe.form
+    sublayers   attention  latent_attention  moe  parallel  embedding
+    arithmetic  loss  dot_product  feed_forward  history  statistic  position  blockwise
+    protocol    norm  sublayer  abstract_model
+    ground      parameter  display  tensor_file
 
-Reading order: from the ground up. `recipe` and `position` begin with one table of all that they hold.
+Read from the ground up. `recipe` and `position` begin with one table of all that they hold.
 """
 
 import importlib.metadata

@@ -197,7 +197,7 @@ def _name(thing: Any) -> str:
 
 
 def _resolve(full: Any, allow: tuple[str, ...] | None, missing: Any = ValueError) -> Any:
-    """What `module:name` stands for, if its module is allowed."""
+    """The object that `module:name` names, if its module is allowed."""
     if not isinstance(full, str) or not _NAME.fullmatch(full):
         raise ValueError(f"a class or function is named as module:name; got {full!r}")
     module, _, name = full.partition(":")

@@ -165,37 +165,29 @@ def imports(name):
     return found
 
 
-LEVELS = [
-    {"parameter"},
-    {"display"},
-    {"norm", "sublayer", "abstract_model"},
-    {"loss", "dot_product", "feed_forward", "history", "statistic", "position"},
-    {"blockwise"},
-    {"attention", "latent_attention", "moe", "parallel", "embedding"},
-    {"recipe"},
-    {"layer"},
-    {"scan"},
-    {"segment"},
-    {"option"},
-    {"stack"},
-    {"cache", "convert", "sample", "skip", "probe"},
-    {"model"},
-    {"seq2seq", "decode"},
-    {"beam"},
-]
+def floors():
+    """{module: (floor, place on it)}, from the map that the package's docstring shows; higher imports lower."""
+    (drawing,) = re.findall(r"\n\nModules by floor;.*?:\n\n(.*?)\n\n", sj.__doc__, re.DOTALL)
+    rows = [line.split(":")[0].split()[1:] for line in reversed(drawing.splitlines())]
+    return {name: (floor, place) for floor, row in enumerate(rows) for place, name in enumerate(row)}
+
+
+def test_the_map_has_every_module():
+    names = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert set(floors()) == names - {"__init__"}
 
 
 def test_arrows_point_one_way():
-    """leaves <- layer <- stack <- model; a module imports only from its own level or below."""
-    level = {name: i for i, names in enumerate(LEVELS) for name in names}
+    """leaves <- layer <- stack <- model; a module imports only from floors below, and from modules to its left."""
+    level = floors()
     for name in MODULES:
         own = name.split(".")[1]
         for imported in imports(name):
             parts = imported.split(".")
             assert parts[0] != "experiments", name
-            if parts[0] == "stackjax" and own in level:
+            if parts[0] == "stackjax":
                 assert len(parts) > 1, f"{name} imports the package itself"
-                assert level.get(parts[1], 99) <= level[own], f"{name} imports {imported}"
+                assert level[parts[1]] <= level[own], f"{name} imports {imported}"
             if parts[0] == "optax":
                 assert own == "optim", f"{name} imports optax"
             if parts[0] in ("torch", "transformers", "equinox", "haiku"):

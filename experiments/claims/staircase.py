@@ -19,7 +19,7 @@ ASKED = {1: (1, 2, 3, 4), 2: (1, 2, 3, 4, 5, 8), 3: (1, 2, 4, 8)}
 ONE, TWO, WIDE, THREE = "1 layer", "2 layers", "1 layer of twice the width", "3 layers"
 LONGER = "2 layers, longer"
 SECOND_SEEDS = (30, 31, 32)
-"""Of the two layers that were run second."""
+"""Seeds of the two layers that were run second."""
 REACHED, CLOSE_TO_ALL = 0.95, 0.99
 
 

@@ -35,7 +35,7 @@ TRAINED_TO = {"attention_residuals": 32, "dense_former": 128, "dlcl": 128}
 """Recipes that read all earlier layers or sublayers, so that time grows as L², and the greatest depth for them."""
 
 CHECKED_TO = {"attention_residuals": 128}
-"""The same for the few steps of a check."""
+"""The greatest depth of such recipes for the few steps of a check."""
 
 TO_128 = {
     *("hybrid_norm", "admin", "ds_init", "dyt", "shaped", "plain", "no_residual"),
@@ -53,7 +53,7 @@ SEEDED = ("pre_norm", "post_norm", "deepnorm", "rezero", "complete_p", "no_resid
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is run.
+    """A plan: the grids to train and the checks at great depth.
 
     Args:
         setting: of all cells.
@@ -116,7 +116,7 @@ class Options:
     out: str = "runs/depth_atlas"
     """Folder of the run; the finding is in its folder atlas/."""
     plan: Literal["short", "full", "quick"] = "short"
-    """How much; quick only shows that it runs."""
+    """Size of the plan; quick only shows that it runs."""
     recipes: Recipes = field(default_factory=dict)
     """Only these, by name or dotted path (yours are run in every tier); none means all."""
     depths: tuple[int, ...] = ()
@@ -215,7 +215,7 @@ def planned(options: Options) -> Plan:
 
 
 def _only(tiers: Sequence[Grid], options: Options) -> Iterator[Grid]:
-    """What is wanted of the tiers; recipes that no table knows are in every tier."""
+    """The wanted part of the tiers; recipes that no table knows are in every tier."""
     for tier in tiers:
         wanted = {n: r for n, r in options.recipes.items() if n in tier.recipes or n not in names.RECIPES}
         depths = tuple(depth for depth in tier.depths if depth in options.depths or not options.depths)
@@ -281,12 +281,12 @@ def checked(options: Options, plan: Plan, sweep: Sweep, stop: Callable[[], bool]
 
 
 def checks_folder(options: Options) -> Path:
-    """Where the checks are kept, a file for each recipe."""
+    """Folder of the checks, a file for each recipe."""
     return Path(options.out) / "checks"
 
 
 def found(options: Options) -> tuple[Results, list[Json]]:
-    """What is in the folder: the sweep's results, and the checks.
+    """Contents of the folder: the sweep's results, and the checks.
 
     Raises:
         ValueError: nothing.

@@ -1,4 +1,4 @@
-"""What the atlas says: each recipe at each depth in a word, each recipe over all depths in a sentence, and the page."""
+"""The atlas in words: each recipe at each depth in one, each recipe over all depths in a sentence, and the page."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -155,7 +155,7 @@ if its losses over all depths differ by less than {INDIFFERENT} nats.
 
 
 def _edges(rows: Sequence[Json]) -> str:
-    """Where the best rate is the end of those tried."""
+    """List of the cases in which the best rate is the end of those tried."""
     found: dict[tuple[int, str], list[str]] = {}
     for row in rows:
         if row["edge"]:

@@ -107,7 +107,7 @@ def deep(results: Results, rows: Sequence[Json]) -> alt.TopLevelMixin | None:
 
 
 def cost(checks: Sequence[Json]) -> alt.TopLevelMixin | None:
-    """What each recipe costs at the depth of the checks: memory by rematerialisation, step time, compile time."""
+    """Chart of each recipe's cost at the depth of the checks: memory by rematerialisation, step time, compile time."""
     done = [check for check in checks if check["temp_bytes"]]
     if not done:
         return None

@@ -22,7 +22,7 @@ REMATS: tuple[Literal["none", "layer", "nested"], ...] = ("none", "layer", "nest
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """What a few training steps of a deep stack showed, and what they cost.
+    """Outcome and cost of a few training steps of a deep stack.
 
     Args:
         recipe: name.

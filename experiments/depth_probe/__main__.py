@@ -87,7 +87,7 @@ def checked(options: Options) -> Corpus:
 
 
 def setting_of(options: Options) -> Setting:
-    """How the second look's steps are made."""
+    """Setting of the steps before the second look."""
     sizes = {name: getattr(options, name) for name in ("d_model", "n_heads", "context", "batch")}
     return Setting(steps=max(options.steps, 1), schedule="constant", **sizes)
 

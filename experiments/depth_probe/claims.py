@@ -20,14 +20,14 @@ from experiments.lab.store import Json
 from stackjax import probe
 
 Arrays = dict[str, np.ndarray]
-"""By measure, (seeds, L) or (seeds, L + 1)."""
+"""Arrays by measure, (seeds, L) or (seeds, L + 1)."""
 
 COLLAPSE_DEPTH, COLLAPSE_TOKENS = 48, 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Looked:
-    """What was seen of one recipe at one depth.
+    """Measures of one recipe at one depth.
 
     Args:
         random: at initialisation, on random bytes, each as likely as any other.
@@ -41,7 +41,7 @@ class Looked:
 
 
 def collapse(*, seeds: int, d_model: int, n_heads: int) -> Arrays:
-    """How far from all alike tokens are after each layer, in float64: (seeds, L) by kind of stack."""
+    """Distance of the tokens from all alike after each layer, in float64: (seeds, L) by kind of stack."""
     attention, forward = sj.Attention(n_heads=n_heads), sj.FeedForward()
     kinds = {
         "attention alone": ((attention,), sj.recipe.WithoutResidual()),
@@ -137,7 +137,7 @@ def gradients(looked: Mapping[tuple[str, int], Looked]) -> alt.TopLevelMixin:
 
 
 def ranks(collapsed: Arrays) -> alt.TopLevelMixin:
-    """How far from all alike tokens are, against the layer."""
+    """Chart of the tokens' distance from all alike, against the layer."""
     rows = [
         {"kind": kind, "layer": i + 1, "value": float(y)}
         for kind, values in collapsed.items()

@@ -30,15 +30,15 @@ from experiments.lab.sweep import Interrupted, Sweep, run, save_record, undone
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """What is read."""
+    """Options of the text to train on."""
 
     data: str | None = None
     """A file, folder or glob of text, of records (.jsonl, .ndjson, .json), or of .bin token files; all but these may
     be packed (.gz). None is Python's standard library."""
     text_field: str = "text"
-    """Of records: the field that holds their text."""
+    """Name of the field that holds a record's text."""
     token_dtype: Literal["uint8", "uint16", "uint32"] = "uint16"
-    """Of the tokens in .bin files."""
+    """Type of the tokens in .bin files."""
     vocab: int | None = None
     """Vocabulary of .bin files; None is the largest token and one."""
 
@@ -71,7 +71,7 @@ class Options:
     compile_cache: bool = True
     """Keep compiled programs in the user's cache folder."""
     scheduler: Literal["local", "ray", "slurm"] = "local"
-    """Where cells run. Several local workers may share one folder."""
+    """Place where cells run; several local workers may share one folder."""
 
     def __post_init__(self):
         if not 0 <= self.checkpoint_seconds < float("inf"):
@@ -138,7 +138,7 @@ def prepare(options: Options, command: str) -> Sweep:
 
 
 def dry_run(sweep: Sweep) -> str:
-    """What would run, and what it costs, as text."""
+    """Text that says what would run, and what it costs."""
     setting = sweep.setting
     lines = [
         progress.header(sweep),

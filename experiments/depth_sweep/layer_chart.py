@@ -19,12 +19,12 @@ BRANCH = ("branch_ratio", "attention_entropy", "max_logit")
 
 
 def stream_over_time(results: Results) -> alt.TopLevelMixin | None:
-    """What the layers do to the stream, over training, at the greatest depth."""
+    """Chart of the stream in each layer, over training, at the greatest depth."""
     return _over_time(results, STREAM)
 
 
 def gradients_over_time(results: Results) -> alt.TopLevelMixin | None:
-    """Gradients and updates in the layers, over training, at the greatest depth."""
+    """Chart of gradients and updates in each layer, over training, at the greatest depth."""
     return _over_time(results, GRADIENT)
 
 
@@ -34,12 +34,12 @@ def branches_over_time(results: Results) -> alt.TopLevelMixin | None:
 
 
 def stream_over_depth(results: Results) -> alt.TopLevelMixin | None:
-    """What the layers do to the stream at the end of training, for every depth."""
+    """Chart of the stream in each layer at the end of training, for every depth."""
     return _over_depth(results, STREAM)
 
 
 def gradients_over_depth(results: Results) -> alt.TopLevelMixin | None:
-    """Gradients and updates in the layers at the end of training, for every depth."""
+    """Chart of gradients and updates in each layer at the end of training, for every depth."""
     return _over_depth(results, GRADIENT)
 
 
@@ -122,7 +122,7 @@ def _profiles(
 
 
 def _thin(items: Sequence[Any], most: int) -> list[Any]:
-    """At most that many of the items, evenly spread, the first and the last among them."""
+    """Keep at most `most` items, evenly spread, the first and the last among them."""
     if len(items) <= most:
         return list(items)
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]

@@ -187,7 +187,7 @@ COLUMNS = {
     "step_seconds": ("step ms", ".1f", 1e3),
     "temp_bytes": ("temp MiB", ".0f", 2**-20),
 }
-"""Of the table of cells: heading, format and factor of each."""
+"""Columns of the table of cells: heading, format and factor of each."""
 WORDS = {"recipe", "status", "message"}
 
 

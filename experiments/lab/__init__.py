@@ -1,4 +1,4 @@
-"""What experiments share.
+"""The laboratory: modules that two or more experiments import.
 
 Reading order: `names` (words on the command line to objects), `corpus` and `data` (files to batches), `train` (one run
 as pure functions), `lanes` (several runs side by side in one program), `cost` (FLOPs and memory, counted); then `grid`

@@ -1,4 +1,4 @@
-"""What all charts share: colours, theme, ticks, and their export as SVG and PNG.
+"""Charts: their colours, theme and ticks, and their export as SVG and PNG.
 
 The theme comes from outside a chart, so that a page can turn dark.
 """

@@ -54,7 +54,7 @@ class Claim:
         return None
 
     def held(self) -> bool:
-        """Whether nobody has taken it over."""
+        """True if nobody has taken the claim over."""
         return _text(self._path) == self._text
 
     def release(self) -> None:
@@ -107,7 +107,7 @@ class Watch:
         self._first: dict[Path, tuple[str, float]] = {}
 
     def proves_life(self, path: Path) -> bool:
-        """Whether the worker that holds a claim is known to live: its process runs here, or its heart has beaten since
+        """True if the worker that holds a claim is known to live: its process runs here, or its heart has beaten since
         the first look."""
         if _life(path) == "alive":
             return True
@@ -122,18 +122,18 @@ class Watch:
 
 
 def holders(paths: Iterable[Path]) -> str:
-    """Who holds these claims, for people."""
+    """Names of the workers that hold these claims, for people."""
     return ", ".join(dict.fromkeys(map(holder, paths)))
 
 
 def holder(path: Path) -> str:
-    """Who holds a claim, for people."""
+    """Name of the worker that holds a claim, for people."""
     worker = _worker(path)
     return f"process {worker['pid']} on {worker['host']}" if {"pid", "host"} <= set(worker) else "another worker"
 
 
 def _life(path: Path) -> Literal["alive", "dead", "unknown"]:
-    """What a claim says of its worker, at one look."""
+    """State of a claim's worker, at one look."""
     try:
         age = abs(_now(path.parent) - path.stat().st_mtime)
     except FileNotFoundError:
@@ -151,7 +151,7 @@ def _life(path: Path) -> Literal["alive", "dead", "unknown"]:
 
 
 def _worker(path: Path) -> dict[str, Any]:
-    """What a claim's file says; nothing where it is gone, or was not written to its end."""
+    """Text of a claim's file; empty where it is gone, or was not written to its end."""
     try:
         worker = json.loads(_text(path))
     except ValueError:
@@ -181,14 +181,14 @@ def _process(pid: int) -> dict[str, Any]:
 
 
 def _namespace() -> str | None:
-    """Where process ids mean the same: containers on one machine have namespaces of their own."""
+    """Name of the place in which process ids mean the same: containers on one machine have namespaces of their own."""
     with contextlib.suppress(OSError):
         return os.readlink("/proc/self/ns/pid")
     return None
 
 
 def _began(pid: int) -> str | None:
-    """When a process began, in the system's own words; None if it has ended, "" if the system does not tell."""
+    """Start time of a process, in the system's own words; None if it has ended, "" if the system does not tell."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

@@ -162,7 +162,7 @@ def check_folder(out: str | Path) -> None:
 
 
 def check_file(out: str | Path) -> None:
-    """The same for a result that is one file.
+    """Check the path of a result that is one file.
 
     Raises:
         ValueError: it cannot be made or replaced.
@@ -191,7 +191,7 @@ def _make(path: Path, option: str) -> None:
 
 @contextlib.contextmanager
 def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether someone pressed Ctrl-C, or asked the process to end. A second time ends it at once."""
+    """Yield a function that tells if Ctrl-C was pressed or the process asked to end; a second time ends it at once."""
     asked: list[int] = []
 
     def note(number: int, _: object) -> None:
@@ -207,7 +207,7 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
 
 
 def _first_words(box: str) -> str:
-    """What a box of the option parser says below its title and above its next rule, in one line."""
+    """The text of the option parser's box, below its title and above its next rule, in one line."""
     _, *lines = [line.strip(" │╭╮╰╯") for line in box.splitlines() if line.strip()]
     below = itertools.dropwhile(_is_rule, lines)
     return re.sub(

@@ -35,7 +35,7 @@ class Origin:
     left_out: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def lines(self, most: int = 10) -> list[str]:
-        """What was read, and everything that was not with its reason, for people.
+        """Account of what was read, and of everything that was not with its reason, for people.
 
         Args:
             most: names of files read.

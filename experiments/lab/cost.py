@@ -1,4 +1,4 @@
-"""What a run costs, counted before it runs: FLOPs from the jaxpr, memory by a formula.
+"""Cost of a run, counted before it runs: FLOPs from the jaxpr, memory by a formula.
 
 XLA's own count of FLOPs takes the body of a scan once, so it is wrong for every scanned stack.
 """

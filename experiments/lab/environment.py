@@ -1,4 +1,4 @@
-"""Where numbers were made: command, commit, versions, seeds, device."""
+"""The environment in which numbers are made: command, commit, versions, seeds, device."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ PACKAGES = ("stackjax", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def versions() -> dict[str, str]:
-    """Of all that may change a number: Python, packages, and this repository's commit where there is one."""
+    """Versions of all that may change a number: Python, packages, and this repository's commit where there is one."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}, "commit": _commit()}
 
 
@@ -33,7 +33,7 @@ def provenance(
     packages: Iterable[str] = (),
     recorded: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Where a result comes from; every `result.json` begins with it.
+    """Origin of a result; every `result.json` begins with it.
 
     Args:
         command: that made it.

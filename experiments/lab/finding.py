@@ -1,4 +1,4 @@
-"""What an experiment found: predictions stated beforehand, what came of them, and where it is written down.
+"""Findings of an experiment: predictions stated beforehand, their outcome, and the files that record it.
 
 An experiment leaves in its folder `result.json` (everything, for programs), `finding.md` (a page, for people) and
 `figures/` (each chart as SVG and PNG).
@@ -40,7 +40,7 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Sequence[float] | np.ndarray) -> "Estimate":
-        """From one value a seed; for a comparison, from the differences of paired seeds."""
+        """Estimate from one value a seed; for a comparison, from the differences of paired seeds."""
         values = np.asarray(values, float)
         n, mean = len(values), float(np.mean(values))
         if n < 2:

@@ -26,7 +26,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """What is compared: every recipe at every depth, learning rate and seed."""
+    """The grid of comparisons: every recipe at every depth, learning rate and seed."""
 
     depths: tuple[int, ...] = (2, 8, 24)
     """Numbers of layers, 0 or more."""
@@ -35,7 +35,7 @@ class Grid:
     learning_rates: tuple[float, ...] = (1e-3, 5e-3, 2.5e-2)
     """Peaks of the schedule; every recipe and depth gets all of them."""
     seeds: int = 1
-    """How many: 3 means seeds 0, 1 and 2. A seed sets the init and the order of the data."""
+    """Number of seeds: 3 means 0, 1 and 2. A seed sets the init and the order of the data."""
 
     def __post_init__(self):
         for name, values in (
@@ -65,26 +65,26 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting(Sizes):
-    """What all cells share and what, with the data, determines their numbers."""
+    """The setting that all cells share and that, with the data, determines their numbers."""
 
     steps: int = 200
     """Updates in a run, the same for all."""
     position: str = "rotary"
     """Position encoding: a name or a dotted path."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """With the recipe's own multipliers by role and layer."""
+    """Optimiser, with the recipe's own multipliers by role and layer."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Of the learning rate after warm-up; cosine and linear end at zero."""
+    """Shape of the learning rate after warm-up; cosine and linear end at zero."""
     warmup: int | None = None
     """Steps over which the learning rate rises linearly; None is a tenth of all."""
     weight_decay: float = 0.1
-    """On matrices and embeddings, times the learning rate."""
+    """Weight decay of matrices and embeddings, times the learning rate."""
     clip_norm: float = 1.0
     """Global gradient norm to which larger ones are scaled down."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the stream; parameters stay float32."""
+    """Type of the stream; parameters stay float32."""
     remat: Literal["none", "layer", "nested"] = "layer"
-    """What the backward pass recomputes; on CPUs "layer" is also the fastest."""
+    """Rematerialisation in the backward pass; on CPUs "layer" is also the fastest."""
     eval_every: int = 25
     """Steps between evaluations and looks into the layers; also the steps in a compiled chunk."""
     eval_batches: int = 8
@@ -127,11 +127,11 @@ class Setting(Sizes):
         )
 
     def task(self, recipe: Recipe, depth: int, vocab: int, *, fused: bool = True) -> NextToken:
-        """What a cell learns; the arguments are those of `model`."""
+        """The task that a cell learns; the arguments are those of `model`."""
         return NextToken(model=self.model(recipe, depth, vocab, fused=fused), dtype=self.dtype)
 
     def trainer(self, recipe: Recipe, depth: int, vocab: int) -> Trainer:
-        """How a cell learns it."""
+        """The trainer of a cell."""
         task = self.task(recipe, depth, vocab)
         return Trainer(task=task, optimizer=self.optimizer, schedule=self.schedule, remat=self.remat)
 
@@ -183,7 +183,7 @@ class Group:
 
     @property
     def depth(self) -> int:
-        """L."""
+        """L, the number of layers."""
         return self.cells[0].depth
 
 

@@ -1,4 +1,4 @@
-"""What a sweep says, in sentences."""
+"""The result of a sweep, in sentences."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ def without_layers(results: Results, recipe: str) -> Json | None:
 
 
 def trained(results: Results, row: Json) -> bool:
-    """Whether a row of `Results.best` counts as trained.
+    """True if a row of `Results.best` counts as trained.
 
     Where the recipe has zero layers to compare with: below them, with several seeds by more than the 95 % interval of
     the paired differences. Elsewhere: below `bar`.
@@ -42,7 +42,7 @@ def trained(results: Results, row: Json) -> bool:
 
 
 def rule(results: Results) -> str:
-    """What "trains" means, in a sentence."""
+    """The rule by which a recipe "trains", in a sentence."""
     if all(without_layers(results, recipe) for recipe in results.recipes):
         seeds = max(len(row["cells"]) for row in results.best())
         more = " by more than the 95 % interval of seeds paired" if seeds > 1 else " (one seed: without an interval)"
@@ -58,7 +58,7 @@ def rule(results: Results) -> str:
 
 
 def sentences(results: Results) -> list[str]:
-    """Who is best at the greatest depth, how deep each recipe trains, and what to be careful about."""
+    """Sentences on the best at the greatest depth, how deep each recipe trains, and what to be careful about."""
     best = results.best()
     lines = [_ranking([row for row in best if row["depth"] == results.depths[-1]])] if len(results.recipes) > 1 else []
     lines += [_recipe([row for row in best if row["recipe"] == recipe], results) for recipe in results.recipes]

@@ -22,7 +22,7 @@ Mode = Literal["vmap", "loop"]
 """All lanes at once by vmap, or one after another inside the same program (less memory)."""
 
 RUNS_ONCE: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
-"""For a program that compiles for longer than it runs."""
+"""Compiler options for a program that compiles for longer than it runs."""
 
 Feed = Callable[[int, int], Batch]
 """`feed(seed, step) -> batch`, a pure function."""
@@ -30,7 +30,7 @@ Feed = Callable[[int, int], Batch]
 
 @dataclass(frozen=True, kw_only=True)
 class Programs:
-    """What a group of lanes runs, compiled.
+    """The compiled programs of a group of lanes.
 
     Args:
         start: (hyper, batches) -> states
@@ -142,7 +142,7 @@ class Run:
 
     @property
     def ended(self) -> bool:
-        """Whether every lane is at its last step, or diverged."""
+        """True if every lane is at its last step, or diverged."""
         return self.step >= self.steps or not bool(np.any(self.state.alive))
 
     def chunk(self) -> None:

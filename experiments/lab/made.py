@@ -15,7 +15,7 @@ from experiments.lab.train import Batch
 from stackjax.position import Position
 
 VALID_STEP = 2**32
-"""Of the first validation batch; a training run never gets there."""
+"""Step of the first validation batch; a training run never gets there."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Made:
 
     @cached_property
     def sha256(self) -> str:
-        """Of a few examples: what they are stands for how they are made."""
+        """Digest of a few examples: what they are stands for how they are made."""
         digest = hashlib.sha256(f"{self.name} {self.vocab}".encode())
         for array in self._few.values():
             digest.update(np.ascontiguousarray(array).data)

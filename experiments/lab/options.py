@@ -91,7 +91,7 @@ class Training(Finding, Sizes):
     seeds: int = 3
     """Runs, which differ in init and in the order of the data."""
     learning_rate: float = 3e-3
-    """At its peak."""
+    """Learning rate at its peak."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""How a cell ended: well, diverged or failed, and its numbers."""
+"""Outcome of a cell: well, diverged or failed, and its numbers."""
 
 import itertools
 import math
@@ -12,7 +12,7 @@ from experiments.lab.store import Json
 
 
 def summary(setting: Setting, run: Run, lane: int, flops_per_step: int) -> Json:
-    """How a cell ended: its row in the results, from its curve.
+    """Outcome of a cell: its row in the results, from its curve.
 
     A cell diverged if a loss or gradient was not finite, or if its validation loss rose above its first one for good;
     `diverged_step` is the first step at which that was seen. `train_loss` is the mean over the last chunk.
@@ -61,7 +61,7 @@ def _finite(x: Any) -> float | None:
 
 
 def failure(error: Exception) -> Json:
-    """How a cell ended that raised: what went wrong, in one line."""
+    """Outcome of a cell that raised: what went wrong, in one line."""
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0] if lines else ''}".strip(": ")
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:

@@ -62,7 +62,7 @@ def table(rows: Sequence[Json], columns: dict[str, tuple[str, str, float]], word
 
 
 def environment(facts: dict[str, Any], commands: Sequence[str]) -> str:
-    """Where the numbers were made."""
+    """Section on the environment in which the numbers were made."""
     rows = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd>" for name, value in facts.items())
     return f"<pre>{html.escape(chr(10).join(dict.fromkeys(commands)))}</pre><dl>{rows}</dl>"
 

@@ -23,7 +23,7 @@ MEASURES = (
     "grad_norm",
     "jacobian_gain",
 )
-"""In the order of the page; of those that come by sublayer or by role, each is a panel of its own."""
+"""Measures in the order of the page; of those that come by sublayer or by role, each is a panel of its own."""
 
 TITLES = {
     "stream_rms": "RMS of the stream",
@@ -43,7 +43,7 @@ LOGARITHMIC = {
     *("stream_rms", "stream_gradient", "grad_norm", "update_ratio", "branch_ratio", "max_logit"),
     *("rank_residual", "jacobian_gain"),
 }
-"""Those that are drawn on a logarithmic axis."""
+"""Measures that are drawn on a logarithmic axis."""
 MOST_LAYERS = 64
 
 

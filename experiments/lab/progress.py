@@ -1,4 +1,4 @@
-"""How a sweep is getting on: a live table on a terminal, plain lines elsewhere."""
+"""Progress of a sweep: a live table on a terminal, plain lines elsewhere."""
 
 import functools
 import time
@@ -24,7 +24,7 @@ STYLE = {"ok": "green", "diverged": "yellow", "failed": "red", "compiling": "cya
 
 
 def header(sweep: Sweep) -> str:
-    """What is about to run, in two lines."""
+    """Header that says what is about to run, in two lines."""
     setting, corpus = sweep.setting, sweep.corpus
     return (
         f"{corpus.name}: {len(corpus.train):,} training and {len(corpus.valid):,} validation tokens, "
@@ -80,7 +80,7 @@ class Plain:
 
 
 def outcome(summary: Json) -> str:
-    """How a cell ended, in a few words."""
+    """Outcome of a cell, in a few words."""
     loss = summary.get("valid_loss")
     words = [summary["status"], "" if loss is None else f"validation {loss:.3f}", summary["message"]]
     return ", ".join(word for word in words if word)

@@ -32,7 +32,7 @@ COLUMNS: tuple[str, ...] = (
     "step_seconds",
     "temp_bytes",
 )
-"""Of results.csv."""
+"""Columns of results.csv."""
 
 SMOOTHING = 10
 """Training losses of this many steps make one point of a curve."""
@@ -40,7 +40,7 @@ SMOOTHING = 10
 
 @dataclass(frozen=True)
 class Results:
-    """What a folder holds. Make one with `Results.of`.
+    """Results of a run, as its folder holds them. Make one with `Results.of`.
 
     Args:
         folder: where it was read.
@@ -84,7 +84,7 @@ class Results:
         return sorted({cell["depth"] for cell in self.cells})
 
     def provenance(self) -> Json:
-        """Where the numbers come from, for a result that is made of them."""
+        """Origin of the numbers, for a result that is made of them."""
         commands = dict.fromkeys(entry["command"] for entry in self.base.get("commands", []))
         seeds = (cell["seed"] for cell in self.cells)
         return environment.provenance(" && ".join(commands), seeds=seeds, recorded=self.base)

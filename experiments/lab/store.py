@@ -101,7 +101,7 @@ class Folder:
         return self.path / "cells" / name
 
     def claim_file(self, group: str) -> Path:
-        """Who is at work on a group."""
+        """File that says which worker is at work on a group."""
         return self.path / "groups" / group / "claim.json"
 
     def configs(self) -> list[Json]:
@@ -121,7 +121,7 @@ class Folder:
         return configs
 
     def summary(self, name: str) -> Json | None:
-        """How a cell ended; None if it has not."""
+        """Outcome of a cell; None if it has not ended."""
         return read(self.cell(name) / "summary.json")
 
     def groups(self) -> dict[str, Group]:
@@ -139,7 +139,7 @@ class Folder:
                 part.unlink(missing_ok=True)
 
     def base(self) -> Json | None:
-        """What all cells share (schema, setting, data, versions, device), from sweep.json or else from any cell.
+        """Facts that all cells share (schema, setting, data, versions, device), from sweep.json or else from any cell.
 
         Raises:
             ValueError: sweep.json is damaged.

@@ -18,7 +18,7 @@ from stackjax.recipe import Recipe
 
 
 class Show(Protocol):
-    """What tells people how a sweep is getting on."""
+    """The protocol of whatever tells people how a sweep is getting on."""
 
     def planned(self, sweep: "Sweep", jobs: list[Job]) -> None: ...
     def compiling(self, job: Job) -> None: ...
@@ -67,7 +67,7 @@ class Sweep:
 
     @property
     def common(self) -> Json:
-        """What every cell's name hashes beside its own options."""
+        """Facts that every cell's name hashes beside its own options."""
         return {"setting": asdict(self.setting), "data": self.corpus.sha256}
 
     def check(self) -> list[str]:
@@ -128,11 +128,11 @@ class Sweep:
         return plan(self.grid, list(self.folder.groups().values()), self.mode, self.common)
 
     def done(self, job: Job) -> bool:
-        """Whether all cells of a job have ended."""
+        """True if all cells of a job have ended."""
         return all(self.folder.summary(name) is not None for name in job.cell_names)
 
     def configs(self, job: Job) -> list[Json]:
-        """What each cell of a job is, for its config.json."""
+        """The config.json of each cell of a job."""
         shared = {
             "description": names.describe(job.recipe),
             "group": {
@@ -152,7 +152,7 @@ class Sweep:
         return cost.step_flops(task, cost.window_shape(self.setting.batch, self.setting.context))
 
     def base(self) -> Json:
-        """What all cells share, for the record."""
+        """Facts that all cells share, for the record."""
         return {
             "schema": SCHEMA,
             "setting": asdict(self.setting),
@@ -218,14 +218,14 @@ def run(sweep: Sweep, show: Show) -> list[Job]:
 
 
 def undone(sweep: Sweep, left: Sequence[Job]) -> str:
-    """What `run` left to others, in a line."""
+    """Line that says what `run` left to others."""
     cells = sum(sweep.folder.summary(name) is None for job in left for name in job.cell_names)
     who = holders(sweep.folder.claim_file(job.name) for job in left)
     return f"{cells} cells are left undone by this worker, with {who}; the same command does what they leave."
 
 
 def _settled(sweep: Sweep, job: Job, show: Show) -> bool:
-    """Whether a job is done, by this worker if nobody else holds it."""
+    """Run a job if nobody else holds it; True if it is done."""
     if sweep.stop():
         raise Interrupted
     if sweep.done(job):

@@ -24,7 +24,7 @@ OPTIMIZERS = {"adamw": sj.optim.adamw, "muon": sj.optim.muon}
 
 
 class Task(Protocol):
-    """What is learned. A task of your own is a frozen dataclass with these."""
+    """A task to learn; one of your own is a frozen dataclass with these."""
 
     @property
     def model(self) -> sj.Model:
@@ -82,7 +82,7 @@ class Hyper:
 
 @struct.dataclass
 class State:
-    """Where a run stands.
+    """The state of a run.
 
     Args:
         params: the model's parameters.
@@ -99,7 +99,7 @@ class State:
 
 @struct.dataclass
 class Steps:
-    """What was seen while training, with a leading axis of steps.
+    """Measurements while training, with a leading axis of steps.
 
     Args:
         made: whether the step was tried: not past the end of the run, and not after a divergence.
@@ -116,7 +116,7 @@ class Steps:
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """How a task is learned.
+    """The training of a task, as pure functions.
 
     Args:
         task: what is learned.

@@ -128,7 +128,7 @@ def splice(readme: Path, text: str) -> None:
 
 
 def around(readme: Path) -> tuple[str, str] | None:
-    """What stands before and behind the marks; None where there are none.
+    """Text before and behind the marks; None where there are none.
 
     Raises:
         ValueError: the file is no text.

@@ -73,7 +73,7 @@ BINARY = "binary, not text"
 
 
 def _begins_with_a_record(text: str, field: str) -> bool:
-    """Whether the first line is a record by itself, and not the beginning of one long JSON document."""
+    """True if the first line is a record by itself, and not the beginning of one long JSON document."""
     first = text.lstrip().partition("\n")[0]
     try:
         record = json.loads(first)

@@ -18,7 +18,7 @@ BEGINNINGS = {
     b"\x1f\x8b\x08": "the header of gzip; unpack it",
     b"PK\x03\x04": "the header of a zip archive, as torch.save writes it",
 }
-"""What no token file begins with."""
+"""Bytes that no token file begins with."""
 BEGINNING = 4096
 """Bytes of a file that are looked at for text and headers."""
 LOOKED_AT = 1 << 20
