@@ -32,7 +32,7 @@ def objects(tmp_path_factory):
         ("tree_positions", ("--languages", "cobol"), "cobol"),
         ("tree_positions", ("--learning-rate", "nan"), "--learning-rate must be positive; got nan"),
         ("tree_positions", ("--n-heads", "3"), "n_heads must divide d_model; got d_model=64, n_heads=3"),
-        ("tree_positions", ("--data", "/nowhere/at/all"), "no files that end in .py"),
+        ("tree_positions", ("--data", "/nowhere/at/all"), "no such file"),
         ("length_extrapolation", ("--seeds", "0"), "--seeds must be 1 or more; got 0"),
         ("length_extrapolation", ("--only", "rotory"), "no encoding 'rotory'; there are none, scalar"),
         ("length_extrapolation", ("--context", "16"), "--context must be 32 or more"),

@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.lab.corpus import Corpus, Origin
 from experiments.lab.data import text_file, token_file
-from experiments.lab.data.found import below, find, printable, some, summary
+from experiments.lab.data.found import LeftOut, below, find, printable, some, summary
 from experiments.lab.data.split import split
 
 LIBRARY_LEFT_OUT = {
@@ -31,10 +31,6 @@ LIBRARY_LEFT_OUT = {
     "__pycache__",
 }
 BINS = ".bin"
-
-
-class LeftOut(UserWarning):
-    """Some of the files at a path are not read."""
 
 
 def standard_library() -> Corpus:

@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 
+class LeftOut(UserWarning):
+    """Some of the files at a path are not read."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """Files to read, and files to leave out.

@@ -5,6 +5,7 @@ have in the whole document.
 """
 
 import hashlib
+import itertools
 import os
 import tempfile
 import warnings
@@ -17,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 
+from experiments.lab.data.split import LEAST, MOST
 from experiments.lab.trees import grammar, prefix
 from experiments.lab.trees.reading import DEEPEST, Reading
 from experiments.lab.trees.slices import by_byte, label
@@ -77,7 +79,7 @@ class TreeCorpus:
     Args:
         name: what they are, for people.
         train: most of the documents.
-        valid: the first in the order of their hashes, about a tenth of the bytes.
+        valid: the first in the order of their hashes, about a tenth of the bytes; see `held_out`.
         vocab: V.
         sha256: of the documents and of how they were read.
     """
@@ -116,18 +118,24 @@ class TreeCorpus:
             cache: folder for the result; None keeps nothing.
 
         Raises:
-            ValueError: fewer than two documents, or a language that cannot be read.
+            ValueError: documents that cannot be split, or a language that cannot be read.
         """
         unique = {hashlib.sha256(text).hexdigest(): text for text in documents if text}
         order = sorted(unique)
-        if len(order) < 2:
-            raise ValueError(f"{name}: at least two documents are needed to split; got {len(order)}")
+        valid = held_out([len(unique[key]) for key in order])
+        size, total = (sum(len(unique[key]) for key in keys) for keys in (itertools.compress(order, valid), order))
+        if not LEAST * total <= size <= MOST * total or not size:
+            raise ValueError(
+                f"{name}: {len(order)} different documents cannot be split: no choice of the first of them gives "
+                f"validation {LEAST:.0%} to {MOST:.0%} of the bytes; give more documents"
+            )
         how = f"{VERSION} {language} {unit} {causal} {n_steps} {vocab}"
         digest = hashlib.sha256("\n".join([how, *order]).encode()).hexdigest()
-        kept = None if cache is None else Path(cache) / f"{digest}.npz"
+        named = hashlib.sha256(f"{digest} {valid}".encode()).hexdigest()
+        kept = None if cache is None else Path(cache) / f"{named}.npz"
         arrays = None if kept is None else _load(kept)
         if arrays is None:
-            arrays = _arrays([unique[key] for key in order], language, unit, causal, n_steps, vocab)
+            arrays = _arrays([unique[key] for key in order], valid, language, unit, causal, n_steps, vocab)
             if kept is not None:
                 _save(kept, arrays)
         fields = ("tokens", "path", "label", "bounds")
@@ -150,8 +158,22 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stackjax" / "trees"
 
 
+def held_out(sizes: Sequence[int]) -> list[bool]:
+    """Which documents are for validation: the first until a tenth of the bytes is there, without any that is too long.
+
+    Args:
+        sizes: bytes of each document, in the order of their hashes. Those that would take validation's share above
+            `MOST` are passed over.
+    """
+    taken, total, valid = 0, sum(sizes), []
+    for size in sizes:
+        valid.append(taken < total * VALID_SHARE and taken + size <= total * MOST)
+        taken += size * valid[-1]
+    return valid
+
+
 def _arrays(
-    documents: list[bytes], language: str, unit: Unit, causal: bool, n_steps: int, vocab: int
+    documents: list[bytes], valid: list[bool], language: str, unit: Unit, causal: bool, n_steps: int, vocab: int
 ) -> dict[str, np.ndarray]:
     reader = prefix.read if causal else grammar.read
     with warnings.catch_warnings(record=True) as caught:
@@ -160,8 +182,6 @@ def _arrays(
     if caught:
         warnings.warn(f"{len(caught)} of {len(documents)} documents: {caught[0].message}", stacklevel=3)
     labels = [label(reading, language) for reading in readings]
-    before = np.cumsum([0, *map(len, documents)])
-    valid = [bool(b < before[-1] * VALID_SHARE) for b in before[:-2]] + [False]
     if unit == "bytes":
         labels = [by_byte(of, reading) for of, reading in zip(labels, readings, strict=True)]
         readings = [reading.by_byte() for reading in readings]

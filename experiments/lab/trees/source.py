@@ -3,12 +3,13 @@
 import ast
 import hashlib
 import json
-import os
 import sysconfig
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments.lab.data.found import LeftOut, below, find, summary
 from experiments.lab.trees.grammar import GRAMMARS
 
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "__pycache__"}
@@ -19,7 +20,7 @@ PIECE = 20_000
 def python_sources(limit: int) -> list[bytes]:
     """Modules of the running Python's own standard library."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    return _some((_read(path) for path in _files(root, (".py",), LEFT_OUT)), limit)
+    return _some((_read(path) for path in _files(root, ".py", LEFT_OUT)), limit)
 
 
 def json_documents(limit: int) -> list[bytes]:
@@ -30,34 +31,50 @@ def json_documents(limit: int) -> list[bytes]:
     are written anew without white space.
     """
     packages = Path(sysconfig.get_paths()["purelib"])
-    found = (_parsed(path) for path in _files(packages, (".json",), {"__pycache__"}))
+    found = (_parsed(path) for path in _files(packages, ".json", {"__pycache__"}))
     data = _some((text for value in found for text in _pieces(value)), limit // 2)
     trees = (_parsed_python(text) for text in python_sources(limit))
     dumped = _some((text for nodes in trees for node in nodes for text in _pieces(node)), limit // 2)
     return data + dumped
 
 
-def folder(where: str | Path, language: str, limit: int) -> list[bytes]:
-    """The files of a language below a folder; hidden ones, and those that cannot be read, are left out.
+def folder(where: str, language: str, limit: int) -> list[bytes]:
+    """The files of a language at a path, up to so many bytes; warns of the others.
+
+    Args:
+        where: a file, a folder or a glob.
+        language: that the files are written in, which their endings tell.
+        limit: bytes.
 
     Raises:
-        ValueError: an unknown language, or no such file.
+        ValueError: an unknown language, no such file, or one that cannot be read.
     """
     if language not in GRAMMARS:
         raise ValueError(f"no grammar for {language!r}; there are {', '.join(GRAMMARS)}")
     suffixes = GRAMMARS[language].suffixes
-    documents = _some((_read(path) for path in _files(Path(where), suffixes, set())), limit)
-    if not documents:
+    found = find(where)
+    files = [path for path in found.files if path.name.lower().endswith(suffixes)]
+    other = {str(path): f"no {language}, by its ending" for path in found.files if path not in set(files)}
+    left_out = found.left_out | other
+    if not files:
         raise ValueError(f"{where}: no files that end in {' or '.join(suffixes)}")
+    try:
+        different = {path.read_bytes() for path in files} - {b""}
+    except OSError as error:
+        raise ValueError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    documents = _some(different, limit)
+    if not documents:
+        raise ValueError(f"{where}: no file that is not empty and has at most {limit:,} bytes (--limit)")
+    if left_out:
+        warnings.warn(f"{where}: left out: {summary(left_out)}", LeftOut, stacklevel=2)
+    if len(documents) < len(different):
+        message = f"{len(documents)} of {len(different)} different documents are within {limit:,} bytes (--limit)"
+        warnings.warn(f"{where}: {message}", LeftOut, stacklevel=2)
     return documents
 
 
-def _files(root: Path, suffixes: tuple[str, ...], left_out: set[str]) -> Iterator[Path]:
-    for where, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if name not in left_out and not name.startswith("."))
-        for name in sorted(files):
-            if name.lower().endswith(suffixes) and not name.startswith("."):
-                yield Path(where, name)
+def _files(root: Path, suffix: str, unwanted: set[str]) -> list[Path]:
+    return [path for path in below(root, unwanted).files if path.name.lower().endswith(suffix)]
 
 
 def _read(path: Path) -> bytes:
@@ -91,7 +108,7 @@ def _pieces(value: Any) -> Iterator[bytes]:
 def _parsed(path: Path) -> Any:
     try:
         return json.loads(_read(path))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

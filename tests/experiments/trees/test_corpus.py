@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from experiments.lab.data.found import LeftOut
 from experiments.lab.trees import corpus, grammar, prefix, slices, source
 from experiments.lab.trees.corpus import TreeCorpus
 
@@ -33,11 +36,12 @@ def test_bytes_are_the_text():
 
 
 def test_short_documents_are_padded():
-    made = read([b"a = 1\n", b"b = 22\n", b"c = 333\n"])
+    documents = [b"a%d = %d\n" % (i, 10**i) for i in range(9)]
+    made = read(documents)
     window = made.batch(seed=0, step=0, batch=5, n=20)
     for tokens, index, path in zip(window["tokens"], window["index"], window["path"], strict=True):
         length = int((index >= 0).sum())
-        assert bytes(tokens[:length].astype(np.uint8)) in (b"a = 1\n", b"b = 22\n", b"c = 333\n")
+        assert bytes(tokens[:length].astype(np.uint8)) in documents
         np.testing.assert_array_equal(index, [*range(length), *[-1] * (20 - length)])
         assert (path[length:] == -1).all()
 
@@ -86,14 +90,28 @@ def test_the_cache_gives_the_same_and_survives_damage(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_one_document_cannot_be_split():
-    with pytest.raises(ValueError, match="at least two documents"):
-        read([b"a", b"a", b""])
+@pytest.mark.parametrize("documents", [[b"a", b"a", b""], [b""], [b"a = 1\n", b"b = 22\n", b"c = 333\n"]])
+def test_too_few_documents_cannot_be_split(documents):
+    with pytest.raises(ValueError, match=r"documents cannot be split: .* 5% to 20% of the bytes"):
+        read(documents)
+
+
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=60), st.integers(0, 100_000))
+def test_validation_has_its_share_of_the_bytes(sizes, heavy):
+    """Also where one document is longer than all others together; never more than a fifth."""
+    sizes = [heavy + 1, *sizes]
+    valid = corpus.held_out(sizes)
+    taken = sum(size for size, held_out in zip(sizes, valid, strict=True) if held_out)
+    assert taken <= 0.2 * sum(sizes)
+    if max(sizes) <= 0.1 * sum(sizes):
+        assert taken >= 0.1 * sum(sizes)
+        before = np.cumsum([0, *sizes[:-1]])
+        assert valid == [bool(b < 0.1 * sum(sizes)) for b in before]
 
 
 def test_many_deep_documents_warn_once():
-    deep = [b"[" * n + b"]" * n for n in (40, 50, 60)]
-    with pytest.warns(UserWarning, match="3 of 3 documents") as caught:
+    deep = [b"[" * n + b"]" * n for n in range(40, 50)]
+    with pytest.warns(UserWarning, match="10 of 10 documents") as caught:
         TreeCorpus.of("deep", deep, "json", unit="bytes", causal=True, n_steps=8)
     assert len(caught) == 1
 
@@ -140,13 +158,20 @@ def test_a_folder_of_ones_own(tmp_path):
     (tmp_path / "gone.py").symlink_to(tmp_path / "nowhere")
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "c.py").write_bytes(b"def broken(:\n")
-    documents = source.folder(tmp_path, "python", 1000)
+    with pytest.warns(LeftOut) as caught:
+        documents = source.folder(str(tmp_path), "python", 1000)
+    (said,) = [str(warning.message) for warning in caught]
+    assert all(words in said for words in (".hidden.py (hidden)", "gone.py (a link to nothing)", "note.txt (no python"))
     assert sorted(documents) == [b"a = '\xff'\n", b"def broken(:\n"]
-    assert len(read(documents).train.tokens)
+    assert source.folder(str(tmp_path / "a.py"), "python", 1000) == [b"a = '\xff'\n"]
+    with pytest.warns(LeftOut, match=r"1 of 2 different documents are within 12 bytes \(--limit\)"):
+        source.folder(str(tmp_path), "python", 12)
+    with pytest.raises(ValueError, match="at most 3 bytes"):
+        source.folder(str(tmp_path), "python", 3)
     with pytest.raises(ValueError, match=r"no files that end in \.json or \.ipynb"):
-        source.folder(tmp_path, "json", 1000)
+        source.folder(str(tmp_path), "json", 1000)
     with pytest.raises(ValueError, match="no grammar for 'cobol'"):
-        source.folder(tmp_path, "cobol", 1000)
+        source.folder(str(tmp_path), "cobol", 1000)
 
 
 def test_sources_on_this_machine():
