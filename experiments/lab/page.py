@@ -48,7 +48,7 @@ def table(rows: Sequence[Json], columns: dict[str, tuple[str, str, float]], word
     def cell(name: str, value: Any) -> str:
         _, form, factor = columns[name]
         kind = ("word " if name in words else "") + ("long" if name == "message" else "")
-        kind += f" status-{value}" if name == "status" else ""
+        kind += f" status-{html.escape(str(value))}" if name == "status" else ""
         text = "" if value is None else value if isinstance(value, str) else format(factor * value, form)
         raw = html.escape("" if value is None else str(value))
         return f'<td class="{kind.strip()}" data-value="{raw}">{html.escape(text)}</td>'
@@ -79,7 +79,7 @@ def document(*, title: str, under: str, headline: Sequence[str], body: str, spec
     """
 
     def data(name: str, value: Any) -> str:
-        text = json.dumps(value).replace("</", "<\\/")
+        text = json.dumps(value).replace("<", "\\u003c")
         return f'<script type="application/json" id="{name}">{text}</script>'
 
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")

@@ -1,4 +1,5 @@
 """An X-ray of a checkpoint: what each of its layers does to a text.
 
-Reading order: `subject` (what is looked into), `reading` (the numbers), `picture` (the page), `__main__`.
+Reading order: `vocabulary` (text to tokens), `subject` (what is looked into),
+`reading` (the numbers), `picture` (the page), `__main__`.
 """

@@ -34,7 +34,7 @@ class Options:
     """
 
     folder: Annotated[str | None, tyro.conf.Positional] = None
-    """A Hugging Face folder: config.json, safetensors, and tokenizer.json if it is not to read bytes."""
+    """A Hugging Face folder: config.json, safetensors, and a tokenizer unless the vocabulary is of bytes."""
     random: str | None = None
     """Instead of a folder, a small model at its init: gpt2, bert, llama, qwen3, gemma2, mixtral, gpt_oss or t5."""
     text: str | None = None

@@ -1,5 +1,6 @@
 """The page of an X-ray: sentences, charts and a table."""
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -202,7 +203,7 @@ def guesses(subject: Subject, reading: Reading) -> alt.TopLevelMixin:
                 }
             )
     words = {i: _short(spell(int(read[place]))) for i, place in enumerate(asked)}
-    label = f"{[words[i] for i in range(len(asked))]}[datum.value]"
+    label = f"{json.dumps([words[i] for i in range(len(asked))])}[datum.value]"
     x = alt.X("place:O", title="token read", axis=alt.Axis(labelAngle=0, labelExpr=label))
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=x,

@@ -1,9 +1,5 @@
 """The subject of an X-ray: a checkpoint, and a text as its tokens."""
 
-import importlib
-import json
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.lab.data import text_file
+from experiments.x_ray import vocabulary as vocabularies
 from experiments.x_ray.small import CONFIGS
+from experiments.x_ray.vocabulary import BYTES, Vocabulary
 from stackjax.attention import Attention
+from stackjax.embedding import Embedding
 from stackjax.interop import hf
+from stackjax.interop.hf.folder import locate
 from stackjax.model import Model
 from stackjax.seq2seq import EncoderDecoder
 from stackjax.stack import Stack
@@ -22,23 +23,8 @@ from stackjax.sublayer import Params
 
 MASKED = 0.15
 """Share of its tokens that a bidirectional model has to guess, as BERT was trained."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Vocabulary:
-    """A vocabulary: the way from text to tokens, and back.
-
-    Args:
-        name: for people.
-        read: text -> token ids.
-        spell: a token id -> what it stands for.
-        mask: the token that hides another.
-    """
-
-    name: str
-    read: Callable[[str], list[int]]
-    spell: Callable[[int], str]
-    mask: int = 0
+SHORTEST = 5
+"""Tokens of text in a window below which there is nothing to see."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +80,10 @@ def of_folder(folder: str, dtype: Any) -> tuple[str, hf.Checkpoint, Vocabulary]:
     Raises:
         ValueError: a folder that holds none, or one that is not understood.
     """
-    checkpoint = hf.load(folder, dtype=dtype)
-    return Path(folder).resolve().name, checkpoint, _vocabulary(Path(folder))
+    path = locate(folder)
+    checkpoint = hf.load(path, dtype=dtype)
+    vocab = _embedding(checkpoint.model).vocab
+    return path.resolve().name, checkpoint, vocabularies.of_folder(path, checkpoint.config["model_type"], vocab)
 
 
 def of_random(kind: str, seed: int, dtype: Any) -> tuple[str, hf.Checkpoint, Vocabulary]:
@@ -127,24 +115,24 @@ def prepare(
         ValueError: a text or a vocabulary that is too small.
     """
     name, checkpoint, vocabulary = found
-    model, text = checkpoint.model, _manual() if path is None else Path(path).read_text(errors="replace")
-    two_sided = isinstance(model, EncoderDecoder)
-    embedding = model.decoder.embedding if two_sided else model.embedding
-    tokens = np.array(vocabulary.read(text), np.int32)
-    context = min(context, embedding.position.limit or context, len(tokens) - 1)
-    if context < 4:
+    embedding = _embedding(checkpoint.model)
+    tokens = np.array(vocabulary.read(_manual() if path is None else _text(path)), np.int32)
+    context = min(context, embedding.position.limit or context)
+    length = min(context + 1 - _n_added(checkpoint.model, vocabulary), len(tokens))
+    if len(tokens) < SHORTEST:
         raise ValueError(f"the text has {len(tokens)} tokens, which is too short to see anything; give a longer --text")
-    if tokens.max() >= embedding.vocab:
+    if length < SHORTEST:
+        raise ValueError(f"a window of {context} tokens is too short to see anything; give a larger --context")
+    if max(tokens.max(), *vocabulary.before, *vocabulary.after, 0) >= embedding.vocab:
         raise ValueError(
             f"the checkpoint's vocabulary of {embedding.vocab} does not hold the text's {vocabulary.name}; put its "
             "tokenizer.json into the folder"
         )
-    starts = np.linspace(0, len(tokens) - context - 1, windows).astype(int)
-    whole = tokens[starts[:, None] + np.arange(context + 1)]
-    inputs, targets = _exercise(checkpoint, whole, vocabulary.mask)
+    starts = np.linspace(0, len(tokens) - length, windows).astype(int)
+    inputs, targets = _exercise(checkpoint, tokens[starts[:, None] + np.arange(length)], vocabulary)
     return Subject(
         name=name,
-        model=model,
+        model=checkpoint.model,
         params=checkpoint.params,
         text="Python's manual" if path is None else Path(path).name,
         vocabulary=vocabulary,
@@ -160,18 +148,42 @@ def is_causal(stack: Stack) -> bool:
     return all(sublayer.causal for sublayer in sublayers if isinstance(sublayer, Attention))
 
 
-def _exercise(checkpoint: hf.Checkpoint, whole: np.ndarray, mask: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-    """Inputs and targets from windows of (B, T + 1) tokens."""
+def _embedding(model: Model | EncoderDecoder) -> Embedding:
+    return (model if isinstance(model, Model) else model.decoder).embedding
+
+
+def _n_added(model: Model | EncoderDecoder, vocabulary: Vocabulary) -> int:
+    """Tokens of a window that are not the text's: a text that goes on has a beginning, and no end."""
+    goes_on = isinstance(model, Model) and is_causal(model.stack)
+    return len(vocabulary.before) + (0 if goes_on else len(vocabulary.after))
+
+
+def _exercise(
+    checkpoint: hf.Checkpoint, text: np.ndarray, vocabulary: Vocabulary
+) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """Inputs and targets as the model was trained on, from windows (B, N) of a text's tokens."""
+    before, after = (np.tile(np.array(ids, np.int32), (len(text), 1)) for ids in (vocabulary.before, vocabulary.after))
+    n_before, n_after = before.shape[1], after.shape[1]
     if isinstance(checkpoint.model, EncoderDecoder):
         start = checkpoint.config.get("decoder_start_token_id") or 0
-        source, target = np.split(whole, [whole.shape[1] // 2], -1)
+        source, target = np.split(text, [text.shape[1] // 2], -1)
+        source = np.concatenate((before, source, after), -1)
         return (source, np.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=start)), target
     if is_causal(checkpoint.model.stack):
-        return (whole[:, :-1],), whole[:, 1:]
-    tokens = whole[:, :-1]
+        whole = np.concatenate((before, text), -1)
+        return (whole[:, :-1],), np.where(np.arange(1, whole.shape[1]) < n_before, -1, whole[:, 1:])
+    tokens = np.concatenate((before, text[:, :-1], after), -1)
     hidden = np.random.default_rng(0).random(tokens.shape) < MASKED
-    hidden[:, 1] = True
-    return (np.where(hidden, mask, tokens),), np.where(hidden, tokens, -1)
+    hidden[:, n_before + 1] = True
+    hidden[:, :n_before] = hidden[:, tokens.shape[1] - n_after :] = False
+    return (np.where(hidden, vocabulary.mask, tokens),), np.where(hidden, tokens, -1)
+
+
+def _text(path: str) -> str:
+    try:
+        return text_file.read(Path(path))
+    except text_file.NotReadable as reason:
+        raise ValueError(f"--text {path}: {reason}") from None
 
 
 def _manual() -> str:
@@ -181,38 +193,3 @@ def _manual() -> str:
     except ImportError:
         raise ValueError("this Python comes without its manual; give a --text") from None
     return "\n".join(topics.values())
-
-
-def _spell_byte(token: int) -> str:
-    return chr(token) if 32 < token < 127 else {10: "↵", 32: "␣"}.get(token, f"x{token:02x}")
-
-
-BYTES = Vocabulary(name="UTF-8 bytes", read=lambda text: list(text.encode()), spell=_spell_byte)
-
-
-def _vocabulary(folder: Path) -> Vocabulary:
-    """The folder's tokenizer.json, or bytes where there is none."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return BYTES
-    try:
-        library = importlib.import_module("tokenizers")
-    except ImportError:
-        raise ValueError(f"to read {path}, install the package tokenizers") from None
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        tokenizer = library.Tokenizer.from_file(str(path))
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-
-    def spell(token: int) -> str:
-        return tokenizer.decode([token], skip_special_tokens=False).replace(" ", "␣").replace("\n", "↵")
-
-    hidden = next(filter(None, map(tokenizer.token_to_id, ("[MASK]", "<mask>"))), 0)
-    kind = json.loads(path.read_text())["model"]["type"]
-    return Vocabulary(
-        name=f"{kind} tokens",
-        read=lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
-        spell=spell,
-        mask=hidden,
-    )
