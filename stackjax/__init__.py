@@ -40,7 +40,7 @@ Modules by floor; a module imports only from floors below, and from modules to i
     outside     interop: linen, nnx, hf
     models      model  seq2seq  decode  beam
     tools       cache  sample  probe  skip  convert  optim  shard  serialization
-    depth       layer  scan  segment  option  stack
+    depth       layer  scan  pin  segment  option  stack
     recipe      recipe: one file for each treatment of depth, over recipe.base and recipe.form
     sublayers   attention  latent_attention  moe  parallel  embedding
     arithmetic  loss  dot_product  feed_forward  history  statistic  position  blockwise

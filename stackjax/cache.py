@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from stackjax.dot_product import flat_positions
+from stackjax.pin import pin_batch
 from stackjax.stack import Stack
 from stackjax.sublayer import Cache, Params, Positions, SideInputs
 
@@ -80,7 +81,7 @@ def write(cache: Cache, state: Params, position: Positions) -> Cache:
         if isinstance(new, dict):
             return {**old, **{name: put(old[name], entry) for name, entry in new.items()}}
         entries = jnp.moveaxis(new.astype(old.dtype), (1, -2), (0, 1))
-        return old.at[:, rows, ..., place(old.shape[-2]), :].set(entries, mode="drop")
+        return pin_batch(old.at[:, rows, ..., place(old.shape[-2]), :].set(entries, mode="drop"), 1)
 
     segments = {
         i: {

@@ -94,6 +94,19 @@ def declare(specs: Any, *, prefix: str = "", layers: tuple[int, ...] = (), stack
     )
 
 
+def share(shared: dict[str, Any], more: dict[str, Any]) -> None:
+    """Add to the declarations that a stack's sublayers share; one name means one set of parameters.
+
+    Raises:
+        ValueError: one name, declared differently.
+    """
+    for name, specs in more.items():
+        if shared.setdefault(name, specs) != specs:
+            raise ValueError(
+                f"two sublayers share parameters {name!r} and declare them differently; rename one of them"
+            )
+
+
 def zeros(key: jax.Array, shape: tuple[int, ...], layer: jax.Array) -> jax.Array:
     """An initialiser: all zeros."""
     return jnp.zeros(shape, jnp.float32)

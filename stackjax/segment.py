@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from stackjax import scan
 from stackjax.display import Description, segment_lines
 from stackjax.layer import Layer, Trace
+from stackjax.pin import pin
 from stackjax.sublayer import Params, SideInputs, Sublayer, add_losses
 
 Measure = Callable[[Trace], dict[str, jax.Array]]
@@ -93,7 +94,7 @@ def scan_body(
     """
 
     def run(layer: Layer, stream: Any, x: Params) -> tuple[Any, tuple[Any, Any, Any]]:
-        entered = stream
+        entered = stream = pin(stream)
         if x["tap"] is not None:
             stream = scan.tap(stream, x["tap"])
         if x["perturbation"] is not None:

@@ -6,9 +6,13 @@ and vocabulary over `model` (tensor parallelism). The layer axis stays whole, si
 
     mesh = sj.shard.mesh(data=4, model=2)
     params = jax.jit(model.init, out_shardings=sj.shard.parameters(model, mesh))(key)
+
+Activations follow by themselves: a stack pins its stream to the batch at the door of every layer (`stackjax.pin`), on
+the mesh that the parameters lie on. A program compiled from shapes alone needs `with jax.set_mesh(mesh):` around it.
 """
 
 import math
+import warnings
 from typing import Any
 
 import jax
@@ -52,8 +56,37 @@ AXES: dict[str, tuple[str, ...]] = {
 
 
 def mesh(**sizes: int) -> Mesh:
-    """A mesh of the devices at hand, e.g. `mesh(data=4, model=2)`, in which jit propagates shardings by itself."""
+    """A mesh of the devices at hand, e.g. `mesh(data=4, model=2)`, in which jit propagates shardings by itself.
+
+    Warns of devices that it leaves idle.
+
+    Raises:
+        ValueError: more devices than there are.
+    """
+    needed, there = math.prod(sizes.values()), jax.device_count()
+    if needed > there:
+        raise ValueError(f"a mesh {sizes} needs {needed} devices; there are {there}")
+    if needed < there:
+        warnings.warn(f"a mesh {sizes} leaves {there - needed} of {there} devices idle", stacklevel=2)
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def check(on: Mesh, rules: Rules) -> None:
+    """Refuse a mesh and rules that do not speak of the same things.
+
+    Raises:
+        ValueError: a rule for an axis that no parameter and no batch has; an axis of several devices that no rule uses,
+            so that all of them would compute the same.
+    """
+    known = {"batch", "experts", *(name for axes in AXES.values() for name in axes)}
+    if unknown := sorted({name for name, _ in rules} - known):
+        raise ValueError(f"rules are for the axes {', '.join(sorted(known))}; got {', '.join(unknown)}")
+    used = {axis for _, axes in rules for axis in _tuple(axes)}
+    if idle := sorted(name for name, size in on.shape.items() if size > 1 and name not in used):
+        raise ValueError(
+            f"no rule uses the axis {', '.join(idle)} of the mesh, whose devices would all compute the same; "
+            f"the rules know {', '.join(sorted(used))}"
+        )
 
 
 def names(declared: Declared) -> tuple[str | None, ...]:
@@ -74,7 +107,11 @@ def parameters(model: AbstractModel, on: Mesh, rules: Rules = RULES) -> Params:
         model: a stack, a model or an encoder-decoder.
         on: the mesh.
         rules: from names of axes to axes of the mesh. An axis that does not divide by the devices is kept whole.
+
+    Raises:
+        ValueError: see `check`.
     """
+    check(on, rules)
     return jax.tree.map(
         lambda declared: _sharding(names(declared), declared.shape, on, rules),
         model.declaration(),
@@ -106,7 +143,12 @@ def state(model: AbstractModel, on: Mesh, tree: Any, rules: Rules = RULES) -> An
 
 
 def batch(on: Mesh, rules: Rules = RULES) -> NamedSharding:
-    """The sharding of a batch: its first axis split, the others whole."""
+    """The sharding of a batch: its first axis split, the others whole.
+
+    Raises:
+        ValueError: see `check`.
+    """
+    check(on, rules)
     return NamedSharding(on, logical_to_mesh_axes(("batch",), _present(on, rules)) or PartitionSpec())
 
 

@@ -18,7 +18,8 @@ from stackjax.abstract_model import AbstractModel
 from stackjax.display import block, stack_lines
 from stackjax.layer import Layer
 from stackjax.option import RunOptions
-from stackjax.parameter import declare, is_spec, realise, restrict
+from stackjax.parameter import declare, is_spec, realise, restrict, share
+from stackjax.pin import pin
 from stackjax.recipe.base import Coefficients, Geometry, Recipe, multipliers
 from stackjax.recipe.form import Form
 from stackjax.segment import Measure, Segment, fold, scan_body, stacked_by_layer
@@ -164,7 +165,7 @@ class Stack(AbstractModel):
                     stacked=not segment.looped,
                 )
                 for sublayer in layer.sublayers:
-                    _share(shared, sublayer.shared(self.d_model))
+                    share(shared, sublayer.shared(self.d_model))
         size = self.d_model, self.depth
         enter = {name: form.enter_spec(*size) for name, form in self._end_forms("enter").items()}
         leave = {name: form.leave_spec(*size) for name, form in self._end_forms("leave").items()}
@@ -300,6 +301,7 @@ class Stack(AbstractModel):
             loss = add_losses(loss, {name: jnp.sum(value, 0) for name, value in ys[0].items()})
             state[i], measured = ys[1], ys[2]
             measures.append((segment.n, measured))
+        stream = pin(stream)
         if taps is not None:
             stream = scan.tap(stream, taps[-1])
         y, left = self._leave(params, stream)
@@ -339,12 +341,3 @@ def _outside(specs: Params) -> Params:
     return jax.tree.map(
         lambda spec: replace(spec, role="final_norm") if spec.role == "norm" else spec, specs, is_leaf=is_spec
     )
-
-
-def _share(shared: Params, more: Params) -> None:
-    """Add declarations to those of the stack; one name means one set of parameters."""
-    for name, specs in more.items():
-        if shared.setdefault(name, specs) != specs:
-            raise ValueError(
-                f"two sublayers share parameters {name!r} and declare them differently; rename one of them"
-            )

@@ -129,3 +129,100 @@ def test_optimiser_state_lies_with_its_parameters():
 def test_a_batch_is_split_over_the_data_axis():
     assert shard.batch(shard.mesh(data=8)).spec == P("data")
     assert shard.batch(shard.mesh(model=8)).spec == P(None)
+
+
+def test_what_does_not_fit_together_is_refused():
+    with pytest.raises(ValueError, match="no rule uses the axis dta"):
+        shard.parameters(MODEL, shard.mesh(dta=8))
+    with pytest.raises(ValueError, match="got hiden"):
+        shard.parameters(MODEL, shard.mesh(data=8), (*shard.RULES, ("hiden", "data")))
+    with pytest.raises(ValueError, match="needs 16 devices; there are 8"):
+        shard.mesh(data=16)
+    with pytest.warns(UserWarning, match="leaves 4 of 8 devices idle"):
+        shard.mesh(data=4)
+
+
+DATA_PARALLEL = tuple(rule for rule in shard.RULES if rule[0] != "width")
+SIZES = {"vocab": 64, "d_model": 64, "depth": 2, "n_heads": 4}
+EXPERTS = sj.MixtureOfExperts(n_experts=4, top_k=2, d_hidden=64, dispatch="dense")
+KINDS = {
+    "decoder": lambda: sj.decoder(**SIZES),
+    "encoder": lambda: sj.encoder(**SIZES),
+    "experts": lambda: sj.decoder(**SIZES, feed_forward=EXPERTS),
+    "encoder_decoder": lambda: sj.encoder_decoder(**SIZES),
+    "several_streams": lambda: sj.decoder(**SIZES, recipe=sj.recipe.HyperConnections()),
+    "history": lambda: sj.decoder(**SIZES, recipe=sj.recipe.DenseFormer()),
+}
+
+
+def cost_of_a_step(model, on=None, rules=shard.RULES):
+    """FLOPs and temporary bytes of one device in a training step: forward, backward, AdamW; and its program."""
+    tx = sj.optim.adamw(model, learning_rate=1e-3)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    carry = (shapes, jax.eval_shape(tx.init, shapes))
+    tokens = jax.ShapeDtypeStruct((8, 64), jnp.int32)
+    n_inputs = 2 if isinstance(model, sj.EncoderDecoder) else 1
+
+    def step(carry, tokens):
+        params, state = carry
+
+        def loss(params):
+            return sj.loss.next_token(model.apply(params, *(tokens,) * n_inputs)[0], tokens)
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        updates, state = tx.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), value
+
+    if on is None:
+        compiled = jax.jit(step, donate_argnums=0).lower(carry, tokens).compile()
+    else:
+        where = shard.state(model, on, carry, rules)
+        places = {"in_shardings": (where, shard.batch(on, rules)), "out_shardings": (where, None)}
+        with jax.set_mesh(on):
+            compiled = jax.jit(step, donate_argnums=0, **places).lower(carry, tokens).compile()
+    return compiled.cost_analysis()["flops"], compiled.memory_analysis().temp_size_in_bytes, compiled.as_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "rules"),
+    [
+        ("decoder", {"data": 8}, DATA_PARALLEL),
+        ("decoder", {"data": 8}, shard.RULES),
+        ("decoder", {"data": 4, "model": 2}, shard.RULES),
+        ("decoder", {"data": 2, "model": 4}, shard.RULES),
+        *((kind, {"data": 8}, shard.RULES) for kind in KINDS if kind != "decoder"),
+    ],
+)
+def test_each_device_computes_its_share(kind, sizes, rules):
+    """Right losses and right places of the parameters say nothing of this: the whole batch was once computed on all."""
+    model = KINDS[kind]()
+    alone, _, _ = cost_of_a_step(model)
+    flops, temporary, program = cost_of_a_step(model, shard.mesh(**sizes), rules)
+    assert flops < 1.15 * alone / 8
+    heads = 4 // sizes.get("model", 1)
+    assert f"f32[8,{heads},64,64]" not in program, "scores of the whole batch on one device"
+    _, plain, _ = cost_of_a_step(model, shard.mesh(data=8), DATA_PARALLEL)
+    assert temporary < 1.15 * plain
+
+
+def test_activations_are_pinned_without_a_mesh_in_context(x64):
+    """Parameters that lie on a mesh are enough."""
+    on = shard.mesh(data=8)
+    params = jax.jit(MODEL.init, out_shardings=shard.parameters(MODEL, on))(jax.random.key(0))
+    tokens = jax.device_put(TOKENS, shard.batch(on))
+    apply = jax.jit(lambda params, tokens: MODEL.apply(params, tokens)[0])
+    assert "sharding_constraint" in str(jax.make_jaxpr(apply)(params, tokens))
+    assert apply(params, tokens).sharding.shard_shape((8, 6, 32))[0] == 1
+
+
+def test_decoding_with_a_sharded_cache():
+    """Each device holds its rows of the cache, and the tokens are those of one device."""
+    on = shard.mesh(data=8)
+    params = jax.jit(MODEL.init)(jax.random.key(0))
+    expected = sj.decode.generate(MODEL, params, TOKENS, n_tokens=4).tokens
+    spread = jax.device_put(params, shard.parameters(MODEL, on))
+    tokens = jax.device_put(TOKENS, shard.batch(on))
+    assert np.array_equal(sj.decode.generate(MODEL, spread, tokens, n_tokens=4).tokens, expected)
+    begun = jax.jit(lambda params, tokens: sj.decode.start(MODEL, params, tokens, None, 4))(spread, tokens)
+    key = begun.cache.segments["0"]["0"]["attention"]["key"]
+    assert key.sharding.shard_shape(key.shape)[1] == 1
