@@ -1,0 +1,52 @@
+"""Does a recipe, a position encoding or a sublayer of your own keep the promises of those inside the library?
+
+    from stackjax import testing
+
+    testing.check_recipe(MyRecipe())
+    testing.check_position(MyPosition())
+    testing.check_sublayer(MySublayer())
+
+Each takes seconds, and raises an `AssertionError` that says what does not hold, for what, and by how much:
+
+    scan = loop            logits, losses, measures and gradients, with every rematerialisation
+    parameters             each has a finite gradient and an effect
+    causality              no token depends on a later one or on another example (by the Jacobian)
+    decoding               a token at a time equals the full forward pass
+    dtype                  a bfloat16 stream stays one behind every sublayer
+    statistics             running statistics come back, also where the norms are replaced by batch norm
+    coefficients           are data under `vmap`
+    depth                  a shallow stack is a prefix of a deep one, up to the recipe's gains
+    positions              caches, padding and packing change nothing
+
+The parts can be run by themselves, on any model. The library's own recipes, positions and sublayers are held to the
+same functions.
+"""
+
+from stackjax.testing.attention_position import check_cached_attention, check_packing, check_shift
+from stackjax.testing.causality import check_causality
+from stackjax.testing.compare import differences, largest_difference, perturbed
+from stackjax.testing.decoding import check_decoding
+from stackjax.testing.dtype import check_dtype
+from stackjax.testing.equivalence import check_scan, check_vmap
+from stackjax.testing.prefix import check_prefix
+from stackjax.testing.statistic import check_statistics
+from stackjax.testing.suite import check_position, check_recipe, check_sublayer
+
+__all__ = [
+    "check_cached_attention",
+    "check_causality",
+    "check_decoding",
+    "check_dtype",
+    "check_packing",
+    "check_position",
+    "check_prefix",
+    "check_recipe",
+    "check_scan",
+    "check_shift",
+    "check_statistics",
+    "check_sublayer",
+    "check_vmap",
+    "differences",
+    "largest_difference",
+    "perturbed",
+]

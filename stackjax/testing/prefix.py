@@ -1,0 +1,40 @@
+"""Depth: a shallow stack is the beginning of a deep one."""
+
+from typing import Any
+
+import jax
+
+from stackjax.attention import Attention
+from stackjax.convert import unstack
+from stackjax.feed_forward import FeedForward
+from stackjax.layer import Layer
+from stackjax.parameter import is_spec
+from stackjax.recipe.base import Recipe
+from stackjax.stack import Stack
+from stackjax.testing.compare import check_equal, promise
+
+
+def check_prefix(recipe: Recipe, *, depth: int = 3) -> None:
+    """The matrices of a stack's layers are, up to the recipe's gains, those of the first layers of a deeper one.
+
+    Args:
+        recipe: any.
+        depth: L; the deeper stack has twice as many layers.
+
+    Raises:
+        AssertionError: matrices that differ.
+    """
+    layer = Layer(sublayers=(Attention(n_heads=2), FeedForward(d_hidden=24)))
+
+    def matrices(depth: int) -> list[Any]:
+        """Of each layer, divided by their gains."""
+        stack = Stack.of(layer, depth=depth, d_model=16, recipe=recipe)
+
+        def plain(declared: Any, value: jax.Array) -> jax.Array | None:
+            return value / declared.spread(stack.gain(declared.spec.role)) if declared.spec.is_matrix else None
+
+        params = stack.init(jax.random.key(0))
+        return unstack(stack, jax.tree.map(plain, stack.declaration(), params, is_leaf=is_spec))
+
+    with promise(f"{recipe!r}", f"the first {depth} of {2 * depth} layers begin as a stack of {depth} does"):
+        check_equal(matrices(2 * depth)[:depth], matrices(depth), 1e-6)
