@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 import stackjax as sj
 from experiments.lab import command_line, environment, finding
+from experiments.lab.names import recipe_named
 from experiments.lab.options import Finding, Sizes, one_or_more, plain
 from stackjax.history import History
 from stackjax.recipe.around import Around, AroundForm
@@ -114,12 +115,8 @@ def _is(kind: type) -> Callable[[Any], bool]:
     return lambda node: isinstance(node, kind)
 
 
-RECIPES = {
-    "pre_norm": sj.recipe.PreNorm(),
-    "dense_former": sj.recipe.DenseFormer(),
-    "attention_residuals": sj.recipe.AttentionResiduals(),
-    "block_attention_residuals": sj.recipe.AttentionResiduals(blocks=8),
-}
+NAMES = ("pre_norm", "dense_former", "attention_residuals", "block_attention_residuals")
+RECIPES = {name: recipe_named(name) for name in NAMES}
 USUAL = Options(out="runs/history_cost", context=64, batch=2)
 QUICK = replace(USUAL, quick=True, recipes=tuple(RECIPES)[:2], depths=(2,), d_model=16, batch=1, context=8, repeats=1)
 

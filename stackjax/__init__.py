@@ -37,7 +37,7 @@ input, `gain` the initialiser. `key` comes first, except where it is optional. E
 
 Modules by floor; a module imports only from floors below, and from modules to its left:
 
-    outside     interop: linen, nnx, hf
+    outside     testing  interop: linen, nnx, hf
     models      model  seq2seq  decode  beam
     tools       cache  sample  probe  skip  convert  optim  shard  serialization
     depth       layer  scan  pin  segment  option  stack
@@ -90,6 +90,7 @@ from stackjax import (
     statistic,
     sublayer,
     tensor_file,
+    testing,
 )
 from stackjax.attention import Attention
 from stackjax.embedding import Embedding, Head
@@ -178,6 +179,7 @@ __all__ = [
     "statistic",
     "sublayer",
     "tensor_file",
+    "testing",
 ]
 
 try:

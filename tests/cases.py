@@ -1,58 +1,30 @@
-"""What the conformance suite runs over: a new scheme adds one line here."""
+"""What the conformance suite runs over: the recipes that a command line knows, every position, and kinds of stack."""
 
 import dataclasses
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import stackjax as sj
+from experiments.lab import names
 from stackjax import position, recipe
 
-RECIPES = {
-    "pre_norm": recipe.PreNorm(),
-    "post_norm": recipe.PostNorm(),
-    "sandwich": recipe.SandwichNorm(),
-    "peri_norm": recipe.PeriNorm(),
-    "res_post_norm": recipe.ResPostNorm(),
-    "sub_norm": recipe.SubNorm(),
-    "norm_former": recipe.NormFormer(),
-    "mix_norm": recipe.MixNorm(),
-    "resi_dual": recipe.ResiDual(),
-    "hybrid_norm": recipe.HybridNorm(),
-    "hybrid_norm_star": recipe.HybridNorm(first=recipe.residual.Pre()),
-    "keel": recipe.Keel(),
-    "plain": recipe.PlainResidual(),
-    "no_residual": recipe.WithoutResidual(),
-    "deepnorm": recipe.DeepNorm(),
-    "admin": recipe.Admin(),
-    "layer_norm_scaling": recipe.LayerNormScaling(),
-    "rezero": recipe.ReZero(),
-    "skip_init": recipe.SkipInit(),
-    "layer_scale": recipe.LayerScale(),
-    "highway": recipe.Highway(),
-    "scaled_init": recipe.ScaledInit(),
+RECIPES = {name: make() for name, make in names.RECIPES.items()} | {
     "complete_p": recipe.CompleteP(base_width=8),
     "depth_mup": recipe.DepthMuP(base_width=8),
-    "ds_init": recipe.DSInit(),
-    "weighted": recipe.Weighted(residual=recipe.residual.Post(), alpha=0.9, beta=1.1, gamma=0.8),
-    "t_fixup": recipe.TFixup(),
-    "dyt": recipe.DyT(),
-    "plain_scaled_init": recipe.PlainScaledInit(),
-    "shaped": recipe.Shaped(),
-    "sigma_reparam": recipe.SigmaReparam(),
-    "hyper_connections": recipe.HyperConnections(),
-    "static_hyper_connections": recipe.HyperConnections(
-        residual=recipe.hyper_connections.HyperConnected(dynamic=False)
-    ),
-    "manifold_hyper_connections": recipe.ManifoldHyperConnections(),
     "value_residual": recipe.ValueResidual(learned=True, base=recipe.HyperConnections()),
     "stochastic_depth": recipe.StochasticDepth(base=recipe.PostNorm(), each="example"),
     "dense_former": recipe.DenseFormer(dilation=2),
     "dlcl": recipe.DLCL(period=2),
-    "attention_residuals": recipe.AttentionResiduals(),
     "block_attention_residuals": recipe.AttentionResiduals(blocks=3),
-    "ngpt": recipe.NGPT(),
+}
+"""The recipes that have a name, some of them at sizes where more of them is to be seen."""
+
+RECIPES |= {
+    "hybrid_norm_star": recipe.HybridNorm(first=recipe.residual.Pre()),
+    "weighted": recipe.Weighted(residual=recipe.residual.Post(), alpha=0.9, beta=1.1, gamma=0.8),
+    "static_hyper_connections": recipe.HyperConnections(
+        residual=recipe.hyper_connections.HyperConnected(dynamic=False)
+    ),
 }
 
 POSITIONS = {
@@ -72,19 +44,6 @@ POSITIONS = {
     "tree_rotary": position.Both(first=position.Rotary(d_rotary=4), second=position.TreeRotary(n_depth=1, n_levels=1)),
     "tree_bias": position.Both(first=position.Rotary(), second=position.TreeBias(max_steps=2)),
 }
-
-PATHS = ((), (0,), (0, 1), (1,), (1, 0, 2))
-"""Of five tokens, for the encodings that read them."""
-
-
-def side_inputs(name: str, n_batch: int = 2) -> sj.SideInputs:
-    """What the encoding of this name has to be given."""
-    if not name.startswith("tree"):
-        return sj.SideInputs()
-    path = np.array([path + (-1,) * (4 - len(path)) for path in PATHS], np.int32)
-    both = {"index": np.arange(5, dtype=np.int32), "path": path}
-    return sj.SideInputs(position={k: jnp.broadcast_to(v, (n_batch, *v.shape)) for k, v in both.items()})
-
 
 FORWARD = sj.FeedForward(d_hidden=24)
 
@@ -161,36 +120,18 @@ def _parallel(rule, where, depth):
     return _with_stack(model, (sj.Layer(sublayers=(side_by_side,)),), rule, depth)
 
 
-@dataclasses.dataclass(frozen=True)
-class Translator:
-    """An encoder-decoder that reads its own target; taps are the encoder's, seen through the decoder."""
-
-    model: sj.EncoderDecoder
-
-    def __getattr__(self, name):
-        return getattr(self.model, name)
-
-    def apply(self, params, tokens, side_inputs=None, *, taps=None, **options):
-        both = None if taps is None else {"encoder": taps, "decoder": None}
-        where = None if side_inputs is None else side_inputs.position
-        places = sj.SideInputs(position=where, memory_position=where)
-        return self.model.apply(params, tokens[:, ::-1], tokens, places, taps=both, **options)
-
-
 def _encoder_decoder(rule, where, depth):
-    return Translator(
-        sj.encoder_decoder(
-            vocab=11,
-            source_vocab=11,
-            d_model=16,
-            depth=max(depth, 1),
-            encoder_depth=depth,
-            n_heads=2,
-            recipe=rule,
-            position=where,
-            attention=sj.Attention(n_heads=2, gate="head"),
-            feed_forward=FORWARD,
-        )
+    return sj.encoder_decoder(
+        vocab=11,
+        source_vocab=11,
+        d_model=16,
+        depth=max(depth, 1),
+        encoder_depth=depth,
+        n_heads=2,
+        recipe=rule,
+        position=where,
+        attention=sj.Attention(n_heads=2, gate="head"),
+        feed_forward=FORWARD,
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import stackjax as sj
-from tests.helpers import normal, perturbed
+from stackjax.testing import normal, perturbed
 from tests.test_dot_product import numpy_attend
 
 D, T = 12, 5

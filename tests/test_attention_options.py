@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import stackjax as sj
-from tests.helpers import filled, largest_difference, normal, perturbed
+from stackjax.testing import largest_difference, normal, perturbed
+from tests.helpers import filled
 
 D, T = 16, 7
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import stackjax as sj
-from tests.helpers import perturbed
+from stackjax.testing import perturbed
 
 V, N, STOP = 4, 4, 0
 MODEL = sj.decoder(vocab=V, d_model=8, depth=2, n_heads=2, feed_forward=sj.FeedForward(d_hidden=12))

@@ -9,7 +9,7 @@ import pytest
 
 import stackjax as sj
 from stackjax import blockwise, dot_product, position
-from tests.helpers import normal, perturbed
+from stackjax.testing import normal, perturbed
 
 B, T, H, D, BLOCK = 2, 11, 4, 16, 4
 

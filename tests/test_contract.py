@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import pytest
 
 import stackjax as sj
-from tests.helpers import normal
+from stackjax.testing import normal
 
 D, T = 16, 5
 LAYER = sj.Layer(sublayers=(sj.Attention(n_heads=2, position=sj.position.Rotary()), sj.FeedForward(d_hidden=24)))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import stackjax as sj
-from tests.helpers import largest_difference, perturbed
+from stackjax.testing import largest_difference, perturbed
 
 V, D = 11, 16
 SIZES = {"vocab": V, "d_model": D, "n_heads": 2, "feed_forward": sj.FeedForward(d_hidden=24)}

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stackjax import dot_product
-from tests.helpers import largest_difference, normal
+from stackjax.testing import largest_difference, normal
 
 
 def numpy_attend(query, key, value, *, scale, mask=None, score=None, bias=None, soft_cap=None, sinks=None):

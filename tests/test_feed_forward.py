@@ -9,7 +9,7 @@ import pytest
 
 import stackjax as sj
 from stackjax import feed_forward
-from tests.helpers import normal, perturbed
+from stackjax.testing import normal, perturbed
 
 D, F = 6, 10
 erf = np.vectorize(math.erf)

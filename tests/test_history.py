@@ -9,7 +9,7 @@ from experiments.history_cost import Plain
 from stackjax import scan
 from stackjax.history import History
 from stackjax.recipe import AttentionResiduals, DenseFormer
-from tests.helpers import largest_difference, normal, perturbed
+from stackjax.testing import largest_difference, normal, perturbed
 from tests.recipe.toy import toy_stack
 
 LAYERS, WIDTH = 6, 3

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import stackjax as sj
-from tests.helpers import filled, largest_difference, normal, perturbed
+from stackjax.testing import largest_difference, normal, perturbed
+from tests.helpers import filled
 
 SUB = sj.LatentAttention(n_heads=3, d_head=4, d_rotary=6, d_latent=5, d_query_latent=7, d_value=2)
 D, T = 16, 6

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stackjax import loss
-from tests.helpers import normal
+from stackjax.testing import normal
 
 TARGETS = np.array([[0, 3, -1, 2], [4, -1, -1, 1]])
 

@@ -9,7 +9,7 @@ import pytest
 
 import stackjax as sj
 from stackjax import position, recipe
-from tests.helpers import normal
+from stackjax.testing import normal
 
 SMALL = {"vocab": 11, "d_model": 16, "depth": 2, "n_heads": 2}
 TOKENS = jax.random.randint(jax.random.key(5), (2, 6), 0, 11)

@@ -9,7 +9,8 @@ import pytest
 
 import stackjax as sj
 from stackjax import moe
-from tests.helpers import filled, largest_difference, normal, perturbed
+from stackjax.testing import largest_difference, normal, perturbed
+from tests.helpers import filled
 
 D, E, N = 8, 6, 10
 SUB = sj.MixtureOfExperts(n_experts=E, top_k=2, d_hidden=5)

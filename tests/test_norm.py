@@ -9,7 +9,7 @@ import pytest
 
 import stackjax as sj
 from stackjax import norm
-from tests.helpers import normal, perturbed
+from stackjax.testing import normal, perturbed
 
 D = 8
 

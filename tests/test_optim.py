@@ -8,7 +8,7 @@ import pytest
 
 import stackjax as sj
 from stackjax.recipe import Multiplier
-from tests.helpers import largest_difference, perturbed
+from stackjax.testing import largest_difference, perturbed
 
 LAYER = sj.Layer(sublayers=(sj.Attention(n_heads=2), sj.FeedForward(d_hidden=12, bias=True)))
 

@@ -11,7 +11,7 @@ import pytest
 import stackjax as sj
 from stackjax.parameter import path_name
 from stackjax.recipe import Multiplier
-from tests.helpers import largest_difference, perturbed
+from stackjax.testing import largest_difference, perturbed
 
 
 class Ramp(sj.recipe.PostNorm):

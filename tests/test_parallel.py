@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import stackjax as sj
-from tests.helpers import largest_difference, normal, perturbed
+from stackjax.testing import largest_difference, normal, perturbed
 
 D, T = 8, 5
 ATTENTION = sj.Attention(n_heads=2, position=sj.position.Rotary())

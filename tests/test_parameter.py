@@ -7,7 +7,7 @@ import pytest
 
 import stackjax as sj
 from stackjax import parameter
-from tests.helpers import normal
+from stackjax.testing import normal
 
 LAYER = sj.Layer(sublayers=(sj.Attention(n_heads=2), sj.FeedForward(d_hidden=24, gated=True, bias=True)))
 

@@ -11,7 +11,7 @@ import stackjax as sj
 from stackjax import position
 from stackjax.position.rotary import turn
 from stackjax.position.sinusoidal import sinusoid
-from tests.helpers import normal
+from stackjax.testing import normal
 
 
 def embedded(encoding, x, index):

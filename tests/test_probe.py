@@ -8,7 +8,7 @@ import pytest
 
 import stackjax as sj
 from stackjax import probe
-from tests.helpers import normal, perturbed
+from stackjax.testing import normal, perturbed
 
 D, T, DEPTH = 12, 5, 4
 ATTENTION = sj.Attention(n_heads=2, n_kv_heads=1)

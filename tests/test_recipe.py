@@ -9,7 +9,7 @@ import stackjax as sj
 from stackjax import recipe
 from stackjax.recipe import Geometry
 from stackjax.recipe.form import Branch, FormCoefficients
-from tests.helpers import normal, perturbed
+from stackjax.testing import normal, perturbed
 
 D = 16
 LAYER = sj.Layer(sublayers=(sj.Attention(n_heads=2), sj.FeedForward(d_hidden=24)))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stackjax import scan
-from tests.helpers import largest_difference, normal
+from stackjax.testing import largest_difference, normal
 
 
 @settings(max_examples=300)

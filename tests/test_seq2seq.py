@@ -8,7 +8,8 @@ import pytest
 
 import stackjax as sj
 from stackjax.parameter import is_spec
-from tests.helpers import filled, largest_difference, normal, perturbed
+from stackjax.testing import largest_difference, normal, perturbed
+from tests.helpers import filled
 
 SIZES = {"vocab": 11, "d_model": 16, "n_heads": 2, "feed_forward": sj.FeedForward(d_hidden=24)}
 SOURCE = jnp.array([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 import stackjax as sj
 from stackjax import shard
 from stackjax.parameter import Declared, Spec
-from tests.helpers import largest_difference
+from stackjax.testing import largest_difference
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 

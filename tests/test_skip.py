@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import stackjax as sj
-from tests.helpers import largest_difference, perturbed
+from stackjax.testing import largest_difference, perturbed
 
 RECIPES = [sj.recipe.PreNorm(), sj.recipe.PostNorm(), sj.recipe.HyperConnections()]
 DEPTH = 4

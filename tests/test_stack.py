@@ -10,7 +10,7 @@ import pytest
 
 import stackjax as sj
 from stackjax.recipe.base import with_coefficients
-from tests.helpers import largest_difference, normal, perturbed
+from stackjax.testing import largest_difference, normal, perturbed
 
 D, T = 16, 5
 LAYER = sj.Layer(sublayers=(sj.Attention(n_heads=2, position=sj.position.Rotary()), sj.FeedForward(d_hidden=24)))

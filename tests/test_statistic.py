@@ -11,7 +11,7 @@ import pytest
 import stackjax as sj
 from stackjax import recipe
 from stackjax.recipe import residual
-from tests.helpers import largest_difference, normal, perturbed
+from stackjax.testing import largest_difference, normal, perturbed
 
 D, DEPTH = 16, 3
 NORM = sj.BatchNorm(momentum=0.5)

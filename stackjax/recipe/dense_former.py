@@ -11,7 +11,7 @@ from stackjax.history import History
 from stackjax.norm import LayerNorm, NoNorm, Norm
 from stackjax.parameter import Init, Spec
 from stackjax.recipe.around import Around
-from stackjax.recipe.base import Coefficients, Geometry
+from stackjax.recipe.base import Coefficients, Geometry, layer_index
 from stackjax.recipe.form import Form, FormCoefficients, Function
 
 
@@ -115,12 +115,12 @@ class DenseFormer(Around):
 
     def coefficients(self, geometry: Geometry) -> Coefficients:
         coefficients = self.base.coefficients(geometry)
-        slot, j = jnp.arange(1, geometry.depth + 1), jnp.arange(geometry.depth + 1)
-        apart = slot[:, None] - j
+        l = layer_index(geometry)
+        apart = l - jnp.arange(geometry.depth + 1)
         outer = {
-            "slot": slot,
+            "slot": l[:, 0].astype(jnp.int32),
             "reads": ((apart >= 0) & (apart % self.dilation == 0)).astype(jnp.float32),
-            "average": (slot % self.period == 0).astype(jnp.float32),
+            "average": (l[:, 0] % self.period == 0).astype(jnp.float32),
         }
         return {**coefficients, "outer": {**coefficients["outer"], **outer}}
 

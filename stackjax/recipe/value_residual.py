@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from stackjax.attention import Attention
 from stackjax.parameter import Constant, Spec
 from stackjax.recipe.around import Around, AroundForm
-from stackjax.recipe.base import Coefficients, Geometry, innermost, is_attention, with_coefficients
+from stackjax.recipe.base import Coefficients, Geometry, innermost, is_attention, layer_index, with_coefficients
 from stackjax.recipe.form import Branch, Form, FormCoefficients
 from stackjax.sublayer import Aux, Params, SideInputs, Sublayer
 
@@ -137,6 +137,6 @@ class ValueResidual(Around):
         )
 
     def coefficients(self, geometry: Geometry) -> Coefficients:
-        first = jnp.arange(geometry.depth)[:, None] == 0
+        first = layer_index(geometry) == 1
         own, earlier = (1.0, 1.0) if self.learned else (self.own, self.earlier)
         return with_coefficients(self.base.coefficients(geometry), first=first, own=own, earlier=earlier)

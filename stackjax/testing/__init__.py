@@ -28,6 +28,7 @@ from stackjax.testing.compare import differences, largest_difference, perturbed
 from stackjax.testing.decoding import check_decoding
 from stackjax.testing.dtype import check_dtype
 from stackjax.testing.equivalence import check_scan, check_vmap
+from stackjax.testing.inputs import normal
 from stackjax.testing.prefix import check_prefix
 from stackjax.testing.statistic import check_statistics
 from stackjax.testing.suite import check_position, check_recipe, check_sublayer
@@ -48,5 +49,6 @@ __all__ = [
     "check_vmap",
     "differences",
     "largest_difference",
+    "normal",
     "perturbed",
 ]

@@ -10,7 +10,7 @@ from stackjax import probe
 from stackjax.abstract_model import AbstractModel
 from stackjax.parameter import is_spec, path_name
 from stackjax.sublayer import SideInputs
-from stackjax.testing.compare import check_equal, perturbed, promise
+from stackjax.testing.compare import check_equal, differences, perturbed, promise
 from stackjax.testing.inputs import arguments, named, normal
 
 KEY = 3
@@ -50,6 +50,8 @@ def check_scan(model: AbstractModel, side_inputs: SideInputs | None = None, *, s
             return {"loss": value, **seen, "gradient": slopes[0], "taps": slopes[1]}
 
         loop = run(params, loop=True)
+        with promise(subject, "values and gradients are finite"):
+            differences(loop, loop)
         ways = {
             "scan": {},
             'scan with remat="layer"': {"remat": "layer"},

@@ -15,7 +15,7 @@ from stackjax.parameter import is_spec, path_name
 from stackjax.recipe.form import Form
 from stackjax.stack import Stack
 from stackjax.sublayer import SideInputs
-from stackjax.testing.compare import perturbed, promise
+from stackjax.testing.compare import check_equal, perturbed, promise
 from stackjax.testing.inputs import arguments, named
 
 
@@ -54,7 +54,7 @@ def in_evaluation(model: Any) -> Any:
 def check_statistics(
     model: AbstractModel, side_inputs: SideInputs | None = None, *, subject: str | None = None
 ) -> None:
-    """`apply` returns a new value for every parameter of role `statistic`, and `update_statistics` puts it there.
+    """`apply` returns a new value for every parameter of role `statistic`, the same from a scan as from a loop.
 
     Args:
         model: any; one without such parameters passes.
@@ -62,15 +62,21 @@ def check_statistics(
         subject: what messages call it.
 
     Raises:
-        AssertionError: a statistic that stays as it was.
+        AssertionError: a statistic that stays as it was, or depends on how the stack is run.
     """
     declared = jax.tree.leaves(model.declaration(), is_leaf=is_spec)
     if all(one.spec.role != "statistic" for one in declared):
         return
-    params = perturbed(model.init(jax.random.key(0)))
-    inputs = arguments(model, side_inputs, jnp.float32)
-    with promise(subject or named(model), "statistics are returned"):
-        new = jax.jit(lambda p: model.update_statistics(p, model.apply(p, *inputs)[1].state))(params)
+    with jax.enable_x64(True), promise(subject or named(model), "statistics are returned"):
+        params = perturbed(model.init(jax.random.key(0), jnp.float64))
+        inputs = arguments(model, side_inputs, jnp.float64)
+
+        def updated(params: Any, **options: Any) -> Any:
+            _, result = model.apply(params, *inputs, dtype=jnp.float64, **options)
+            return model.update_statistics(params, result.state)
+
+        new = jax.jit(updated)(params)
+        check_equal(new, updated(params, loop=True), 1e-9)
         leaves = zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(new), declared, strict=True)
         for (path, before), after, one in leaves:
             if one.spec.role == "statistic" and np.array_equal(before, after):

@@ -26,7 +26,8 @@ def check_recipe(recipe: Recipe, *, depth: int = 6) -> None:
     """Check a recipe in a small decoder with rotary positions.
 
     Args:
-        recipe: yours. Batch norms in its forms are checked in training and, for causality and decoding, in evaluation.
+        recipe: yours. Batch norms in its forms train where their statistics are checked; all else is checked with the
+            running ones.
         depth: L, 2 or more; enough for all that changes with depth to be there.
 
     Raises:
@@ -35,13 +36,13 @@ def check_recipe(recipe: Recipe, *, depth: int = 6) -> None:
     """
     sizes = {"vocab": VOCAB, "d_model": 16, "n_heads": 2, "feed_forward": FeedForward(d_hidden=24)}
     model = decoder(depth=depth, recipe=recipe, **sizes)
-    check_scan(model)
-    check_dtype(model)
-    check_vmap(model)
+    evaluated = in_evaluation(model)
+    check_scan(evaluated)
+    check_dtype(evaluated)
+    check_vmap(evaluated)
     check_prefix(recipe, depth=depth // 2)
     for normed in (model, with_batch_norm(model)):
         check_statistics(normed)
-    evaluated = in_evaluation(model)
     check_causality(evaluated)
     check_decoding(evaluated)
 

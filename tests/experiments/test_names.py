@@ -2,9 +2,11 @@
 
 import pytest
 
+from experiments import length_extrapolation
 from experiments.lab import names
 from stackjax import recipe
 from stackjax.position import Learned
+from tests import cases
 
 
 def test_every_name_makes_its_kind():
@@ -13,6 +15,22 @@ def test_every_name_makes_its_kind():
     for name in names.POSITIONS:
         names.position_named(name, 16)
     assert names.position_named("learned", 16) == Learned(n_positions=16)
+
+
+def test_one_name_for_one_recipe():
+    """Every recipe of the library has a name, and the tests call it by that."""
+    classes = {kind for kind in vars(recipe).values() if isinstance(kind, type) and issubclass(kind, recipe.Recipe)}
+    assert classes - {recipe.Recipe, recipe.Around} == {type(rule) for rule in cases.RECIPES.values()}
+    for name in names.RECIPES:
+        assert type(cases.RECIPES[name]) is type(names.recipe_named(name)), name
+    beside = {"hybrid_norm_star", "static_hyper_connections", "weighted"}  # variants, and one that needs numbers
+    assert set(cases.RECIPES) - set(names.RECIPES) == beside
+
+
+@pytest.mark.parametrize("table", [cases.POSITIONS, length_extrapolation.encodings(16)], ids=["cases", "extrapolation"])
+def test_one_name_for_one_position(table):
+    for name in names.POSITIONS:
+        assert type(table[name]) is type(names.position_named(name, 16)), name
 
 
 @pytest.mark.parametrize("path", ["tests.experiments.own:instance", "tests.experiments.own:Broken"])

@@ -9,7 +9,7 @@ from flax.training.train_state import TrainState
 
 import stackjax as sj
 from stackjax.interop.linen import Wrapped
-from tests.helpers import largest_difference, normal, perturbed
+from stackjax.testing import largest_difference, normal, perturbed
 
 D, H, F, T, DEPTH = 16, 2, 24, 5, 3
 LAYER = sj.Layer(sublayers=(sj.Attention(n_heads=H), sj.FeedForward(d_hidden=F)))

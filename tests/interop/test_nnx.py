@@ -8,7 +8,7 @@ from flax import nnx
 
 import stackjax as sj
 from stackjax.interop.nnx import Wrapped, transform
-from tests.helpers import largest_difference, normal, perturbed
+from stackjax.testing import largest_difference, normal, perturbed
 from tests.interop.test_linen import DEPTH, MODEL, STACK, D, F, H, T, renamed
 
 

@@ -8,7 +8,7 @@ import pytest
 import stackjax as sj
 from stackjax import position
 from stackjax.position import alibi, t5
-from tests.helpers import normal, perturbed
+from stackjax.testing import normal, perturbed
 from tests.position.helpers import index, logits, prepared
 
 AT = index(3, 0, 1, 2, 9, 11)

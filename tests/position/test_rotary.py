@@ -8,7 +8,7 @@ import pytest
 
 from stackjax import position
 from stackjax.position import rotary, rotary_scaling
-from tests.helpers import normal
+from stackjax.testing import normal
 from tests.position.helpers import index, logits, prepared
 
 AT = index(0, 4, 1, 7, 5)

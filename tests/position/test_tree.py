@@ -10,7 +10,7 @@ import pytest
 import stackjax as sj
 from stackjax import position
 from stackjax.position import tree
-from tests.helpers import normal, perturbed
+from stackjax.testing import normal, perturbed
 from tests.position.helpers import logits, paths, prepared
 
 SUBTREE = ((), (0,), (0, 0), (0, 1), (1,), (1, 2, 0))

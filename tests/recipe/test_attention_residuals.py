@@ -7,7 +7,7 @@ import pytest
 
 import stackjax as sj
 from stackjax.recipe import AttentionResiduals
-from tests.helpers import normal
+from stackjax.testing import normal
 from tests.recipe.toy import LAYER, numpy, rms_norm, softmax, toy, toy_run, toy_stack
 
 

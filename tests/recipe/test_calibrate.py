@@ -9,7 +9,7 @@ import pytest
 
 import stackjax as sj
 from stackjax import recipe
-from tests.helpers import largest_difference, normal
+from stackjax.testing import largest_difference, normal
 from tests.recipe.by_hand import attention, feed_forward, norm
 
 D, DEPTH = 16, 5

@@ -7,7 +7,7 @@ import pytest
 
 import stackjax as sj
 from stackjax.recipe import DLCL, DenseFormer, HyperConnections, PlainResidual, PostNorm, PreNorm
-from tests.helpers import normal, perturbed
+from stackjax.testing import normal, perturbed
 from tests.recipe.toy import layer_norm, numpy, toy, toy_run, toy_stack
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import stackjax as sj
 from stackjax import recipe
-from tests.helpers import normal, perturbed
+from stackjax.testing import normal, perturbed
 from tests.recipe.by_hand import N_HEADS, attention, dyt, feed_forward, norm, sigmoid
 from tests.recipe.kinds import KINDS
 

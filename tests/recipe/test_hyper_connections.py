@@ -9,7 +9,7 @@ import pytest
 
 import stackjax as sj
 from stackjax.recipe.hyper_connections import HyperConnected
-from tests.helpers import normal
+from stackjax.testing import normal
 from tests.recipe.toy import layer_norm, numpy, toy, toy_run, toy_stack
 
 STATIC = sj.recipe.HyperConnections(residual=HyperConnected(dynamic=False))

@@ -10,7 +10,7 @@ import stackjax as sj
 from stackjax import recipe
 from stackjax.recipe.base import BRANCH, CROSS_BRANCH
 from stackjax.recipe.depth_init import LAST
-from tests.helpers import normal
+from stackjax.testing import normal
 
 D, F, L = 64, 128, 5
 HEADS = sj.Attention(n_heads=4)

@@ -6,7 +6,7 @@ import pytest
 
 import stackjax as sj
 from stackjax import recipe
-from tests.helpers import largest_difference, normal, perturbed
+from stackjax.testing import largest_difference, normal, perturbed
 
 RECIPES = {
     "hyper_connections": recipe.HyperConnections(),

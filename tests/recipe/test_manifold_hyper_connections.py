@@ -10,7 +10,7 @@ import pytest
 import stackjax as sj
 from stackjax.recipe.form import Branch, FormCoefficients
 from stackjax.recipe.manifold_hyper_connections import ManifoldHyperConnected, sinkhorn
-from tests.helpers import largest_difference, normal
+from stackjax.testing import largest_difference, normal
 from tests.recipe.toy import rms_norm, sigmoid, toy, toy_run, toy_stack
 
 N = 4

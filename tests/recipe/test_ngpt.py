@@ -12,7 +12,7 @@ import stackjax as sj
 from stackjax.position import Learned, NoPosition
 from stackjax.recipe import NGPT, StochasticDepth
 from stackjax.recipe.ngpt import INWARD, OUTWARD
-from tests.helpers import normal, perturbed
+from stackjax.testing import normal, perturbed
 from tests.recipe.toy import numpy, sigmoid, softmax
 
 D, H, F, V = 8, 2, 12, 11

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 import stackjax as sj
-from tests.helpers import normal
+from stackjax import testing
+from stackjax.testing import normal
 from tests.recipe.by_hand import N_HEADS, attention, feed_forward
-from tests.test_conformance import check
 
 OWN = importlib.import_module("experiments.own_recipe")
 
 
 def test_conformance():
-    check(OWN.recipe, sj.position.Rotary(), "decoder", 3)
+    testing.check_recipe(OWN.recipe)
 
 
 def test_formula(x64):

@@ -8,7 +8,7 @@ import pytest
 import stackjax as sj
 from stackjax import recipe, residual
 from stackjax.recipe import DenseFormer, HyperConnections, PostNorm, PreNorm, StochasticDepth
-from tests.helpers import largest_difference, normal, perturbed
+from stackjax.testing import largest_difference, normal, perturbed
 from tests.recipe.toy import layer_norm, toy, toy_run, toy_stack
 
 

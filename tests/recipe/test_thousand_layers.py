@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import stackjax as sj
+from stackjax.testing import normal
 from tests.cases import RECIPES
-from tests.helpers import normal
 
 DEPTH = 1000
 LAYER = sj.Layer(sublayers=(sj.Attention(n_heads=2), sj.FeedForward(d_hidden=24)))

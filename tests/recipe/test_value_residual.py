@@ -9,7 +9,7 @@ import pytest
 
 import stackjax as sj
 from stackjax.recipe import HyperConnections, PostNorm, PreNorm, StochasticDepth, ValueResidual
-from tests.helpers import normal, perturbed
+from stackjax.testing import normal, perturbed
 from tests.recipe.toy import LAYER, layer_norm, numpy, softmax, toy_stack
 
 ATTENTION = sj.Attention(n_heads=2, n_kv_heads=1)

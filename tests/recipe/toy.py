@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import stackjax as sj
-from tests.helpers import normal, perturbed
+from stackjax.testing import normal, perturbed
 
 
 @dataclass(frozen=True, kw_only=True)
