@@ -150,23 +150,22 @@ def run_dense(
     return y if bias is None else y + each @ bias.astype(x.dtype)
 
 
-def expert_load(chosen: jax.Array, counted: jax.Array, n_experts: int) -> jax.Array:
-    """Share of all choices that falls on each expert, (E,), sum 1.
+def expert_hits(chosen: jax.Array, counted: jax.Array, n_experts: int) -> jax.Array:
+    """Number of choices that fall on each expert, (E,).
 
     Args:
         chosen: (N, top_k) experts.
         counted: (N,) booleans, False for padding.
         n_experts: E.
     """
-    hits = jnp.sum((chosen[:, :, None] == jnp.arange(n_experts)) & counted[:, None, None], (0, 1))
-    return hits / jnp.maximum(jnp.sum(hits), 1)
+    return jnp.sum((chosen[:, :, None] == jnp.arange(n_experts)) & counted[:, None, None], (0, 1))
 
 
 def balance_loss(load: jax.Array, probabilities: jax.Array, counted: jax.Array) -> jax.Array:
     """E sum_e load_e mean probability_e: 1 when all experts are used alike.
 
     Args:
-        load: (E,), as `expert_load` counts it; carries no gradient.
+        load: (E,) share of all choices that falls on each expert; carries no gradient.
         probabilities: (N, E)
         counted: (N,) booleans, False for padding.
 
@@ -329,14 +328,15 @@ class MixtureOfExperts(Sublayer):
         if self.shared_expert is not None:
             y = y + self.shared_expert.apply(params["shared"], x, side_inputs)[0]
 
-        load = expert_load(chosen, counted, self.n_experts)
+        hits = expert_hits(chosen, counted, self.n_experts)
+        load = hits / jnp.maximum(jnp.sum(hits), 1)
         loss, state = {}, {}
         if self.balance_loss:
             loss["balance"] = self.balance_loss * balance_loss(load, probabilities, counted)
         if self.z_loss:
             loss["router_z"] = self.z_loss * z_loss(logits, counted)
         if self.bias_rate is not None:
-            step = self.bias_rate * jnp.sign(1 / self.n_experts - load)
+            step = self.bias_rate * jnp.sign(jnp.sum(hits) - self.n_experts * hits)
             state["statistic"] = {"bias": params["bias"] + step.astype(params["bias"].dtype)}
         return y, Aux(
             loss=loss, state=state, intermediates={"probabilities": probabilities, "load": load, "counted": counted}

@@ -30,10 +30,13 @@ def update_statistics(params: Params, state: Params) -> Params:
 
 
 def _layer(params: Params, state: Params) -> Params:
-    """One layer's parameters; state is {sublayer: {statistic: of its own, residual: of its form}}."""
-    inner = {name: new["statistic"] for name, new in state.items() if "statistic" in new}
-    forms = {name: new["residual"] for name, new in state.items() if "residual" in new}
-    return _merged(params, {**inner, "residual": forms})
+    """One layer with new statistics, {sublayer: {statistic: its own, residual: its form's}, residual: the outer's}."""
+    sublayers = {name: new for name, new in state.items() if name != "residual"}
+    statistics = {name: new["statistic"] for name, new in sublayers.items() if "statistic" in new}
+    forms = {name: new["residual"] for name, new in sublayers.items() if "residual" in new}
+    if "residual" in state:
+        forms["outer"] = state["residual"]
+    return _merged(params, {**statistics, "residual": forms})
 
 
 def _merged(old: Any, new: Any) -> Any:

@@ -107,9 +107,9 @@ def test_losses(x64):
     """1 for a uniform router, E for one that sends everything to one expert; padding does not count."""
     even = jnp.full((N, E), 1 / E)
     counted = jnp.ones(N, bool)
-    load = moe.expert_load(jnp.arange(2 * E).reshape(E, 2) % E, jnp.ones(E, bool), E)
-    np.testing.assert_allclose(load, 1 / E)
-    np.testing.assert_allclose(moe.balance_loss(load, even, counted), 1)
+    hits = moe.expert_hits(jnp.arange(2 * E).reshape(E, 2) % E, jnp.ones(E, bool), E)
+    np.testing.assert_array_equal(hits, 2)
+    np.testing.assert_allclose(moe.balance_loss(hits / 12, even, counted), 1)
     one = jnp.zeros((N, E)).at[:, 0].set(1)
     np.testing.assert_allclose(moe.balance_loss(jnp.eye(E)[0], one, counted), E)
     logits = normal(N, E, key=1)

@@ -189,6 +189,16 @@ class ByEntry(Slope):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ByColumn(Slope):
+    """Counts the columns of its input, padded ones among them."""
+
+    def prepare(self, shared, *, query, key, **_):
+        return jnp.broadcast_to(
+            jnp.arange(key["index"].shape[-1]) ** 2, sj.position.relation.distance(query, key).shape
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Blind(Slope):
     """Has a slope and adds nothing."""
 
@@ -215,6 +225,8 @@ def test_a_broken_position_is_named(encoding, message):
 
 def test_promises_inside_attention_can_be_broken():
     with pytest.raises(AssertionError, match="padding changes nothing"):
+        testing.check_cached_attention(ByColumn())
+    with pytest.raises(AssertionError, match="attention from a cache equals attention all at once"):
         testing.check_cached_attention(ByEntry())
     with pytest.raises(AssertionError, match="packed documents do not see each other"):
         testing.check_packing(ByEntry())

@@ -20,7 +20,7 @@ from stackjax.testing.inputs import arguments, named
 
 
 def with_norms(model: Any, change: Callable[[Norm], Norm]) -> Any:
-    """A model with `change` applied to every norm that is a field of its residual forms."""
+    """A model with `change` applied to every norm that is a field of its residual forms, where they take it."""
 
     def in_form(form: Form) -> Form:
         changed = {}
@@ -28,7 +28,10 @@ def with_norms(model: Any, change: Callable[[Norm], Norm]) -> Any:
             value = getattr(form, field.name)
             if field.init and isinstance(value, (Form, Norm)):
                 changed[field.name] = in_form(value) if isinstance(value, Form) else change(value)
-        return replace(form, **changed)
+        try:
+            return replace(form, **changed)
+        except ValueError:  # a form may refuse a norm, such as one whose statistics it could not return
+            return form
 
     def in_layer(layer: Layer) -> Layer:
         outer = None if layer.outer is None else in_form(layer.outer)
