@@ -370,6 +370,21 @@ def test_bad_input_is_refused(tmp_path):
             pytest.fail(f"{name}: {data.load(**options)}")
 
 
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=4), st.integers(0, 10_000))
+def test_damaged_gzip_is_refused_in_one_way(tmp_path_factory, changes, cut):
+    """Whatever bytes change, wherever it ends: a ValueError that names the file, or the text."""
+    raw = bytearray(gzip.compress(b"".join(b"text number %d, " % i for i in range(500)), mtime=0))
+    for place, byte in changes:
+        raw[place % len(raw)] = byte
+    path = tmp_path_factory.mktemp("gzip") / "a.txt.gz"
+    path.write_bytes(raw[: len(raw) - cut % 20] if cut % 2 else raw)
+    try:
+        data.load(str(path))
+    except ValueError as error:
+        assert str(path) in str(error)
+
+
 CONTENT = st.one_of(
     st.binary(max_size=200),
     st.text(max_size=60).map(lambda text: (text * 3).encode("utf-8", "surrogatepass")),

@@ -10,6 +10,7 @@ import os
 import tempfile
 import warnings
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ Unit = Literal["bytes", "leaves"]
 VERSION = 1
 """Version of what a cached file holds; raised when a reading changes."""
 VALID_SHARE = 0.1
+SIDES = "train", "valid"
+FIELDS = "tokens", "path", "label", "bounds"
+ARRAYS = ("vocab", *(f"{side}_{field}" for side in SIDES for field in FIELDS))
+"""Names of the arrays in a cached file."""
 MASK = 0
 """The token that stands for a hidden leaf."""
 
@@ -133,13 +138,12 @@ class TreeCorpus:
         digest = hashlib.sha256("\n".join([how, *order]).encode()).hexdigest()
         named = hashlib.sha256(f"{digest} {valid}".encode()).hexdigest()
         kept = None if cache is None else Path(cache) / f"{named}.npz"
-        arrays = None if kept is None else _load(kept)
+        arrays = None if kept is None else _load(kept, named)
         if arrays is None:
             arrays = _arrays([unique[key] for key in order], valid, language, unit, causal, n_steps, vocab)
             if kept is not None:
-                _save(kept, arrays)
-        fields = ("tokens", "path", "label", "bounds")
-        splits = [Split(**{f: arrays[f"{side}_{f}"] for f in fields}) for side in ("train", "valid")]
+                _save(kept, {**arrays, "named": np.array(named)})
+        splits = [Split(**{field: arrays[f"{side}_{field}"] for field in FIELDS}) for side in SIDES]
         return cls(name=name, train=splits[0], valid=splits[1], vocab=int(arrays["vocab"]), sha256=digest)
 
     def batch(self, *, seed: int, step: int, batch: int, n: int) -> dict[str, np.ndarray]:
@@ -214,12 +218,12 @@ def _numbered(readings: list[Reading], train: list[Reading], vocab: int) -> list
     return [np.array([number.get(leaf, kinds[leaf[0]]) for leaf in named(r)], np.uint16) for r in readings]
 
 
-def _load(path: Path) -> dict[str, np.ndarray] | None:
-    """Arrays that an earlier call saved; None if there are none, or none whole."""
+def _load(path: Path, named: str) -> dict[str, np.ndarray] | None:
+    """Arrays that an earlier call saved for the same documents; None if there are none, or none whole."""
     try:
-        with np.load(path) as file:
-            return {name: file[name] for name in file.files}
-    except (FileNotFoundError, ValueError, EOFError, zipfile.BadZipFile):
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in ARRAYS} if str(file["named"]) == named else None
+    except (OSError, EOFError, KeyError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error):
         return None
 
 

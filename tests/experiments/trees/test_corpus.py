@@ -90,6 +90,36 @@ def test_the_cache_gives_the_same_and_survives_damage(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+class Trap:
+    """An object whose pickle runs code when it is loaded."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was loaded",))
+
+
+def test_a_cached_file_that_is_anothers_or_holds_a_pickle_is_made_again(tmp_path):
+    made = read(cache=tmp_path)
+    (kept,) = tmp_path.iterdir()
+    whole = kept.read_bytes()
+    read(DOCUMENTS[:12], cache=tmp_path)
+    (other,) = set(tmp_path.iterdir()) - {kept}
+    trap = np.array([Trap()], object)
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 0xFF
+
+    def damaged():
+        yield other.read_bytes()
+        yield bytes(flipped)
+        for names in (corpus.ARRAYS, ("vocab",)):
+            np.savez(kept, allow_pickle=True, named=np.array(kept.stem), **dict.fromkeys(names, trap))
+            yield kept.read_bytes()
+
+    for raw in damaged():
+        kept.write_bytes(raw)
+        np.testing.assert_array_equal(read(cache=tmp_path).valid.tokens, made.valid.tokens)
+        assert len(kept.read_bytes()) == len(whole)
+
+
 @pytest.mark.parametrize("documents", [[b"a", b"a", b""], [b""], [b"a = 1\n", b"b = 22\n", b"c = 333\n"]])
 def test_too_few_documents_cannot_be_split(documents):
     with pytest.raises(ValueError, match=r"documents cannot be split: .* 5% to 20% of the bytes"):
