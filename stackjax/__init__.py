@@ -39,7 +39,7 @@ Modules by floor; a module imports only from floors below, and from modules to i
 
     outside     testing  interop: linen, nnx, hf
     models      model  seq2seq  decode  beam
-    tools       cache  sample  probe  skip  convert  optim  shard  serialization
+    tools       cache  sample  probe  skip  convert  optim  shard  serialization  surgery  adapt
     depth       layer  scan  pin  segment  option  stack
     recipe      recipe: one file for each treatment of depth, over recipe.base and recipe.form
     sublayers   attention  latent_attention  moe  parallel  embedding
@@ -54,6 +54,7 @@ import importlib.metadata
 
 from stackjax import (
     abstract_model,
+    adapt,
     attention,
     beam,
     blockwise,
@@ -89,6 +90,7 @@ from stackjax import (
     stack,
     statistic,
     sublayer,
+    surgery,
     tensor_file,
     testing,
 )
@@ -137,6 +139,7 @@ __all__ = [
     "Sublayer",
     "Trace",
     "abstract_model",
+    "adapt",
     "attention",
     "beam",
     "blockwise",
@@ -178,6 +181,7 @@ __all__ = [
     "stack",
     "statistic",
     "sublayer",
+    "surgery",
     "tensor_file",
     "testing",
 ]

@@ -104,7 +104,7 @@ class AbstractModel(Description):
             raise ValueError(f"the parameters of layer {layer} have the shapes {expected}; got {got}")
         if index is not None:
             new = jax.tree.map(lambda leaf, value: leaf.at[index].set(value), at(params, place), new)
-        return _with(params, place, new)
+        return put(params, place, new)
 
     def _placed(self, layer: int, stack: Path | None) -> tuple[Path, int | None]:
         """The path to the parameters that hold a layer, and its index on their axis 0; None where layers share them."""
@@ -140,11 +140,11 @@ def stack_path(path: tuple) -> Path:
     return tuple(names[: names.index("segments")])
 
 
-def _with(params: Params, path: Path, new: Any) -> Params:
+def put(params: Params, path: Path, new: Any) -> Params:
     """`params` with something else at a path."""
     if not path:
         return new
-    return {**params, path[0]: _with(params[path[0]], path[1:], new)}
+    return {**params, path[0]: put(params[path[0]], path[1:], new)}
 
 
 def _shapes(tree: Any) -> Any:

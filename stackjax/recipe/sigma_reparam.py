@@ -91,7 +91,7 @@ class Reparametrised(Sublayer):
         matrices, vectors = {}, {}
         for name, beside in params["spectral"].items():
             sigma, left = spectral_norm(params[name], beside["vector"])
-            matrices[name] = params[name] * (beside["gain"] / sigma)[..., None, None]
+            matrices[name] = params[name] * (beside["gain"] / jnp.maximum(sigma, EPS))[..., None, None]
             vectors[name] = {"vector": left}
         inner = {name: value for name, value in params.items() if name != "spectral"}
         return {**inner, **matrices}, vectors

@@ -1,0 +1,172 @@
+"""Low-rank adapters: the same function at first, nothing else trained, merged as adapted, saved alone."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import safetensors.numpy
+
+import stackjax as sj
+from tests.cases import KINDS, POSITIONS, RECIPES, REFUSED
+from tests.helpers import largest_difference, perturbed
+from tests.test_serialization import drawn, same
+
+TOKENS = jnp.arange(10).reshape(2, 5)
+
+
+def described(recipe="pre_norm", kind="decoder", depth=3):
+    model = KINDS[kind](RECIPES[recipe], POSITIONS["rotary"], depth)
+    return getattr(model, "model", model)
+
+
+def run(model, params):
+    inputs = (TOKENS, TOKENS) if isinstance(model, sj.EncoderDecoder) else (TOKENS,)
+    return model.apply(params, *inputs)[0]
+
+
+def pair(recipe="pre_norm", kind="decoder", roles=("query", "value", "down"), dtype=jnp.float32):
+    model = described(recipe, kind)
+    params = perturbed(model.init(jax.random.key(0), dtype))
+    adapted = sj.adapt.low_rank(model, rank=2, alpha=3.0, roles=roles)
+    return model, params, adapted, sj.adapt.start(adapted, params, jax.random.key(1))
+
+
+def moved(adapted, params):
+    """Factors that are not zero."""
+    noise = perturbed(params, size=0.3)
+    return jax.tree.map(lambda f, old, new: old if f else new, sj.adapt.frozen(adapted), params, noise)
+
+
+CASES = [
+    *(("pre_norm", kind) for kind in KINDS),
+    *(
+        (recipe, "decoder")
+        for recipe in ("deepnorm", "complete_p", "sigma_reparam", "ngpt", "value_residual", "rezero")
+    ),
+]
+
+
+@pytest.mark.parametrize(("recipe", "kind"), CASES)
+def test_adapters_begin_at_nothing_and_merge_to_the_same(x64, recipe, kind):
+    assert kind not in REFUSED.get(recipe, ())
+    model, params, adapted, start = pair(recipe, kind, dtype=jnp.float64)
+    before = run(model, params)
+    np.testing.assert_array_equal(run(adapted, start), before)
+    trained = moved(adapted, start)
+    merged_model, merged = sj.adapt.merge(adapted, trained)
+    assert merged_model == model
+    assert jax.tree.structure(merged) == jax.tree.structure(params)
+    after = run(adapted, trained)
+    assert largest_difference(run(model, merged), after) < 1e-10
+    assert largest_difference(after, before) > 1e-3
+
+
+@pytest.mark.parametrize("recipe", ["pre_norm", "complete_p", "ngpt"])
+@pytest.mark.parametrize("optimiser", [sj.optim.adamw, sj.optim.muon])
+def test_training_moves_the_adapter_alone(recipe, optimiser):
+    _, _, adapted, params = pair(recipe)
+    frozen = sj.adapt.frozen(adapted)
+    tx = optax.chain(
+        sj.optim.clip_by_layer_norm(adapted, 1.0), optimiser(adapted, learning_rate=0.01, weight_decay=0.1)
+    )
+    tx = optax.selective_transform(tx, freeze_mask=frozen)
+
+    @jax.jit
+    def train(params):
+        def step(carry, _):
+            params, state = carry
+            value, gradient = jax.value_and_grad(lambda p: sj.loss.next_token(run(adapted, p), TOKENS))(params)
+            updates, state = tx.update(gradient, state, params)
+            return (optax.apply_updates(params, updates), state), value
+
+        return jax.lax.scan(step, (params, tx.init(params)), None, length=15)
+
+    (after, _), losses = train(params)
+    assert losses[-1] < losses[0]
+    jax.tree.map(lambda f, old, new: np.testing.assert_equal(np.array_equal(old, new), f), frozen, params, after)
+
+
+def test_factors_are_stacked_and_few():
+    model, _, adapted, params = pair(roles=("query",))
+    assert adapted.n_params - model.n_params == 3 * (16 * 2 + 2 * 16)
+    group = params["stack"]["segments"]["0"]["0"]["attention"]["low_rank"]
+    assert {name: leaf.shape for name, leaf in group["query"].items()} == {"a": (3, 16, 2), "b": (3, 2, 16)}
+
+
+def test_an_adapted_model_is_decoded_saved_and_cut(tmp_path):
+    _, _, adapted, params = pair()
+    params = moved(adapted, params)
+    sj.save(tmp_path, adapted, params)
+    again, read = sj.load(tmp_path)
+    assert again == adapted and same(read, params)
+    cut, shorter, _ = sj.surgery.select(adapted, params, [0, 2], coefficients="new")
+    merged_model, merged = sj.adapt.merge(cut, shorter)
+    assert largest_difference(run(merged_model, merged), run(cut, shorter)) < 1e-5
+
+
+def test_the_adapter_alone_round_trips(tmp_path):
+    _, _, adapted, start = pair()
+    trained = moved(adapted, start)
+    sj.adapt.save(tmp_path, adapted, trained)
+    assert same(sj.adapt.load(tmp_path, adapted, start), trained)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (
+        config["r"] == 2 and config["lora_alpha"] == 3 and "stack.layers.1.attention.query" in config["target_modules"]
+    )
+    tensors = safetensors.numpy.load_file(tmp_path / "adapter_model.safetensors")
+    assert len(tensors) == 3 * 3 * 2
+    group = trained["stack"]["segments"]["0"]["0"]["feed_forward"]["low_rank"]["down"]
+    name = "base_model.model.stack.layers.2.feed_forward.down.lora_{}.weight"
+    np.testing.assert_array_equal(tensors[name.format("A")], group["a"][2].T)
+    np.testing.assert_array_equal(tensors[name.format("B")], group["b"][2].T)
+
+
+def test_modules_have_the_names_of_another_library(tmp_path):
+    _, _, adapted, params = pair(roles=("query",))
+    params = moved(adapted, params)
+    names = {"stack/attention/query": "model.layers.{layer}.self_attn.q_proj"}
+    sj.adapt.save(tmp_path, adapted, params, names=names)
+    tensors = safetensors.numpy.load_file(tmp_path / "adapter_model.safetensors")
+    assert "base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight" in tensors
+    assert same(sj.adapt.load(tmp_path, adapted, params, names=names), params)
+    with pytest.raises(ValueError, match=r"lacks|has more"):
+        sj.adapt.load(tmp_path, adapted, params)
+    for wrong, message in (({"query": "q"}, "no adapted matrix"), ({"stack/attention/query": "q"}, "two matrices")):
+        with pytest.raises(ValueError, match=message):
+            sj.adapt.save(tmp_path / "other", adapted, params, names=wrong)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"r": 4}, {"lora_alpha": 16}, {"use_dora": True}, {"bias": "all"}, {"rank_pattern": {"q": 8}}]
+)
+def test_another_kind_of_adapter_is_refused(change, tmp_path):
+    _, _, adapted, params = pair()
+    sj.adapt.save(tmp_path, adapted, params)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=next(iter(change))):
+        sj.adapt.load(tmp_path, adapted, params)
+    path.write_text("[")
+    with pytest.raises(ValueError, match="can be read"):
+        sj.adapt.load(tmp_path, adapted, params)
+
+
+def test_mistakes_are_refused(tmp_path):
+    model = described()
+    with pytest.raises(ValueError, match="no matrix has the role 'q_proj'"):
+        sj.adapt.low_rank(model, rank=2, roles=("q_proj",))
+    with pytest.raises(ValueError, match="rank must be"):
+        sj.adapt.low_rank(model, rank=0)
+    with pytest.raises(ValueError, match="adapted already"):
+        sj.adapt.low_rank(sj.adapt.low_rank(model, rank=2), rank=2)
+    with pytest.raises(ValueError, match="not adapted"):
+        sj.adapt.merge(model, drawn(model))
+    experts = sj.adapt.low_rank(described(kind="experts"), rank=2, roles=("up",))
+    with pytest.raises(ValueError, match="each expert"):
+        sj.adapt.save(tmp_path / "a", experts, drawn(experts))
+    assert dataclasses.is_dataclass(experts)
