@@ -106,16 +106,16 @@ def low_rank(
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1; got {rank}")
+    if next(_adapted_in(model), None) is not None:
+        raise ValueError("the model is adapted already; merge first, or adapt all roles at once")
     factor = float(rank if alpha is None else alpha)
 
     def wrap(sublayer: Sublayer, d_model: int) -> Sublayer:
-        if isinstance(sublayer, LowRank):
-            raise ValueError("the model is adapted already; merge first, or adapt all roles at once")
         wrapped = LowRank(name=sublayer.name, inner=sublayer, rank=rank, alpha=factor, roles=tuple(roles))
         return wrapped if wrapped.adapted(sublayer.spec(d_model)) else sublayer
 
     def adapt(stack: Stack) -> Stack:
-        return _changed(stack, lambda sublayer: sublayer.map(lambda inner: wrap(inner, stack.d_model)))
+        return _changed(stack, lambda sublayer: wrap(sublayer, stack.d_model))
 
     adapted = model.with_stacks({path: adapt(stack) for path, stack in model.stacks().items()})
     leaves = jax.tree_util.tree_leaves_with_path(adapted.declaration())
