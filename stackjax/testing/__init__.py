@@ -1,4 +1,4 @@
-"""Does a recipe, a position encoding or a sublayer of your own keep the promises of those inside the library?
+"""Checks for recipes, position encodings and sublayers of your own: the promises that those of the library keep.
 
     from stackjax import testing
 
@@ -22,6 +22,18 @@ The parts can be run by themselves, on any model. The library's own recipes, pos
 same functions.
 """
 
+from stackjax.testing import (
+    attention_position,
+    causality,
+    compare,
+    decoding,
+    dtype,
+    equivalence,
+    inputs,
+    prefix,
+    statistic,
+    suite,
+)
 from stackjax.testing.attention_position import check_cached_attention, check_packing, check_shift
 from stackjax.testing.causality import check_causality
 from stackjax.testing.compare import differences, largest_difference, perturbed
@@ -34,6 +46,8 @@ from stackjax.testing.statistic import check_statistics
 from stackjax.testing.suite import check_position, check_recipe, check_sublayer
 
 __all__ = [
+    "attention_position",
+    "causality",
     "check_cached_attention",
     "check_causality",
     "check_decoding",
@@ -47,8 +61,16 @@ __all__ = [
     "check_statistics",
     "check_sublayer",
     "check_vmap",
+    "compare",
+    "decoding",
     "differences",
+    "dtype",
+    "equivalence",
+    "inputs",
     "largest_difference",
     "normal",
     "perturbed",
+    "prefix",
+    "statistic",
+    "suite",
 ]

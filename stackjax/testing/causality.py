@@ -1,4 +1,4 @@
-"""Who depends on whom: a token on itself and on earlier ones of its own example, and on nothing else."""
+"""Causality: a token depends on itself and on earlier ones of its own example, and on nothing else."""
 
 import jax
 import jax.numpy as jnp

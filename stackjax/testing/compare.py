@@ -25,7 +25,7 @@ def perturbed(params: Any, *, key: int = 99, size: float = 0.1) -> Any:
 
 
 def differences(a: Any, b: Any) -> dict[str, float]:
-    """How far each leaf of one tree is from that of another: max |a - b| / (max |b| + 1e-6), by the leaf's path.
+    """The distance of each leaf of `a` from that of `b`, max |a - b| / (max |b| + 1e-6), by the leaf's path.
 
     Raises:
         AssertionError: trees of different structure or shapes, or a value that is not finite.

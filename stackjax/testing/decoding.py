@@ -16,7 +16,7 @@ from stackjax.testing.compare import perturbed, promise
 from stackjax.testing.inputs import PATHS, arguments, located, named
 
 LENGTHS = (4, 2)
-"""Of the two prompts."""
+"""Lengths of the two prompts."""
 
 
 def check_decoding(

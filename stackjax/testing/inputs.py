@@ -1,4 +1,4 @@
-"""What the checks feed to a model: a few tokens, at positions that every encoding can read."""
+"""Inputs of the checks: a few tokens, at positions that every encoding can read."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,7 @@ from stackjax.sublayer import Positions, SideInputs
 N_BATCH, N_TOKENS = 2, 5
 
 PATHS = ((), (0,), (0, 1), (1,), (1, 0, 2), (2,), (2, 0))
-"""Of the first tokens in a tree, for encodings that read paths."""
+"""Paths of the first tokens, for encodings that read where a token stands in a tree."""
 
 _STEPS = np.array([path + (-1,) * (4 - len(path)) for path in PATHS], np.int32)
 
@@ -52,7 +52,7 @@ def in_dtype(side_inputs: SideInputs | None, dtype: Any) -> SideInputs:
 def arguments(
     model: AbstractModel, side_inputs: SideInputs | None, dtype: Any, n_tokens: int = N_TOKENS
 ) -> tuple[Any, ...]:
-    """What stands between the parameters and the options in `model.apply`: tokens, and side inputs last.
+    """The arguments of `model.apply` between parameters and options: tokens, and side inputs last.
 
     Args:
         model: a `Model`, or an `EncoderDecoder`, whose source gets the same positions as its target.

@@ -27,7 +27,7 @@ def check_prefix(recipe: Recipe, *, depth: int = 3) -> None:
     layer = Layer(sublayers=(Attention(n_heads=2), FeedForward(d_hidden=24)))
 
     def matrices(depth: int) -> list[Any]:
-        """Of each layer, divided by their gains."""
+        """The matrices of each layer, divided by their gains."""
         stack = Stack.of(layer, depth=depth, d_model=16, recipe=recipe)
 
         def plain(declared: Any, value: jax.Array) -> jax.Array | None:
