@@ -1,6 +1,7 @@
 """The main job: train every recipe at every depth and learning rate, and report which of them can be stacked.
 
     python -m experiments.depth_sweep
+    python -m experiments.depth_sweep --task hops --context 17 --depths 0 1 2 3 --steps 3000
     python -m experiments.depth_sweep --depths 4 16 64 --recipes pre_norm my.module:recipe --seeds 3 --out runs/mine
 
 Killed at any moment, the same command goes on. A larger grid in the same folder runs only what is new.
@@ -23,6 +24,7 @@ from experiments.lab.command_line import FAILED, INTERRUPTED, OK, UNDONE, asked_
 from experiments.lab.data.found import printable
 from experiments.lab.grid import Grid, Setting
 from experiments.lab.headline import sentences
+from experiments.lab.made import TASKS
 from experiments.lab.results import Results
 from experiments.lab.store import Folder
 from experiments.lab.sweep import Interrupted, Sweep, run, save_record, undone
@@ -124,12 +126,18 @@ def prepare(options: Options, command: str) -> Sweep:
     Raises:
         ValueError: the data cannot be used.
     """
-    text = options.text
+    text, task = options.text, options.setting.task
+    if task != "text" and text != Text():
+        raise ValueError(f"--task {task} makes its own data; leave out what says which text is read")
+    if task == "text":
+        corpus = data.load(text.data, text_field=text.text_field, token_dtype=text.token_dtype, vocab=text.vocab)
+    else:
+        corpus = TASKS[task]
     return Sweep(
         folder=Folder(options.out),
         grid=options.grid,
         setting=options.setting,
-        corpus=data.load(text.data, text_field=text.text_field, token_dtype=text.token_dtype, vocab=text.vocab),
+        corpus=corpus,
         mode=options.lanes,
         command=command,
         checkpoint_seconds=options.checkpoint_seconds,

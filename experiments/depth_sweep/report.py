@@ -145,7 +145,7 @@ def _figure(figure: Figure, results: Results, specs: dict[str, Json]) -> str:
 def _page(results: Results, specs: dict[str, Json], sections: str) -> str:
     sweep, setting = results.base["data"], results.base["setting"]
     under = (
-        f"{sweep['name']}, {sweep['train_tokens']:,} training tokens · D = {setting['d_model']}, "
+        f"{sweep['name']}, {sweep['size']} · D = {setting['d_model']}, "
         f"T = {setting['context']}, B = {setting['batch']} · {setting['steps']} steps of {setting['optimizer']}"
     )
     body = f"""<p class="note">{html.escape(headline.rule(results))}</p>
@@ -201,7 +201,7 @@ def _environment(results: Results) -> str:
     facts = {
         "device": base["device"],
         **base["versions"],
-        "data": f"{data['name']}; {data['valid_tokens']:,} validation tokens; sha256 {data['sha256']}",
+        "data": f"{data['name']}; {data['size']}; sha256 {data['sha256']}",
         "entropy": f"unigram {data['unigram']:.3f} nats"
         + ("" if data["bigram"] is None else f", bigram {data['bigram']:.3f} nats"),
         **{name.replace("_", " "): value for name, value in base["setting"].items()},

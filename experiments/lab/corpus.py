@@ -156,10 +156,16 @@ class Corpus:
         starts = np.linspace(0, len(self.valid) - context - 1, n * batch).astype(np.int64)
         return _windows(self.valid, starts, context).reshape(n, batch, context + 1)
 
+    @property
+    def size(self) -> str:
+        """How much there is, in words."""
+        return f"{len(self.train):,} training and {len(self.valid):,} validation tokens"
+
     def facts(self) -> dict[str, Any]:
         """All but the tokens and the names of files, as plain JSON."""
         return {
             "name": self.name,
+            "size": self.size,
             "train_tokens": len(self.train),
             "valid_tokens": len(self.valid),
             "vocab": self.vocab,

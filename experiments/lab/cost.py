@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from experiments.lab.train import Task
@@ -117,8 +116,3 @@ def inner_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
                 yield item.jaxpr
             elif isinstance(item, Jaxpr):
                 yield item
-
-
-def window_shape(batch: int, context: int) -> jax.ShapeDtypeStruct:
-    """Shape of a batch of windows (B, T + 1)."""
-    return jax.ShapeDtypeStruct((batch, context + 1), jnp.int32)

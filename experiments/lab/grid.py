@@ -16,8 +16,10 @@ from typing import Any, Literal
 import stackjax as sj
 from experiments.lab import names
 from experiments.lab.lanes import Mode
+from experiments.lab.made import TASKS
 from experiments.lab.options import Recipes, Sizes, one_or_more, positive
-from experiments.lab.train import Hyper, NextToken, Trainer
+from experiments.lab.task import Filled
+from experiments.lab.train import Hyper, NextToken, Task, Trainer
 from stackjax.recipe import Recipe
 
 SCHEMA = 1
@@ -28,8 +30,8 @@ SCHEMA = 1
 class Grid:
     """The grid of comparisons: every recipe at every depth, learning rate and seed."""
 
-    depths: tuple[int, ...] = (2, 8, 24)
-    """Numbers of layers, 0 or more."""
+    depths: tuple[int, ...] = (0, 2, 8, 24)
+    """Numbers of layers, 0 or more; zero layers are what the others are compared with."""
     recipes: Recipes = field(default_factory=lambda: names.recipes("pre_norm", "post_norm", "deepnorm"))
     """Names, or dotted paths of your own (my.module:recipe)."""
     learning_rates: tuple[float, ...] = (1e-3, 5e-3, 2.5e-2)
@@ -69,8 +71,10 @@ class Setting(Sizes):
 
     steps: int = 200
     """Updates in a run, the same for all."""
-    position: str = "rotary"
-    """Position encoding: a name or a dotted path."""
+    task: Literal["text", "hops", "tree", "copy"] = "text"
+    """The next token of text; or a task made by rule: chasing pointers, finding a grandparent, copying."""
+    position: str | None = None
+    """Position encoding: a name or a dotted path; None is what the task needs, rotary for text."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """Optimiser, with the recipe's own multipliers by role and layer."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -105,7 +109,7 @@ class Setting(Sizes):
         return self.steps // 10 if self.warmup is None else self.warmup
 
     def model(self, recipe: Recipe, depth: int, vocab: int, *, fused: bool = True) -> sj.Model:
-        """The decoder of a cell.
+        """The model of a cell: a decoder, or an encoder where the task reads in both directions.
 
         Args:
             recipe: how its branches join the stream, and all that goes with it.
@@ -116,23 +120,30 @@ class Setting(Sizes):
         Raises:
             ValueError: an unknown position, or sizes that do not fit.
         """
+        made, position = TASKS.get(self.task), self.position
+        if made is None or position is not None:
+            encoding = names.position_named(position or "rotary", self.context)
+        else:
+            encoding = made.position(self.context)
         return sj.decoder(
             vocab=vocab,
             d_model=self.d_model,
             depth=depth,
             n_heads=self.n_heads,
             recipe=recipe,
-            position=names.position_named(self.position, self.context),
+            position=encoding,
             attention=None if fused else sj.Attention(n_heads=self.n_heads, backend="plain"),
+            side="decoder" if made is None else made.side,
         )
 
-    def task(self, recipe: Recipe, depth: int, vocab: int, *, fused: bool = True) -> NextToken:
+    def learned(self, recipe: Recipe, depth: int, vocab: int, *, fused: bool = True) -> Task:
         """The task that a cell learns; the arguments are those of `model`."""
-        return NextToken(model=self.model(recipe, depth, vocab, fused=fused), dtype=self.dtype)
+        kind = NextToken if self.task == "text" else Filled
+        return kind(model=self.model(recipe, depth, vocab, fused=fused), dtype=self.dtype)
 
     def trainer(self, recipe: Recipe, depth: int, vocab: int) -> Trainer:
         """The trainer of a cell."""
-        task = self.task(recipe, depth, vocab)
+        task = self.learned(recipe, depth, vocab)
         return Trainer(task=task, optimizer=self.optimizer, schedule=self.schedule, remat=self.remat)
 
     def hyper(self, cell: "Cell") -> Hyper:

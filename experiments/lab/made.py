@@ -10,7 +10,7 @@ import numpy as np
 
 import stackjax as sj
 from experiments.lab import task_copy, task_hops, task_tree
-from experiments.lab.corpus import entropies
+from experiments.lab.corpus import Origin, entropies
 from experiments.lab.train import Batch
 from stackjax.position import Position
 
@@ -37,6 +37,16 @@ class Made:
     position: Callable[[int], Position]
     examples: Callable[..., Batch]
     context: int | None = None
+
+    @property
+    def origin(self) -> Origin:
+        """What was read: nothing."""
+        return Origin()
+
+    @property
+    def size(self) -> str:
+        """How much there is, in words."""
+        return "made by rule, without end"
 
     def check(self, *, batch: int, context: int) -> None:
         """Refuse a number of tokens that the task cannot have.
@@ -79,7 +89,7 @@ class Made:
     def facts(self) -> dict[str, Any]:
         """All of it but the examples, as plain JSON."""
         guess = {"unigram": self.unigram, "bigram": None}
-        return {"name": self.name, "vocab": self.vocab, "sha256": self.sha256, **guess}
+        return {"name": self.name, "size": self.size, "vocab": self.vocab, "sha256": self.sha256, **guess}
 
 
 def _own_context(examples: Callable[..., Batch]) -> Callable[..., Batch]:

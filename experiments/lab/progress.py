@@ -27,7 +27,7 @@ def header(sweep: Sweep) -> str:
     """Header that says what is about to run, in two lines."""
     setting, corpus = sweep.setting, sweep.corpus
     return (
-        f"{corpus.name}: {len(corpus.train):,} training and {len(corpus.valid):,} validation tokens, "
+        f"{corpus.name}: {corpus.size}, "
         f"V = {corpus.vocab}, sha256 {corpus.sha256[:10]}\n"
         f"D = {setting.d_model}, H = {setting.n_heads}, T = {setting.context}, B = {setting.batch}, "
         f"{setting.steps} steps of {setting.optimizer}, on {sweep.device}"

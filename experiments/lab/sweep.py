@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
+import jax
+
 from experiments.lab import cost, environment, names
 from experiments.lab.claim import Claim, holder, holders, share
 from experiments.lab.corpus import Corpus
 from experiments.lab.grid import SCHEMA, Grid, Group, Job, Setting, plan
 from experiments.lab.lanes import Mode, Run
+from experiments.lab.made import Made
 from experiments.lab.outcome import failure, summary
 from experiments.lab.store import Folder, Json, read, save_params, write
 from stackjax.recipe import Recipe
@@ -56,7 +59,7 @@ class Sweep:
     folder: Folder
     grid: Grid
     setting: Setting
-    corpus: Corpus
+    corpus: Corpus | Made
     mode: Mode = "vmap"
     command: str = ""
     checkpoint_seconds: float = 15.0
@@ -148,8 +151,9 @@ class Sweep:
 
     def flops_per_step(self, recipe: Recipe, depth: int) -> int:
         """Model FLOPs of one training step of one cell."""
-        task = self.setting.task(recipe, depth, self.corpus.vocab, fused=False)
-        return cost.step_flops(task, cost.window_shape(self.setting.batch, self.setting.context))
+        task = self.setting.learned(recipe, depth, self.corpus.vocab, fused=False)
+        first = self.corpus.batch(seed=0, step=0, batch=self.setting.batch, context=self.setting.context)
+        return cost.step_flops(task, jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), first))
 
     def base(self) -> Json:
         """Facts that all cells share, for the record."""

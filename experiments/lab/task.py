@@ -1,7 +1,7 @@
 """Tasks beside text that a sweep can train on: tokens in, tokens out, made by rule."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,16 @@ class Filled:
     Args:
         model: of tokens. Batches are {inputs, targets, index}, each (B, T) integers, perhaps with path (B, T, P) and
             whatever else the data says of them; a target of -1 is none.
+        dtype: of the stream; parameters and their moments stay float32.
     """
 
     model: sj.Model
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     def logits(self, params: Params, batch: Batch, **options: Any) -> tuple[jax.Array, sj.Result]:
         """The model's logits of a batch, (B, T, V), and the stack's result."""
         given = sj.SideInputs(position={name: batch[name] for name in ("index", "path") if name in batch})
-        return self.model.apply(params, batch["inputs"], given, **options)
+        return self.model.apply(params, batch["inputs"], given, dtype=jnp.dtype(self.dtype), **options)
 
     def loss(self, params: Params, batch: Batch, **options: Any) -> tuple[jax.Array, sj.Result]:
         """The mean over all targets of the batch, and the stack's result."""

@@ -14,9 +14,9 @@ COMMON = {"setting": {"steps": 1}, "data": "abc"}
 
 def test_the_default_grid_is_the_one_promised():
     grid, setting = Grid(), Setting()
-    assert (grid.depths, grid.seeds) == ((2, 8, 24), 1)
+    assert (grid.depths, grid.seeds) == ((0, 2, 8, 24), 1)
     assert tuple(grid.recipes) == ("pre_norm", "post_norm", "deepnorm")
-    assert grid.learning_rates == (1e-3, 5e-3, 2.5e-2) and len(grid.cells()) == 27
+    assert grid.learning_rates == (1e-3, 5e-3, 2.5e-2) and len(grid.cells()) == 36
     assert (setting.steps, setting.d_model, setting.context, setting.batch) == (200, 64, 32, 8)
 
 
@@ -86,13 +86,13 @@ def test_names_say_what_a_cell_is_and_hash_all_that_determines_it():
 def test_a_new_grid_is_one_group_for_each_recipe_and_depth():
     jobs = plan(Grid(), [], "vmap", COMMON)
     assert [(job.group.depth, job.group.recipe) for job in jobs[:4]] == [
+        (0, "pre_norm"),
+        (0, "post_norm"),
+        (0, "deepnorm"),
         (2, "pre_norm"),
-        (2, "post_norm"),
-        (2, "deepnorm"),
-        (8, "pre_norm"),
     ]
     assert all(len(job.group.cells) == len(job.cell_names) == 3 for job in jobs)
-    assert jobs[0].recipe == PreNorm() and jobs[0].title == "pre_norm L=2"
+    assert jobs[0].recipe == PreNorm() and jobs[0].title == "pre_norm L=0"
 
 
 def test_a_recipe_without_a_name_in_the_table_is_swept_by_the_name_that_it_is_given():
@@ -118,4 +118,4 @@ def test_a_smaller_grid_runs_whole_groups():
     grid = Grid(recipes=names.recipes("pre_norm"))
     known = [job.group for job in plan(grid, [], "vmap", COMMON)]
     one = dataclasses.replace(grid, depths=(8,), learning_rates=(1e-3,))
-    assert [job.group for job in plan(one, known, "vmap", COMMON)] == [known[1]]
+    assert [job.group for job in plan(one, known, "vmap", COMMON)] == [known[2]]

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from experiments.depth_sweep import __main__ as depth_sweep
 from experiments.lab import task_copy, task_hops, task_tree
 from experiments.lab.made import TASKS, VALID_STEP
+from experiments.lab.results import Results
 
 
 def test_hops_follow_one_cycle():
@@ -94,3 +96,38 @@ def test_a_number_of_tokens_that_is_not_the_tasks_is_refused_with_the_remedy():
         TASKS["hops"].check(batch=2, context=32)
     with pytest.raises(ValueError, match="4 or more"):
         TASKS["copy"].check(batch=2, context=3)
+
+
+SMALL = ("--steps", "4", "--d-model", "8", "--n-heads", "2", "--batch", "4", "--eval-every", "4", "--eval-batches", "1")
+
+
+def words(out, task, *more):
+    """A command line for a small sweep of pre-norm on a task."""
+    rates = ("--recipes", "pre_norm", "--learning-rates", "0.01", "--no-compile-cache")
+    return [*SMALL, *rates, "--task", task, "--out", str(out), *more]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_sweep_trains_a_recipe_on_a_task_from_zero_layers(tmp_path, task):
+    context = str(TASKS[task].context or 8)
+    assert depth_sweep.main(words(tmp_path, task, "--context", context, "--depths", "0", "1")) == 0
+    results = Results.of(tmp_path)
+    assert [(cell["depth"], cell["status"]) for cell in results.cells] == [(0, "ok"), (1, "ok")]
+    assert results.base["data"]["sha256"] == TASKS[task].sha256 and results.base["setting"]["task"] == task
+    assert all(0 < cell["valid_loss"] < 10 for cell in results.cells)
+    assert results.cells[1]["flops"] > results.cells[0]["flops"] > 0
+    assert TASKS[task].name in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--context", "32"), "give --context 17"),
+        (("--context", "17", "--data", "somewhere"), "makes its own data"),
+        (("--context", "17", "--position", "sideways"), "unknown position"),
+    ],
+)
+def test_what_does_not_fit_a_task_is_refused_in_one_line(tmp_path, capsys, more, said):
+    assert depth_sweep.main(words(tmp_path / "new", "hops", *more)) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not (tmp_path / "new").exists()
