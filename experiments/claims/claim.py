@@ -13,7 +13,7 @@ from experiments.lab.store import Json
 Rows = Mapping[str, Json]
 """The numbers of each unit that has been run, by its name."""
 
-About = Literal["text", "correction", "control"]
+About = Literal["text", "correction", "control", "beyond"]
 Relation = Literal["below", "above"]
 Word = Literal["holds", "corrected", "false", "not settled"]
 
@@ -55,7 +55,8 @@ class Check:
     Args:
         claim: in words.
         about: "text" if the founding text says so; "correction" if it is said against the text; "control" if the
-            experiment means nothing unless it is so.
+            experiment means nothing unless it is so; "beyond" if it is ours and the text does not speak of it: it
+            does not decide the verdict.
         relation: that the claim says the numbers have to the threshold.
         threshold: the number, committed before the run.
         needs: names of the units that it reads.
@@ -120,7 +121,7 @@ def judge(judged: Sequence[tuple[Check, Prediction | None]]) -> Word:
     """
     if any(prediction is None for _, prediction in judged):
         return "not settled"
-    verdicts = [(check.about, prediction.verdict) for check, prediction in judged if prediction is not None]
+    verdicts = [(check.about, made.verdict) for check, made in judged if made is not None and check.about != "beyond"]
     if any(about == "control" and verdict != "supported" for about, verdict in verdicts):
         return "not settled"
     agrees = ("text", "supported") in verdicts

@@ -24,6 +24,10 @@ WITHOUT_PROTOCOL = {
 """Claims of the text that no experiment stands for, and why."""
 
 
+ABOUT = {"text": "the text", "correction": "against it", "control": "control", "beyond": "beyond the text"}
+"""What a check is about, in words."""
+
+
 class Judged:
     """A claim with all that is known of it.
 
@@ -57,7 +61,7 @@ class Judged:
         return [
             {
                 "stated beforehand": check.claim,
-                "about": {"text": "the text", "correction": "against it", "control": "control"}[check.about],
+                "about": ABOUT[check.about],
                 "found": "not run" if prediction is None else f"{prediction.found}",
                 "seeds": "" if prediction is None else str(prediction.found.n),
                 "must be": f"{check.relation} {check.threshold:g}",

@@ -88,7 +88,8 @@ CHECKS = (
     check("text", TWO, 8, "below", 0.20),
     check("text", LONGER, 3, "above", REACHED),
     check("text", LONGER, 4, "above", REACHED),
-    check("text", LONGER, 6, "below", 0.20),
+    check("beyond", LONGER, 5, "above", REACHED),
+    check("beyond", LONGER, 6, "below", 0.20),
     check("text", THREE, 8, "above", 0.90),
     check("control", WIDE, 4, "below", 0.12),
     check("control", WIDE, 3, "below", 0.35),
@@ -119,6 +120,7 @@ def lesson(rows: Rows) -> str:
     def share(unit: str, k: int) -> str:
         return f"{100 * accuracy(rows, unit, k).mean():.0f} %"
 
+    known = 3**2 + 1
     solved = int((accuracy(rows, TWO, 5) > REACHED).sum())
     return (
         "Every place holds an arrow to another place, and the question is where one stands after k arrows. In one "
@@ -130,8 +132,10 @@ def lesson(rows: Rows) -> str:
         f"where two layers answer {share(TWO, 8)}). Making the one layer twice as wide does not replace the second "
         f"({share(WIDE, 4)} at four hops). How far can L layers get? We had expected 2^L, and found two layers that "
         f"answer five hops ({solved} of {accuracy(rows, TWO, 5).size} seeds in the first run; {share(LONGER, 5)} when "
-        f"trained for longer, and six {share(LONGER, 6)}): tokens can also look backwards along the arrows, so every "
-        f"layer makes three of what was known, and the ends are {reach(1)}, {reach(2)}, {reach(3)}: (3^L + 1) / 2."
+        "trained for longer): tokens can also look backwards along the arrows, so that every layer makes three of what "
+        f"was known, and by our count the ends are {reach(1)}, {reach(2)} and {reach(3)} hops, (3^L + 1) / 2. At six "
+        f"hops two layers answer {share(LONGER, 6)}; who knows {known} of the {task_hops.PLACES} places and guesses "
+        f"among the rest would answer {100 / (task_hops.PLACES - known):.0f} %."
     )
 
 
@@ -146,7 +150,9 @@ CLAIM = Claim(
     "pointers lead from it. Bidirectional pre-norm encoder, D = 64, four heads, learned positions, 64 examples a step, "
     "learning rate 2e-3; deeper ones stop when they answer all that can be answered. In a first run not "
     "every seed with two layers had learned three hops in 2,500 steps, and one answered five, where we had expected "
-    "four at most; both led to a second run, on fresh seeds, with the bound (3^L + 1) / 2.",
+    "four at most; both led to a second run, on fresh seeds, with the bound (3^L + 1) / 2. That six hops "
+    "stay below 0.2 was first counted among what the text says; it names no bound, so after the run this was moved to "
+    "what is ours.",
     control="One layer of twice the width: it must not do what a second layer does. "
     "And one hop and two hops must be easy for one layer, or it has simply not learned.",
     units=units,

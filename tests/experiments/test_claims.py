@@ -36,6 +36,7 @@ def judged(*checks):
         ([("correction", "supported")], "false"),
         ([("text", "supported"), ("correction", "supported")], "corrected"),
         ([("text", "supported"), ("text", "refuted"), ("text", "inconclusive")], "corrected"),
+        ([("text", "supported"), ("beyond", "refuted"), ("beyond", "inconclusive")], "holds"),
         ([("text", "supported"), ("text", "inconclusive")], "not settled"),
         ([("text", "supported"), ("correction", "refuted")], "not settled"),
         ([("text", "refuted"), ("text", "inconclusive")], "not settled"),
