@@ -1,10 +1,12 @@
 """Files to tokens, and tokens to batches."""
 
 import gzip
+import hashlib
 import json
 import math
 import os
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +32,16 @@ def test_standard_library_is_the_default_and_does_not_change():
     assert one.sha256 == two.sha256 and one.vocab == 256
     assert len(one.train) > 5 * len(one.valid) > 1_000_000
     assert 2.0 < one.bigram < one.unigram < math.log(256)
+
+
+def test_the_standard_library_is_split_as_in_the_committed_results():
+    """The first tenth of its modules by the hash of their content; no copies lie across that cut."""
+    corpus = data.standard_library()
+    documents = [Path(name).read_bytes() for name in corpus.origin.files]
+    ordered = sorted(documents, key=lambda document: hashlib.sha256(document).digest())
+    cut = len(ordered) // 10
+    assert text_of(corpus.valid) == b"\0".join(ordered[:cut]) and text_of(corpus.train) == b"\0".join(ordered[cut:])
+    assert corpus.origin.documents == len(documents) and not corpus.origin.left_out
 
 
 def test_documents_are_split_whole_and_copies_stay_together(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.lab.data.split import FEW, LEAST, MOST, share, split
+from experiments.lab.data.split import FEW, LEAST, MOST, share, sides
 
 TEXTS = st.builds(
     lambda name, times: b"document %d " % name * times,
@@ -27,7 +27,7 @@ def documents(side):
 @given(COPIED.flatmap(st.permutations))
 def test_no_document_is_on_both_sides_and_the_share_is_in_its_band(texts):
     try:
-        train, valid, how = split(texts)
+        train, valid, how = sides(texts)
     except ValueError as error:
         assert "too short to be split" in str(error) and sum(map(len, texts)) < 10 * len(texts)
         return
@@ -38,7 +38,7 @@ def test_no_document_is_on_both_sides_and_the_share_is_in_its_band(texts):
     else:
         pairs = zip(documents(train), documents(valid), strict=True)
         assert [head + tail for head, tail in pairs] == list(texts)
-    assert split(texts) == (train, valid, how)
+    assert sides(texts) == (train, valid, how)
 
 
 @settings(max_examples=100, deadline=None)
@@ -47,7 +47,7 @@ def test_the_order_of_documents_does_not_matter(texts, random):
     """Where whole documents are held out, it is by their content alone."""
     shuffled = random.sample(texts, len(texts))
     try:
-        one, other = split(texts), split(shuffled)
+        one, other = sides(texts), sides(shuffled)
     except ValueError:
         return
     if "whole" in one[2]:
@@ -59,15 +59,15 @@ def test_copies_of_a_document_go_together():
     for seed in range(200):
         texts = [b"Subscribe to letter %d. " % seed * 30] * 5
         texts += [b"document %d %d " % (seed, i) * 30 for i in range(45)]
-        train, valid, how = split(texts)
+        train, valid, how = sides(texts)
         assert "whole" in how and not set(documents(train)) & set(documents(valid))
-    train, valid, _ = split([b"number %d " % (i // 10) * 50 for i in range(200)])
+    train, valid, _ = sides([b"number %d " % (i // 10) * 50 for i in range(200)])
     assert not set(documents(train)) & set(documents(valid))
     assert {len(documents(train)), len(documents(valid))} == {180, 20}
 
 
 def test_copies_alone_are_few_documents():
-    train, valid, how = split([b"the same licence text " * 30] * 30)
+    train, valid, how = sides([b"the same licence text " * 30] * 30)
     assert "last tenth of each" in how and not set(documents(train)) & set(documents(valid))
 
 
@@ -78,7 +78,7 @@ def test_a_document_that_is_most_of_the_corpus_is_trained_on(heavy, name):
     small = [b"small %02d " % i * 20 for i in range(40)]
     total = sum(map(len, small)) / (1 - heavy)
     large = (b"large %02d " % name * int(total))[: int(heavy * total)]
-    train, valid, how = split([*small, large])
+    train, valid, how = sides([*small, large])
     assert "whole" in how and large in documents(train)
     assert LEAST <= share(train, valid) <= MOST
 
@@ -86,10 +86,10 @@ def test_a_document_that_is_most_of_the_corpus_is_trained_on(heavy, name):
 def test_a_document_that_leaves_too_little_to_the_others_gives_its_end():
     small = [b"small %02d " % i for i in range(40)]
     large = b"large " * 10_000
-    train, valid, how = split([*small, large])
+    train, valid, how = sides([*small, large])
     assert "last tenth of each" in how and large[:-6000] in documents(train) and large[-6000:] in documents(valid)
 
 
 def test_documents_that_are_too_short_are_refused():
     with pytest.raises(ValueError, match=r"3 documents of 9 bytes are too short .* would hold 38%"):
-        split([b"abc", b"def", b"ghi"])
+        sides([b"abc", b"def", b"ghi"])

@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments.lab.corpus import Corpus, Origin
-from experiments.lab.data import text_file, token_file
+from experiments.lab.data import split, text_file, token_file
 from experiments.lab.data.found import LeftOut, below, find, printable, some, summary
-from experiments.lab.data.split import split
 
 LIBRARY_LEFT_OUT = {
     "site-packages",
@@ -96,7 +95,7 @@ def _of_text(name: str, files: Sequence[Path], left_out: dict[str, str], field: 
     if not any(documents):
         raise ValueError(f"{name}: no text in it" + (f"; left out: {summary(left_out)}" if left_out else ""))
     try:
-        train, valid, how = split(documents)
+        train, valid, how = split.sides(documents)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     origin = Origin(files=_names(read), documents=len(documents), split=how, left_out=left_out)

@@ -10,7 +10,7 @@ LEAST, MOST = 0.05, 0.2
 """Validation's share of the tokens is within these."""
 
 
-def split(documents: Sequence[bytes]) -> tuple[bytes, bytes, str]:
+def sides(documents: Sequence[bytes]) -> tuple[bytes, bytes, str]:
     """The two sides, documents separated by a zero byte, and how they were split.
 
     Whole documents go to validation in the order of the hashes of their content, until a tenth of them is there and
