@@ -124,15 +124,15 @@ def prepare(options: Options) -> tuple[Options, Corpus, Cells]:
 
 def run(options: Options, corpus: Corpus, cells: Cells, command: str) -> Path:
     """Drop the layers of the cells, or of recipes trained here, and report."""
-    found = {}
+    results = {}
     for name, (setting, model, params) in cells.items():
-        found[name] = drop(model, [params], corpus, setting, options.eval_batches)
+        results[name] = drop(model, [params], corpus, setting, options.eval_batches)
     for name, recipe in options.recipes.items() if not cells else ():
         setting = setting_of(options)
         model, params = trained(recipe, corpus, setting, options)
-        found[name] = drop(model, params, corpus, setting, options.eval_batches)
-        print(f"{name}: validation {found[name].loss.mean():.3f}", flush=True)
-    return report(found, corpus, options, command)
+        results[name] = drop(model, params, corpus, setting, options.eval_batches)
+        print(f"{name}: validation {results[name].loss.mean():.3f}", flush=True)
+    return report(results, corpus, options, command)
 
 
 def checked(options: Options) -> Corpus:
@@ -205,32 +205,32 @@ def drop(model: sj.Model, params: Sequence[Any], corpus: Corpus, setting: Settin
         return whole, without, sj.probe.angular_distance(**last)
 
     over_batches = jax.jit(lambda params: jax.lax.map(lambda windows: one(params, windows), batches))
-    found = [[np.asarray(x, np.float64).mean(0) for x in over_batches(each)] for each in params]
-    loss, without, distance = (np.stack(each) for each in zip(*found, strict=True))
+    by_seed = [[np.asarray(x, np.float64).mean(0) for x in over_batches(each)] for each in params]
+    loss, without, distance = (np.stack(each) for each in zip(*by_seed, strict=True))
     return Dropped(loss=loss, cost=without - loss[:, None], distance=distance)
 
 
-def predictions(found: dict[str, Dropped]) -> list[Prediction]:
+def predictions(results: dict[str, Dropped]) -> list[Prediction]:
     """Stated beforehand, from the papers and a pilot with 16 layers and 500 steps."""
     stated: list[Prediction] = []
 
     def predict(claim: str, needed: set[str], value: Any, relation: Any, threshold: float) -> None:
-        if needed <= set(found):
+        if needed <= set(results):
             estimate = Estimate.of(value())
             stated.append(Prediction(claim=claim, found=estimate, relation=relation, threshold=threshold))
 
     def turned(name: str) -> np.ndarray:
-        turns = found[name].turns()
+        turns = results[name].turns()
         half = turns.shape[1] // 2
         return turns[:, half:].mean(1) / turns[:, :half].mean(1)
 
     pre, scaled, post = "pre_norm", "layer_norm_scaling", "post_norm"
-    deeper = {name: dropped.deeper_half for name, dropped in found.items()}
+    deeper = {name: dropped.deeper_half for name, dropped in results.items()}
     predict("pre-norm: cost of a layer of the deeper half, nats", {pre}, lambda: deeper[pre], "below", 0.02)
     predict(
         "pre-norm: cost of the first layer over that",
         {pre},
-        lambda: found[pre].cost[:, 0] / np.maximum(deeper[pre], 1e-6),
+        lambda: results[pre].cost[:, 0] / np.maximum(deeper[pre], 1e-6),
         "above",
         5.0,
     )
@@ -252,13 +252,13 @@ def predictions(found: dict[str, Dropped]) -> list[Prediction]:
     return stated
 
 
-def cost_figure(found: dict[str, Dropped]) -> alt.TopLevelMixin:
+def cost_figure(results: dict[str, Dropped]) -> alt.TopLevelMixin:
     """Chart of how much the loss rises without a layer, on an axis linear below `USED` and logarithmic above."""
     rows = []
-    for name, dropped in found.items():
+    for name, dropped in results.items():
         for layer, costs in enumerate(dropped.cost.T, 1):
             rows += [{"recipe": name, "layer": layer, "cost": float(np.mean(costs)), "all": costs.tolist()}]
-    names = list(found)
+    names = list(results)
     color = alt.Color(
         "recipe:N",
         title=None,
@@ -277,10 +277,10 @@ def cost_figure(found: dict[str, Dropped]) -> alt.TopLevelMixin:
     )
 
 
-def report(found: dict[str, Dropped], corpus: Corpus, options: Options, command: str) -> Path:
+def report(results: dict[str, Dropped], corpus: Corpus, options: Options, command: str) -> Path:
     """Write the finding; returns its page."""
     lines, rows = [], []
-    for name, dropped in found.items():
+    for name, dropped in results.items():
         cost = dropped.cost.mean(0)
         lines.append(
             {
@@ -293,13 +293,13 @@ def report(found: dict[str, Dropped], corpus: Corpus, options: Options, command:
             }
         )
         rows.append({"recipe": name, **{field: _short(values) for field, values in vars(dropped).items()}})
-    stated = predictions(found)
+    stated = predictions(results)
     for claim in stated:
         print(f"{claim.verdict:<13}{claim.claim}: {claim.found} (must be {claim.relation} {claim.threshold:g})")
     title = "angle between x_l and x_m / pi"
     figures = {
-        "cost": cost_figure(found),
-        "angles": profile_chart.matrix({name: dropped.distance.mean(0) for name, dropped in found.items()}, title),
+        "cost": cost_figure(results),
+        "angles": profile_chart.matrix({name: dropped.distance.mean(0) for name, dropped in results.items()}, title),
     }
     how = (
         "Cells of a sweep."

@@ -35,7 +35,7 @@ def draw(size: Size) -> Weights:
 
 def losses(name: str, size: Size) -> Row:
     """The loss before each of a few steps from the same weights, and the number of parameters."""
-    peer, tokens, found = peers.load(name)(size), tokens_of(size), []
+    peer, tokens, values = peers.load(name)(size), tokens_of(size), []
     if isinstance(peer, JaxPeer):
         params = jax.tree.map(jnp.asarray, peer.load(draw(size)))
         n_params = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -43,12 +43,12 @@ def losses(name: str, size: Size) -> Row:
         step = jax.jit(peer.step)
         for _ in range(STEPS):
             state, loss = step(state, tokens)
-            found.append(float(loss))
+            values.append(float(loss))
     else:
         peer.load(draw(size))
         n_params = sum(weight.numel() for weight in peer.model.parameters())
-        found = [peer.step(peer.tokens(tokens)) for _ in range(STEPS)]
-    return {"peer": name, "n_params": n_params, "losses": found}
+        values = [peer.step(peer.tokens(tokens)) for _ in range(STEPS)]
+    return {"peer": name, "n_params": n_params, "losses": values}
 
 
 def largest_difference(rows: list[Row]) -> float:

@@ -109,20 +109,20 @@ def look(recipe: Recipe, depth: int, corpus: Corpus, options: Options) -> Looked
 
         return probe.look(model, params, windows[:, :-1], loss, key, remat="layer")
 
-    found: dict[str, list[Any]] = {"random": [], "text": []}
+    measured: dict[str, list[Any]] = {"random": [], "text": []}
     for seed in range(options.seeds):
         key = jax.random.key(seed)
         noise = jax.random.randint(jax.random.fold_in(key, 1), (options.batch, options.context + 1), 0, corpus.vocab)
         windows = {"random": noise, "text": jnp.asarray(corpus.batch(seed=seed, step=0, **size), jnp.int32)}
         for kind, window in windows.items():
             params = draw(jax.random.fold_in(key, 0), window)
-            found[kind].append(jax.device_get(seen(params, window, jax.random.fold_in(key, 2))))
+            measured[kind].append(jax.device_get(seen(params, window, jax.random.fold_in(key, 2))))
     trained = None
     if options.steps:
         params = _trained(setting, recipe, depth, corpus, options)
         window = jnp.asarray(corpus.batch(seed=0, step=options.steps, **size), jnp.int32)
         trained = _stacked([jax.device_get(seen(params, window, jax.random.key(2)))])
-    return Looked(random=_stacked(found["random"]), text=_stacked(found["text"]), trained=trained)
+    return Looked(random=_stacked(measured["random"]), text=_stacked(measured["text"]), trained=trained)
 
 
 def _stacked(each: Sequence[dict[str, Any]]) -> Arrays:

@@ -49,7 +49,7 @@ def collapse(*, seeds: int, d_model: int, n_heads: int) -> Arrays:
         "pre-norm": ((attention, forward), sj.recipe.PreNorm()),
         "post-norm": ((attention, forward), sj.recipe.PostNorm()),
     }
-    found = {}
+    distances = {}
     with jax.enable_x64(True):
         for kind, (sublayers, rule) in kinds.items():
             stack = sj.Stack.of(sj.Layer(sublayers=sublayers), depth=COLLAPSE_DEPTH, d_model=d_model, recipe=rule)
@@ -60,8 +60,8 @@ def collapse(*, seeds: int, d_model: int, n_heads: int) -> Arrays:
                 params = stack.init(init, jnp.float64)
                 return stack.apply(params, x, measure=lambda t: {"r": probe.rank_residual(t.after)})[1].measure["r"]
 
-            found[kind] = np.asarray(jax.jit(lambda each, one=one: jax.lax.map(one, each))(jnp.arange(seeds)))
-    return found
+            distances[kind] = np.asarray(jax.jit(lambda each, one=one: jax.lax.map(one, each))(jnp.arange(seeds)))
+    return distances
 
 
 def predictions(looked: Mapping[tuple[str, int], Looked], collapsed: Arrays) -> list[Prediction]:
@@ -72,7 +72,7 @@ def predictions(looked: Mapping[tuple[str, int], Looked], collapsed: Arrays) -> 
         stated.append(Prediction(claim=claim, found=Estimate.of(values), relation=relation, threshold=threshold))
 
     depths = sorted({depth for _, depth in looked})
-    there = {name for name, _ in looked}
+    recipes = {name for name, _ in looked}
     down = {key: seen.random["grad_norm/down"] for key, seen in looked.items()}
 
     def slope(name: str) -> np.ndarray:
@@ -86,14 +86,14 @@ def predictions(looked: Mapping[tuple[str, int], Looked], collapsed: Arrays) -> 
         ("deepnorm", -0.55, -0.45),
         ("keel", -1.05, -0.95),
     ):
-        if name in there and len(depths) > 1:
+        if name in recipes and len(depths) > 1:
             claim = f"{name}: slope of the last layer's gradient in log depth"
             predict(claim, slope(name), "above", low)
             predict(claim, slope(name), "below", high)
-    if {"post_norm", "pre_norm"} <= there:
+    if {"post_norm", "pre_norm"} <= recipes:
         ratio = down["post_norm", deepest][:, -1] / down["pre_norm", deepest][:, -1]
         predict(f"last layer's gradient, post-norm over pre-norm, {deepest} layers", ratio, "above", 4.0)
-    if "deepnorm" in there:
+    if "deepnorm" in recipes:
         ratio = np.abs(down["deepnorm", deepest][:, 0] / down["deepnorm", deepest][:, -1] - 1)
         predict(
             f"deepnorm: first layer's gradient over the last's, away from 1, {deepest} layers", ratio, "below", 0.05

@@ -54,16 +54,16 @@ def rows(arrays: Mapping[str, Any], **labels: Any) -> list[Json]:
         arrays: (L,) or (L + 1,), by measure, as `stackjax.probe.look` returns them.
         **labels: of all rows: recipe, depth, when.
     """
-    found = []
+    points = []
     for name, values in arrays.items():
         values = np.asarray(values, float)
-        kept = np.unique(np.linspace(0, len(values) - 1, MOST_LAYERS).round().astype(int))
-        share = kept / max(len(values) - 1, 1)
-        for layer, place in zip(kept.tolist(), share.tolist(), strict=True):
+        layers = np.unique(np.linspace(0, len(values) - 1, MOST_LAYERS).round().astype(int))
+        share = layers / max(len(values) - 1, 1)
+        for layer, place in zip(layers.tolist(), share.tolist(), strict=True):
             value = float(values[layer])
             if np.isfinite(value):
-                found.append({"measure": name, "layer": layer, "share": place, "value": value, **labels})
-    return found
+                points.append({"measure": name, "layer": layer, "share": place, "value": value, **labels})
+    return points
 
 
 def profiles(
@@ -85,8 +85,8 @@ def profiles(
         width: of a panel.
         height: of a panel.
     """
-    there = list(dict.fromkeys(point["measure"] for point in points))
-    named = [name for kind in measures for name in there if name == kind or _by_sublayer(name, kind)]
+    names = list(dict.fromkeys(point["measure"] for point in points))
+    named = [name for kind in measures for name in names if name == kind or _by_sublayer(name, kind)]
     columns = list(dict.fromkeys(point[column] for point in points))
     ends = named[:1], named[-1:]
     bands = [
@@ -110,10 +110,10 @@ def _band(
 ) -> Any:
     """One row of panels; `ends` says whether it is the first, which has headings, and the last, which has a title."""
     kind, _, sublayer = name.partition("/")
-    own = [p for p in points if p["measure"] == name and (p["value"] > 0 or kind not in LOGARITHMIC)]
+    of_measure = [p for p in points if p["measure"] == name and (p["value"] > 0 or kind not in LOGARITHMIC)]
     scale, axis = alt.Scale(zero=False), alt.Axis(tickCount=4, format="~g", titleFontSize=11)
-    if kind in LOGARITHMIC and own:
-        ticks = chart.decades(point["value"] for point in own)
+    if kind in LOGARITHMIC and of_measure:
+        ticks = chart.decades(point["value"] for point in of_measure)
         scale = alt.Scale(type="log", nice=False)
         form = "~g" if min(ticks) >= 1e-3 and max(ticks) < 1e5 else ".0e"
         axis = alt.Axis(values=ticks[:: max(1, len(ticks) // 5)], format=form, titleFontSize=11)
@@ -132,7 +132,7 @@ def _band(
     )
     header = alt.Header() if ends[0] else alt.Header(labelExpr="''", labelFontSize=0, labelPadding=0)
     facet = alt.Facet(f"{column}:N", title=None, sort=columns, header=header)
-    return panel.facet(facet, data=alt.Data(values=own), columns=len(columns))
+    return panel.facet(facet, data=alt.Data(values=of_measure), columns=len(columns))
 
 
 def matrix(distances: Mapping[str, Any], title: str) -> alt.TopLevelMixin:

@@ -152,12 +152,12 @@ def example(window: dict[str, np.ndarray], arm: str, kind: Kind, key: tuple[int,
         path = np.full_like(path, -1)
     elif arm == "linear + wrong tree":
         path = np.roll(path, 1, 0)
-    tokens, there = window["tokens"], window["index"] >= 0
+    tokens, real = window["tokens"], window["index"] >= 0
     if kind == "decoder":
-        targets = np.where(there, tokens, -1)[:, 1:]
+        targets = np.where(real, tokens, -1)[:, 1:]
         return {"inputs": tokens[:, :-1], "targets": targets, "index": window["index"][:, :-1], "path": path[:, :-1]}
     drawn = np.random.Philox(key=list(key)).random_raw(tokens.size).reshape(tokens.shape)
-    hidden = there & (drawn % np.uint64(100) < 15)
+    hidden = real & (drawn % np.uint64(100) < 15)
     inputs, targets = np.where(hidden, MASK, tokens), np.where(hidden, tokens, -1)
     return {"inputs": inputs, "targets": targets, "index": window["index"], "path": path}
 
@@ -218,13 +218,13 @@ def seeds_of(options: Options) -> range:
 def tokens_of(kind: Kind, corpus: TreeCorpus, options: Options) -> dict[str, np.ndarray]:
     """Every validation token's target (-1 if there is none), label and depth, each (N,)."""
     n = options.context + (kind == "decoder")
-    found: dict[str, list[np.ndarray]] = {"target": [], "label": [], "depth": []}
+    columns: dict[str, list[np.ndarray]] = {"target": [], "label": [], "depth": []}
     for i, window in enumerate(corpus.valid_batches(options.eval_batches, batch=2 * options.batch, n=n)):
         shift = slice(int(kind == "decoder"), None)
-        found["target"].append(example(window, "linear", kind, (0, 2**32 + i))["targets"].reshape(-1))
-        found["label"].append(window["label"][:, shift].reshape(-1))
-        found["depth"].append((window["path"] >= 0).sum(-1)[:, shift].reshape(-1))
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+        columns["target"].append(example(window, "linear", kind, (0, 2**32 + i))["targets"].reshape(-1))
+        columns["label"].append(window["label"][:, shift].reshape(-1))
+        columns["depth"].append((window["path"] >= 0).sum(-1)[:, shift].reshape(-1))
+    return {name: np.concatenate(parts) for name, parts in columns.items()}
 
 
 def prepare(options: Options) -> tuple[Options, list[tuple[str, Kind, TreeCorpus]]]:

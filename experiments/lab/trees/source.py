@@ -31,8 +31,8 @@ def json_documents(limit: int) -> list[bytes]:
     are written anew without white space.
     """
     packages = Path(sysconfig.get_paths()["purelib"])
-    found = (_parsed(path) for path in _files(packages, ".json", {"__pycache__"}))
-    data = _some((text for value in found for text in _pieces(value)), limit // 2)
+    values = (_parsed(path) for path in _files(packages, ".json", {"__pycache__"}))
+    data = _some((text for value in values for text in _pieces(value)), limit // 2)
     trees = (_parsed_python(text) for text in python_sources(limit))
     dumped = _some((text for nodes in trees for node in nodes for text in _pieces(node)), limit // 2)
     return data + dumped
@@ -52,10 +52,10 @@ def folder(where: str, language: str, limit: int) -> list[bytes]:
     if language not in GRAMMARS:
         raise ValueError(f"no grammar for {language!r}; there are {', '.join(GRAMMARS)}")
     suffixes = GRAMMARS[language].suffixes
-    found = find(where)
-    files = [path for path in found.files if path.name.lower().endswith(suffixes)]
-    other = {str(path): f"no {language}, by its ending" for path in found.files if path not in set(files)}
-    left_out = found.left_out | other
+    listing = find(where)
+    files = [path for path in listing.files if path.name.lower().endswith(suffixes)]
+    other = {str(path): f"no {language}, by its ending" for path in listing.files if path not in set(files)}
+    left_out = listing.left_out | other
     if not files:
         raise ValueError(f"{where}: no files that end in {' or '.join(suffixes)}")
     try:
