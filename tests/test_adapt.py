@@ -11,8 +11,8 @@ import pytest
 import safetensors.numpy
 
 import stackjax as sj
+from stackjax.testing import largest_difference, perturbed
 from tests.cases import KINDS, POSITIONS, RECIPES, REFUSED
-from tests.helpers import largest_difference, perturbed
 from tests.test_serialization import drawn, same
 
 TOKENS = jnp.arange(10).reshape(2, 5)

@@ -8,8 +8,8 @@ import pytest
 
 import stackjax as sj
 from stackjax.surgery.selection import _OfLayers
+from stackjax.testing import largest_difference, perturbed
 from tests.cases import KINDS, POSITIONS, RECIPES, REFUSED
-from tests.helpers import largest_difference, perturbed
 from tests.test_serialization import drawn, same
 
 
