@@ -32,16 +32,24 @@ class EncoderDecoder(AbstractModel):
         encoder: the stack that reads.
         decoder: the model that writes, with cross-attention in its layers.
         source: embedding of the source; None shares the decoder's.
+        shared_tokens: whether a `source` embedding takes its vectors of tokens from the decoder's, so that the sides
+            differ in their positions and norms alone (BART).
 
     Raises:
-        ValueError: stacks of different widths.
+        ValueError: stacks of different widths; vectors shared by different vocabularies.
     """
 
     encoder: Stack
     decoder: Model
     source: Embedding | None = None
+    shared_tokens: bool = False
 
     def __post_init__(self):
+        if self.shared_tokens and (self.source is None or self.source.vocab != self.decoder.embedding.vocab):
+            raise ValueError(
+                f"shared_tokens needs a source of the decoder's vocabulary of {self.decoder.embedding.vocab}; got "
+                f"source={self.source}"
+            )
         widths = self.encoder.d_model, self.decoder.stack.d_model
         if widths[0] != widths[1]:
             raise ValueError(f"encoder and decoder must have the same d_model; got {widths[0]} and {widths[1]}")
@@ -68,14 +76,16 @@ class EncoderDecoder(AbstractModel):
         }
 
     def _declare_source(self) -> Params:
-        return {} if self.source is None else declare(self.source.spec(self.encoder.d_model), prefix="source/")
+        specs = {} if self.source is None else self.source.spec(self.encoder.d_model)
+        own = {name: spec for name, spec in specs.items() if not (self.shared_tokens and name == "token")}
+        return declare(own, prefix="source/")
 
     def init(self, key: jax.Array, dtype: Any = jnp.float32) -> Params:
         """Draw the parameters; an embedding that both sides share is the encoder's in this."""
         source_key, encoder_key, decoder_key = jax.random.split(key, 3)
         draw = {"default_init": self.encoder.recipe.default_init, "gain": self.encoder.gain, "dtype": dtype}
         decoder = self.decoder.init(decoder_key, dtype)
-        if self.source is None:
+        if self.source is None or self.shared_tokens:
             decoder["embedding"] = realise(decoder_key, self.decoder.declaration()["embedding"], **draw)
         drawn = {
             "source": realise(source_key, self._declare_source(), **draw),
@@ -161,6 +171,8 @@ class EncoderDecoder(AbstractModel):
         """
         reader = Model(embedding=self.source or self.decoder.embedding, stack=self.encoder)
         embedding = params["decoder"]["embedding"] if self.source is None else params["source"]
+        if self.shared_tokens:
+            embedding = {**embedding, "token": params["decoder"]["embedding"]["token"]}
         reading = {"embedding": embedding, "stack": params["encoder"]}
         return reader.hidden(reading, source, side_inputs, coefficients=coefficients, key=key, **options)
 

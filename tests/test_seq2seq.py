@@ -1,5 +1,7 @@
 """Encoder-decoder: against torch, padding, sharing, the constants of both sides, and what the optimiser needs."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -207,3 +209,21 @@ def test_against_torch(x64):
     memory, _ = model.encoder.apply(sides["encoder"], source)
     y, _ = model.decoder.stack.apply(sides["decoder"], target, sj.SideInputs(memory=memory))
     assert largest_difference(y, wanted.numpy()) < 1e-12
+
+
+def test_sides_that_share_tokens_and_not_positions():
+    """One table of tokens serves both; each side reads its own positions."""
+    plain = sj.encoder_decoder(**SIZES, depth=1, position=sj.position.Learned(n_positions=9))
+    model = replace(plain, source=plain.decoder.embedding, shared_tokens=True)
+    params = perturbed(model.init(jax.random.key(0)))
+    assert set(params["source"]) == {"position", "norm"}
+    apart = jax.tree.map(lambda x: x, params)
+    apart["source"]["token"] = params["decoder"]["embedding"]["token"]
+    with_own_tokens = replace(model, shared_tokens=False)
+    a, b = (jax.jit(m.apply)(p, SOURCE, TARGET)[0] for m, p in ((model, params), (with_own_tokens, apart)))
+    np.testing.assert_array_equal(a, b)
+    moved = jax.tree.map(lambda x: x, params)
+    moved["source"]["position"]["table"] = params["source"]["position"]["table"][::-1]
+    assert np.abs(jax.jit(model.apply)(moved, SOURCE, TARGET)[0] - a).max() > 1e-3
+    with pytest.raises(ValueError, match="shared_tokens needs a source"):
+        replace(plain, shared_tokens=True)

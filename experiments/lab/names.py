@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from stackjax import position, recipe
+from stackjax.interop import hf
 from stackjax.position.base import Position
 from stackjax.recipe.base import Recipe
 
@@ -96,6 +97,18 @@ def position_named(name: str, context: int) -> Position:
     """The position encoding of this name, for windows of `context` tokens; like `recipe_named`."""
     tables = {key: functools.partial(make, context) for key, make in POSITIONS.items()}
     return _made(name, "position", tables, Position)
+
+
+def architectures_named(name: str) -> dict[str, hf.Architecture]:
+    """The architectures of checkpoints at a dotted path, by model_type.
+
+    Raises:
+        ValueError: a path that cannot be imported, or something else there.
+    """
+    found = _dotted(name, "architectures")
+    if not isinstance(found, Mapping) or not all(isinstance(each, hf.Architecture) for each in found.values()):
+        raise ValueError(f"{name!r} is no mapping from model_type to stackjax.interop.hf.Architecture; it is {found!r}")
+    return dict(found)
 
 
 def _made(name: str, kind: str, table: Mapping[str, Callable[[], Any]], wanted: type) -> Any:

@@ -12,14 +12,14 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from experiments.lab import command_line, environment, store
+from experiments.lab import command_line, environment, names, store
 from experiments.lab.command_line import FAILED, OK
 from experiments.lab.options import one_or_more
 from experiments.parity_table import cases
@@ -45,6 +45,8 @@ class Options:
     """Random configurations of each architecture."""
     only: tuple[str, ...] = ()
     """Names of architectures; all if empty."""
+    architectures: str | None = None
+    """Compare architectures of your own instead: the dotted path `module:NAME` of {model_type: hf.Architecture}."""
 
     def __post_init__(self):
         one_or_more(self, "seeds")
@@ -62,12 +64,13 @@ def prepared(words: Sequence[str], line: str) -> tuple[Options, str]:
         ValueError: bad options, or the oracle is not installed.
     """
     options = command_line.parse(words, Options, "experiments.parity_table")
-    if unknown := set(options.only) - set(cases.CASES):
-        raise ValueError(f"--only knows {', '.join(cases.CASES)}; got {min(unknown)}")
     try:
         importlib.import_module("experiments.parity_table.compare")
     except ImportError as error:
         raise ValueError(f"{error}; install the extra `oracle`") from error
+    known, _ = subjects(options)
+    if unknown := set(options.only) - set(known):
+        raise ValueError(f"--only knows {', '.join(known)}; got {min(unknown)}")
     around(Path(options.readme))
     command_line.check_folder(options.out)
     return options, line
@@ -85,25 +88,34 @@ def work(made: tuple[Options, str]) -> int:
     text = f"{markdown(rows)}\n{caption(record)}\n"
     store.write(Path(options.out) / "result.json", json.dumps(record, indent=1) + "\n")
     store.write(Path(options.out) / "finding.md", text)
-    if not options.only:
+    if not (options.only or options.architectures):
         splice(Path(options.readme), text)
     print(text, end="")
     return OK if all(passes(row) for row in rows) else FAILED
+
+
+def subjects(options: Options) -> tuple[dict[str, cases.Case], Mapping[str, hf.Architecture]]:
+    """The cases that may be compared, by name, and the descriptions, by model_type."""
+    if options.architectures is None:
+        return cases.CASES, hf.ARCHITECTURES
+    own = names.architectures_named(options.architectures)
+    return {kind: cases.of_architecture(kind, found) for kind, found in own.items()}, own
 
 
 def measure(options: Options) -> list[dict[str, Any]]:
     """A row for each architecture."""
     from experiments.parity_table import compare
 
+    known, architectures = subjects(options)
     console, rows = Console(stderr=True), []
-    for name in options.only or cases.CASES:
-        case = cases.CASES[name]
-        runs = []
+    for name in options.only or known:
+        case, runs = known[name], []
         for seed in range(options.seeds):
             console.print(f"{case.title}, seed {seed + 1} of {options.seeds}", style="dim")
             with tempfile.TemporaryDirectory() as at:
-                runs.append(compare.compare(name, seed, Path(at)))
-        rows.append({"name": name, "title": case.title, **size(compare.draw_config(case)), **worst(runs)})
+                runs.append(compare.compare(case, seed, Path(at), architectures))
+        row = {"name": name, "title": case.title, **size(compare.draw_config(case), architectures), **worst(runs)}
+        rows.append(row)
         console.print(markdown(rows[-1:]).splitlines()[-1], soft_wrap=True)
     return rows
 
@@ -112,7 +124,8 @@ def caption(record: dict[str, Any]) -> str:
     """Caption that says what the numbers of the table are, and where they come from."""
     versions = record["versions"]
     return (
-        "Lines of the function that describes the architecture, and rows of its table of tensors. Largest errors over "
+        "Lines of the function that describes the architecture, without the helpers that kin share, and rows of its "
+        "table of tensors. Largest errors over "
         f"{len(record['seeds'])} random small configurations with ragged, padded batches in float32: logits over the "
         "largest logit; hidden states after every layer over the layer's largest entry; each parameter's gradient, "
         f"norm over norm. Made by `{record['command']}` with transformers {versions['transformers']}, torch "
@@ -154,9 +167,9 @@ def passes(row: dict[str, Any]) -> bool:
     return within and row["decoding"] in (None, 1) and row["round_trip"] == 1
 
 
-def size(fields: dict[str, Any]) -> dict[str, int]:
+def size(fields: dict[str, Any], architectures: Mapping[str, hf.Architecture] = hf.ARCHITECTURES) -> dict[str, int]:
     """Lines of code of the function that describes a config.json's architecture, and rows of its table of tensors."""
-    describe = hf.ARCHITECTURES[fields["model_type"]].describe
+    describe = architectures[fields["model_type"]].describe
     return {"lines": code_lines(describe), "tensors": len(describe(hf.Config(fields))[1])}
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from stackjax.interop import hf
+
 Random = np.random.Generator
 VOCAB = 37
 
@@ -18,7 +20,8 @@ class Case:
         title: as a table names it.
         config: `transformers` class of the configuration.
         model: `transformers` class of the model.
-        layers: where its layers are, in the order in which they run.
+        layers: where its layers are, in the order in which they run; if empty, where there is a list as long as the
+            model is deep.
         options: a random small configuration.
         indexed: whether it is told the tokens' indices.
         left: whether sequences may be padded on the left.
@@ -70,6 +73,17 @@ def _bert(random: Random) -> dict[str, Any]:
     return {**_sizes(random), "hidden_act": str(random.choice(["gelu", "relu"]))}
 
 
+def _roberta(random: Random) -> dict[str, Any]:
+    return {**_bert(random), "pad_token_id": 0}
+
+
+def _distilbert(random: Random) -> dict[str, Any]:
+    sizes, act = _sizes(random), str(random.choice(["gelu", "relu"]))
+    names = {"hidden_size": "dim", "intermediate_size": "hidden_dim", "num_hidden_layers": "n_layers"}
+    names["num_attention_heads"] = "n_heads"
+    return {"activation": act, **{names.get(name, name): value for name, value in sizes.items()}}
+
+
 def _grouped(random: Random) -> dict[str, Any]:
     """Sizes that most configurations name alike, with grouped heads of a width of their own."""
     sizes = _sizes(random)
@@ -117,6 +131,131 @@ def _qwen3(random: Random) -> dict[str, Any]:
     return {**_grouped(random), **sliding}
 
 
+def _mistral(random: Random) -> dict[str, Any]:
+    return {**_grouped(random), "sliding_window": [None, 3][random.integers(2)]}
+
+
+def _qwen2(random: Random) -> dict[str, Any]:
+    return {name: value for name, value in _qwen3(random).items() if name != "head_dim"}
+
+
+def _smollm3(random: Random) -> dict[str, Any]:
+    sliding = {"use_sliding_window": bool(random.integers(2)), "sliding_window": 3, "no_rope_layer_interval": 2}
+    return {**_without_width(random), **sliding, "attention_bias": bool(random.integers(2)), "pad_token_id": 0}
+
+
+def _granite(random: Random) -> dict[str, Any]:
+    multipliers = {"embedding_multiplier": 2.0, "logits_scaling": 4.0, "residual_multiplier": 0.3}
+    return {**_without_width(random), **multipliers, "attention_multiplier": 0.2}
+
+
+def _without_width(random: Random) -> dict[str, Any]:
+    """Grouped heads whose width is D / H."""
+    return {name: value for name, value in _grouped(random).items() if name != "head_dim"}
+
+
+def _olmo2(random: Random) -> dict[str, Any]:
+    return {**_without_width(random), "attention_bias": bool(random.integers(2)), "pad_token_id": 0}
+
+
+def _olmoe(random: Random) -> dict[str, Any]:
+    return {**_without_width(random), "num_experts": 5, "num_experts_per_tok": 2, "pad_token_id": 0}
+
+
+def _qwen_experts(random: Random) -> dict[str, Any]:
+    return {
+        "num_experts": 5,
+        "num_experts_per_tok": int(random.choice([2, 3])),
+        "moe_intermediate_size": 12,
+        "norm_topk_prob": bool(random.integers(2)),
+        "decoder_sparse_step": int(random.choice([1, 2])),
+        "mlp_only_layers": [[], [1]][random.integers(2)],
+    }
+
+
+def _qwen2_moe(random: Random) -> dict[str, Any]:
+    return {**_without_width(random), **_qwen_experts(random), "shared_expert_intermediate_size": 20}
+
+
+def _qwen3_moe(random: Random) -> dict[str, Any]:
+    return {**_grouped(random), **_qwen_experts(random)}
+
+
+def _phi3(random: Random) -> dict[str, Any]:
+    sizes = {**_mistral_like(random), "pad_token_id": 0}
+    if random.integers(2):
+        return sizes
+    width = sizes["hidden_size"] // sizes["num_attention_heads"] // 4
+    long = {
+        "rope_type": "longrope",
+        "short_factor": [1.0 + 0.5 * k for k in range(width)],
+        "long_factor": [2.0 + k for k in range(width)],
+        "rope_theta": 100.0,
+        "partial_rotary_factor": 0.5,
+    }
+    # Never beyond the original length: there transformers turns cached keys again, once for all rows.
+    return {**sizes, "rope_parameters": long, "max_position_embeddings": 192, "original_max_position_embeddings": 96}
+
+
+def _mistral_like(random: Random) -> dict[str, Any]:
+    return {**_without_width(random), "sliding_window": [None, 3][random.integers(2)]}
+
+
+def _glm(random: Random) -> dict[str, Any]:
+    return {**_grouped(random), "head_dim": 8, "attention_bias": bool(random.integers(2)), "pad_token_id": 0}
+
+
+def _stablelm(random: Random) -> dict[str, Any]:
+    choices = {name: bool(random.integers(2)) for name in ("use_qkv_bias", "qk_layernorm", "use_parallel_residual")}
+    return {**_layer_normed(random), **choices, "partial_rotary_factor": 0.5}
+
+
+def _layer_normed(random: Random) -> dict[str, Any]:
+    """Grouped heads and layer norms."""
+    sizes = {name: value for name, value in _without_width(random).items() if name != "rms_norm_eps"}
+    return {**sizes, "layer_norm_eps": float(random.choice([1e-5, 1e-2]))}
+
+
+def _starcoder2(random: Random) -> dict[str, Any]:
+    sizes = _mistral_like(random)
+    return {"norm_epsilon": sizes.pop("rms_norm_eps"), **sizes, "use_bias": bool(random.integers(2))}
+
+
+def _gpt_neox(random: Random) -> dict[str, Any]:
+    choices = {"use_parallel_residual": bool(random.integers(2)), "attention_bias": bool(random.integers(2))}
+    return {**_sizes(random), **choices, "rotary_pct": 0.5, "hidden_act": str(random.choice(["gelu", "relu"]))}
+
+
+def _gptj(random: Random) -> dict[str, Any]:
+    return {**_gpt2(random), "rotary_dim": 4, "activation_function": "gelu_new"}
+
+
+def _phi(random: Random) -> dict[str, Any]:
+    return {**_layer_normed(random), "partial_rotary_factor": 0.5}
+
+
+def _falcon(random: Random) -> dict[str, Any]:
+    sizes = _sizes(random)
+    kinds: list[dict[str, Any]] = [
+        {"multi_query": True},
+        {"new_decoder_architecture": True, "num_kv_heads": 2},
+        {"new_decoder_architecture": True, "num_kv_heads": 1, "num_ln_in_parallel_attn": 1, "bias": True},
+        {"multi_query": False, "parallel_attn": False, "bias": True},
+    ]
+    return {"ffn_hidden_size": sizes.pop("intermediate_size"), **sizes, **kinds[random.integers(4)]}
+
+
+def _bloom(random: Random) -> dict[str, Any]:
+    heads = int(random.choice([2, 3, 4]))
+    return {"vocab_size": VOCAB, "hidden_size": 8 * heads, "n_layer": int(random.integers(2, 5)), "n_head": heads}
+
+
+def _opt(random: Random) -> dict[str, Any]:
+    sizes = _sizes(random)
+    more = {"activation_function": str(random.choice(["relu", "gelu"])), "pad_token_id": 0, "dropout": 0.0}
+    return {"ffn_dim": sizes.pop("intermediate_size"), **sizes, **more}
+
+
 def _gemma(random: Random) -> dict[str, Any]:
     sizes = {**_grouped(random), "num_hidden_layers": 7, "sliding_window": int(random.choice([2, 4]))}
     return {**sizes, "query_pre_attn_scalar": int(random.choice([8, 16]))}
@@ -161,6 +300,10 @@ def _t5(random: Random) -> dict[str, Any]:
 
 def _t5_1_1(random: Random) -> dict[str, Any]:
     return {**_t5(random), "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+
+
+def _mt5(random: Random) -> dict[str, Any]:
+    return {**_t5(random), "feed_forward_proj": "gated-gelu"}
 
 
 def _xlnet(random: Random) -> dict[str, Any]:
@@ -214,6 +357,37 @@ def _deepseek(random: Random) -> dict[str, Any]:
         "v_head_dim": 5,
         "rope_parameters": [ROPES[0], yarn][random.integers(2)],
     }
+
+
+def of_architecture(kind: str, architecture: hf.Architecture) -> Case:
+    """A case for an architecture from outside: the usual sizes, whatever the format calls them.
+
+    Args:
+        kind: its model_type, which `transformers` must know.
+        architecture: the description; its first class is compared.
+
+    Raises:
+        ValueError: a model_type that `transformers` does not know.
+    """
+    import transformers  # pyright: ignore[reportMissingImports]
+
+    if kind not in transformers.CONFIG_MAPPING:
+        raise ValueError(f"transformers does not know model_type={kind!r}, so there is nothing to compare with")
+    plain, model = transformers.CONFIG_MAPPING[kind](), architecture.classes[0]
+
+    def options(random: Random) -> dict[str, Any]:
+        return {name: value for name, value in _without_width(random).items() if hasattr(plain, name)}
+
+    return Case(
+        title=kind,
+        config=type(plain).__name__,
+        model=model,
+        layers=(),
+        options=options,
+        indexed=model.endswith("CausalLM"),
+        decodes=model.endswith("CausalLM"),
+        gradients=True,
+    )
 
 
 CASES = {
@@ -285,5 +459,153 @@ CASES = {
     "gpt_oss": Case(title="gpt-oss", config="GptOssConfig", model="GptOssForCausalLM", options=_gpt_oss),
     "deepseek_v3": Case(
         title="DeepSeek-V3", config="DeepseekV3Config", model="DeepseekV3ForCausalLM", options=_deepseek
+    ),
+    "mistral": Case(title="Mistral", config="MistralConfig", model="MistralForCausalLM", options=_mistral),
+    "qwen2": Case(title="Qwen 2", config="Qwen2Config", model="Qwen2ForCausalLM", options=_qwen2),
+    "qwen2_moe": Case(title="Qwen2-MoE", config="Qwen2MoeConfig", model="Qwen2MoeForCausalLM", options=_qwen2_moe),
+    "qwen3_moe": Case(title="Qwen3-MoE", config="Qwen3MoeConfig", model="Qwen3MoeForCausalLM", options=_qwen3_moe),
+    "olmo2": Case(title="OLMo 2", config="Olmo2Config", model="Olmo2ForCausalLM", options=_olmo2, gradients=True),
+    "olmoe": Case(title="OLMoE", config="OlmoeConfig", model="OlmoeForCausalLM", options=_olmoe),
+    "gemma": Case(title="Gemma", config="GemmaConfig", model="GemmaForCausalLM", options=_grouped, gradients=True),
+    "phi3": Case(title="Phi-3", config="Phi3Config", model="Phi3ForCausalLM", options=_phi3, gradients=True),
+    "glm": Case(title="GLM", config="GlmConfig", model="GlmForCausalLM", options=_glm, gradients=True),
+    "glm4": Case(title="GLM-4", config="Glm4Config", model="Glm4ForCausalLM", options=_glm, gradients=True),
+    "smollm3": Case(
+        title="SmolLM 3", config="SmolLM3Config", model="SmolLM3ForCausalLM", options=_smollm3, gradients=True
+    ),
+    "granite": Case(
+        title="Granite 3", config="GraniteConfig", model="GraniteForCausalLM", options=_granite, gradients=True
+    ),
+    "stablelm": Case(
+        title="StableLM 2", config="StableLmConfig", model="StableLmForCausalLM", options=_stablelm, gradients=True
+    ),
+    "starcoder2": Case(
+        title="StarCoder 2",
+        config="Starcoder2Config",
+        model="Starcoder2ForCausalLM",
+        options=_starcoder2,
+        gradients=True,
+    ),
+    "gpt_neox": Case(
+        title="GPT-NeoX (Pythia)",
+        config="GPTNeoXConfig",
+        model="GPTNeoXForCausalLM",
+        layers=("gpt_neox.layers",),
+        options=_gpt_neox,
+        gradients=True,
+    ),
+    "gptj": Case(
+        title="GPT-J",
+        config="GPTJConfig",
+        model="GPTJForCausalLM",
+        layers=("transformer.h",),
+        options=_gptj,
+        gradients=True,
+    ),
+    "phi": Case(title="Phi-2", config="PhiConfig", model="PhiForCausalLM", options=_phi, gradients=True),
+    "falcon": Case(
+        title="Falcon",
+        config="FalconConfig",
+        model="FalconForCausalLM",
+        layers=("transformer.h",),
+        options=_falcon,
+        gradients=True,
+    ),
+    "bloom": Case(
+        title="BLOOM",
+        config="BloomConfig",
+        model="BloomForCausalLM",
+        layers=("transformer.h",),
+        options=_bloom,
+        indexed=False,
+        gradients=True,
+    ),
+    "opt": Case(
+        title="OPT",
+        config="OPTConfig",
+        model="OPTForCausalLM",
+        layers=("model.decoder.layers",),
+        options=_opt,
+        gradients=True,
+    ),
+    "roberta": Case(
+        title="RoBERTa",
+        config="RobertaConfig",
+        model="RobertaForMaskedLM",
+        layers=("roberta.encoder.layer",),
+        options=_roberta,
+        indexed=False,
+        decodes=False,
+        gradients=True,
+    ),
+    "xlm_roberta": Case(
+        title="XLM-R",
+        config="XLMRobertaConfig",
+        model="XLMRobertaForMaskedLM",
+        layers=("roberta.encoder.layer",),
+        options=_roberta,
+        indexed=False,
+        decodes=False,
+        gradients=True,
+    ),
+    "distilbert": Case(
+        title="DistilBERT",
+        config="DistilBertConfig",
+        model="DistilBertForMaskedLM",
+        layers=("distilbert.transformer.layer",),
+        options=_distilbert,
+        decodes=False,
+        gradients=True,
+    ),
+    "bart": Case(
+        title="BART",
+        config="BartConfig",
+        model="BartForConditionalGeneration",
+        layers=("model.encoder.layers", "model.decoder.layers"),
+        options=_marian,
+        indexed=False,
+        left=False,
+        gradients=True,
+    ),
+    "mbart": Case(
+        title="mBART",
+        config="MBartConfig",
+        model="MBartForConditionalGeneration",
+        layers=("model.encoder.layers", "model.decoder.layers"),
+        options=_marian,
+        indexed=False,
+        left=False,
+        gradients=True,
+    ),
+    "pegasus": Case(
+        title="Pegasus",
+        config="PegasusConfig",
+        model="PegasusForConditionalGeneration",
+        layers=("model.encoder.layers", "model.decoder.layers"),
+        options=_marian,
+        indexed=False,
+        left=False,
+        left_out=r"model\.(en|de)coder\.embed_positions\.weight",
+        gradients=True,
+    ),
+    "mt5": Case(
+        title="mT5",
+        config="MT5Config",
+        model="MT5ForConditionalGeneration",
+        layers=("encoder.block", "decoder.block"),
+        options=_mt5,
+        indexed=False,
+        spread=0.12,
+        gradients=True,
+    ),
+    "umt5": Case(
+        title="umT5",
+        config="UMT5Config",
+        model="UMT5ForConditionalGeneration",
+        layers=("encoder.block", "decoder.block"),
+        options=_mt5,
+        indexed=False,
+        spread=0.12,
+        gradients=True,
     ),
 }

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 import transformers  # pyright: ignore[reportMissingImports]
 
-from experiments.parity_table.cases import CASES, VOCAB, Case, Random
+from experiments.parity_table.cases import VOCAB, Case, Random
 from stackjax import decode, loss
 from stackjax.interop import hf
 from stackjax.layer import Trace
@@ -23,6 +24,7 @@ from stackjax.sublayer import Params, SideInputs
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
+Architectures = Mapping[str, hf.Architecture]
 BATCH, TOKENS, NEW_TOKENS = 3, 9, 64
 ROUNDING = 1e-6
 """Share of the largest gradient below which gradients that are zero on paper are noise."""
@@ -79,7 +81,9 @@ def draw_model(case: Case, random: Random) -> Any:
     model = getattr(transformers, case.model)(config).eval()
     if case.untied:
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
-    values = {value.data_ptr(): value for name, value in model.state_dict().items() if "embed_positions" not in name}
+    fixed = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    fixed |= {name for name, _ in model.named_buffers() if "embed_positions" in name}
+    values = {value.data_ptr(): value for name, value in model.state_dict().items() if name not in fixed}
     with torch.no_grad():
         for value in values.values():
             value.add_(case.spread * torch.randn_like(value))
@@ -101,14 +105,15 @@ class Run:
     gradients: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def theirs(case: Case, model: Any, batches: list[Batch]) -> Run:
-    """Run the `transformers` model on a batch, or on a source and a target."""
-    seen: list[list[Any]] = [[] for _ in case.layers]
+def theirs(case: Case, model: Any, batches: list[Batch], renames: tuple[tuple[str, str], ...] = ()) -> Run:
+    """Run the `transformers` model on a batch, or on a source and a target; `renames` are the architecture's."""
+    paths = case.layers or _layers(model)
+    seen: list[list[Any]] = [[] for _ in paths]
     hooks = [
         layer.register_forward_hook(
             lambda _, __, out, kept=kept: kept.append(out[0] if isinstance(out, tuple) else out)
         )
-        for path, kept in zip(case.layers, seen, strict=True)
+        for path, kept in zip(paths, seen, strict=True)
         for layer in model.get_submodule(path)
     ]
     inputs = {"input_ids": torch.tensor(batches[0].tokens), "attention_mask": batches[0].mask}
@@ -136,15 +141,33 @@ def theirs(case: Case, model: Any, batches: list[Batch]) -> Run:
     return Run(
         logits=logits.detach().numpy()[batches[-1].real],
         hidden=[x[batch.real] for kept, batch in zip(arrays, batches, strict=True) for x in kept],
-        gradients={name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None},
+        gradients={
+            _renamed(name, renames): p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None
+        },
     )
+
+
+def _layers(model: Any) -> tuple[str, ...]:
+    """Path of the first list of modules that is as long as the model is deep."""
+    depth = model.config.num_hidden_layers
+    lists = (path for path, part in model.named_modules() if isinstance(part, torch.nn.ModuleList))
+    return tuple(path for path in lists if len(model.get_submodule(path)) == depth)[:1]
+
+
+def _renamed(name: str, renames: tuple[tuple[str, str], ...]) -> str:
+    """The present name of a tensor."""
+    for pattern, present in renames:
+        name = re.sub(pattern, present, name)
+    return name
 
 
 def _after(trace: Trace) -> dict[str, jax.Array]:
     return {"after": trace.after}
 
 
-def ours(case: Case, checkpoint: hf.Checkpoint, batches: list[Batch]) -> Run:
+def ours(
+    case: Case, checkpoint: hf.Checkpoint, batches: list[Batch], architectures: Architectures = hf.ARCHITECTURES
+) -> Run:
     """Run stackjax on the same."""
     model, tokens = checkpoint.model, [jnp.asarray(batch.tokens) for batch in batches]
 
@@ -161,7 +184,8 @@ def ours(case: Case, checkpoint: hf.Checkpoint, batches: list[Batch]) -> Run:
     gradients: dict[str, np.ndarray] = {}
     if case.gradients:
         (_, (logits, hidden)), by_leaf = jax.jit(jax.value_and_grad(run, has_aux=True))(checkpoint.params)
-        gradients = {name: view.read() for name, view in hf.to_tensors(by_leaf, checkpoint.config).items()}
+        views = hf.to_tensors(by_leaf, checkpoint.config, architectures=architectures)
+        gradients = {name: view.read() for name, view in views.items()}
     else:
         _, (logits, hidden) = jax.jit(run)(checkpoint.params)
     return Run(
@@ -214,37 +238,40 @@ def same_tokens(case: Case, model: Any, checkpoint: hf.Checkpoint, batch: Batch)
     return bool((np.asarray(found.tokens) == reference).all())
 
 
-def round_trip(case: Case, checkpoint: hf.Checkpoint, folder: Path) -> bool:
+def round_trip(case: Case, checkpoint: hf.Checkpoint, folder: Path, architectures: Architectures) -> bool:
     """True if parameters come back to the bit from stackjax -> folder -> transformers -> folder -> stackjax."""
-    hf.save(folder / "ours", checkpoint.params, checkpoint.config, shard_bytes=10_000)
+    params, config = checkpoint.params, checkpoint.config
+    hf.save(folder / "ours", params, config, shard_bytes=10_000, architectures=architectures)
     model, report = getattr(transformers, case.model).from_pretrained(folder / "ours", output_loading_info=True)
     missing = [name for name in report["missing_keys"] if not re.fullmatch(case.left_out, name)]
     if missing or report["unexpected_keys"] or report["mismatched_keys"]:
         raise AssertionError(f"transformers did not take the folder as it is: {report}")
     model.save_pretrained(folder / "back")
-    back = hf.load(folder / "back")
+    back = hf.load(folder / "back", architectures=architectures)
     same = jax.tree.map(lambda a, b: bool((a == b).all()), checkpoint.params, back.params)
     return back.model == checkpoint.model and all(jax.tree.leaves(same))
 
 
-def compare(name: str, seed: int, folder: Path) -> dict[str, float]:
+def compare(case: Case, seed: int, folder: Path, architectures: Architectures = hf.ARCHITECTURES) -> dict[str, float]:
     """A random checkpoint of an architecture through both, on a ragged batch.
 
     Args:
-        name: of the case.
+        case: the architecture.
         seed: of the configuration, the parameters and the batch.
         folder: an empty one, where checkpoints are written.
+        architectures: the descriptions, by model_type.
 
     Returns:
         `errors`; decoding: whether greedy tokens are the same (NaN where there is no decoding); round_trip.
     """
-    case, random = CASES[name], np.random.default_rng(seed)
+    random = np.random.default_rng(seed)
     model = draw_model(case, random)
     model.save_pretrained(folder / "theirs")
-    checkpoint = hf.load(folder / "theirs")
-    batches = [draw_batch(random, left=case.left and bool(seed % 2)) for _ in case.layers]
-    found = errors(ours(case, checkpoint, batches), theirs(case, model, batches))
+    checkpoint = hf.load(folder / "theirs", architectures=architectures)
+    renames = architectures[checkpoint.config["model_type"]].renames
+    batches = [draw_batch(random, left=case.left and bool(seed % 2)) for _ in range(1 + case.two_sided)]
+    found = errors(ours(case, checkpoint, batches, architectures), theirs(case, model, batches, renames))
     prompt = draw_batch(random, left=case.left)
     found["decoding"] = float(same_tokens(case, model, checkpoint, prompt)) if case.decodes else float("nan")
-    found["round_trip"] = float(round_trip(case, checkpoint, folder))
+    found["round_trip"] = float(round_trip(case, checkpoint, folder, architectures))
     return found

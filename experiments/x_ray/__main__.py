@@ -17,11 +17,12 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from experiments.lab import command_line, store
+from experiments.lab import command_line, names, store
 from experiments.lab.command_line import OK
 from experiments.lab.options import one_or_more
 from experiments.x_ray import picture, reading, subject
 from experiments.x_ray.subject import Subject
+from stackjax.interop import hf
 
 PROGRAM = "experiments.x_ray"
 
@@ -37,6 +38,8 @@ class Options:
     """A Hugging Face folder: config.json, safetensors, and a tokenizer unless the vocabulary is of bytes."""
     random: str | None = None
     """Instead of a folder, a small model at its init: gpt2, bert, llama, qwen3, gemma2, mixtral, gpt_oss or t5."""
+    architectures: str | None = None
+    """Architectures of your own beside those that are built in: `module:NAME` of {model_type: hf.Architecture}."""
     text: str | None = None
     """A text file to read; None is the manual of Python, which comes with Python."""
     context: int = 128
@@ -71,7 +74,8 @@ def prepared(words: Sequence[str], line: str) -> tuple[Subject, Path, str]:
     dtype = jnp.dtype(options.dtype)
     with Console(stderr=True).status("loading"):
         if options.folder is not None:
-            found = subject.of_folder(options.folder, dtype)
+            own = names.architectures_named(options.architectures) if options.architectures else {}
+            found = subject.of_folder(options.folder, dtype, {**hf.ARCHITECTURES, **own})
         else:
             found = subject.of_random(str(options.random), options.seed, dtype)
         seen = subject.prepare(found, options.text, context=options.context, windows=options.windows, dtype=dtype)

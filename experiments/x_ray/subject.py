@@ -1,5 +1,6 @@
 """The subject of an X-ray: a checkpoint, and a text as its tokens."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,14 +75,21 @@ class Subject:
         return f"{MASKED:.0%} of the tokens are hidden and guessed"
 
 
-def of_folder(folder: str, dtype: Any) -> tuple[str, hf.Checkpoint, Vocabulary]:
+def of_folder(
+    folder: str, dtype: Any, architectures: Mapping[str, hf.Architecture] = hf.ARCHITECTURES
+) -> tuple[str, hf.Checkpoint, Vocabulary]:
     """A checkpoint's name, itself and its vocabulary.
+
+    Args:
+        folder: of the checkpoint.
+        dtype: of the weights.
+        architectures: the descriptions, by model_type.
 
     Raises:
         ValueError: a folder that holds none, or one that is not understood.
     """
     path = locate(folder)
-    checkpoint = hf.load(path, dtype=dtype)
+    checkpoint = hf.load(path, dtype=dtype, architectures=architectures)
     vocab = _embedding(checkpoint.model).vocab
     return path.resolve().name, checkpoint, vocabularies.of_folder(path, checkpoint.config["model_type"], vocab)
 

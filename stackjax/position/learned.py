@@ -13,30 +13,32 @@ from stackjax.sublayer import Params, Positions
 
 @dataclass(frozen=True, kw_only=True)
 class Learned(Position):
-    """x_t + P[t], with a learned table P (n_positions, D).
+    """x_t + P[first + t], with a learned table P (n_positions, D).
 
-    Undefined from `n_positions` on: the model refuses a longer sequence, and an explicit index beyond gives NaN.
-    Padded slots (index -1) get zeros.
+    Undefined from `n_positions - first` on: the model refuses a longer sequence, and an explicit index beyond gives
+    NaN. Padded slots (index -1) get zeros.
 
     Args:
         n_positions: rows of the table.
+        first: row of index 0 (RoBERTa and OPT leave two rows before it unused).
         std: of its initial entries.
 
     Source: Gehring et al. 2017, section 3.1, arXiv:1705.03122.
     """
 
     n_positions: int = 1024
+    first: int = 0
     std: float = 0.02
 
     @property
     def limit(self) -> int | None:
-        return self.n_positions
+        return self.n_positions - self.first
 
     def stream_spec(self, d_model: int) -> dict[str, Any]:
         return {"table": Spec(shape=(self.n_positions, d_model), role="position", init=Normal(self.std))}
 
     def embed(self, params: Params, position: Positions, x: jax.Array) -> jax.Array:
         index = position["index"]
-        row = params["table"].at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        row = params["table"].at[self.first + index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         row = jnp.where(index[..., None] < 0, 0, row)
         return x + row.astype(x.dtype)

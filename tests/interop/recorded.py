@@ -39,7 +39,7 @@ def reference(kind, folder):
     name = hf.ARCHITECTURES[kind].classes[0]
     model = getattr(transformers, name).from_pretrained(folder, attn_implementation="eager").eval()
     side_inputs = {"input_ids": torch.tensor(TOKENS), "attention_mask": torch.tensor(REAL.astype(int))}
-    if kind in ("marian", "t5"):
+    if model.config.is_encoder_decoder:
         side_inputs = {"decoder_" + key: value for key, value in side_inputs.items()}
         side_inputs |= {"input_ids": torch.tensor(SOURCE), "attention_mask": torch.tensor((SOURCE > 0).astype(int))}
     with torch.no_grad():

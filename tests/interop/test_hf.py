@@ -428,3 +428,17 @@ def test_addresses():
     listed = hf.addresses(hf.describe(CONFIGS["gemma3_text"]))
     assert listed["stack/5/attention/query"] == (16, 32) and listed["embedding/token"] == (11, 16)
     assert sum(name.endswith("feed_forward/up") for name in listed) == 7
+
+
+def test_a_tensor_that_may_be_left_out_is_zero(tmp_path):
+    """BartModel's folders have no final_logits_bias, and no prefix."""
+    params = checkpoint("bart", tmp_path / "a")
+
+    def shorten(tensors):
+        tensors.pop("final_logits_bias")
+        for name in list(tensors):
+            tensors[name.removeprefix("model.")] = tensors.pop(name)
+
+    rewrite(tmp_path / "a", shorten)
+    loaded = hf.load(tmp_path / "a").params
+    assert same(loaded["source"], params["source"]) and not loaded["decoder"]["head"]["bias"].any()

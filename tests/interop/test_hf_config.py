@@ -36,7 +36,9 @@ OTHERS = {
     "layer_types": ["full_attention"],
     "rope_scaling": {"rope_type": "unheard"},
     "rope_parameters": {"rope_theta": 5.0},
-    "partial_rotary_factor": 0.5,
+    "partial_rotary_factor": 0.25,
+    "no_rope_layers": [0, 1, 1],
+    "mlp_only_layers": [1],
 }
 
 
@@ -46,14 +48,19 @@ def another(name, value):
         return OTHERS[name]
     if isinstance(value, bool) or not value:
         return not value
-    return "relu" if isinstance(value, str) else 2 * value
+    if isinstance(value, str):
+        return "gelu" if value == "relu" else "relu"
+    return 2 * value
 
 
 WITHOUT_EFFECT = {
     "max_position_embeddings": "rotary and sinusoidal positions have no end",
+    "n_positions": "the same under another name",
     "original_max_position_embeddings": "of scaled rotary positions",
+    "multi_query": "of Falcon's first architecture",
 }
-WITH_EFFECT = {("bert", "max_position_embeddings")}
+LEARNED = ("bert", "roberta", "xlm-roberta", "distilbert", "opt", "bart", "mbart")
+WITH_EFFECT = {("gpt2", "n_positions"), *((kind, "max_position_embeddings") for kind in LEARNED)}
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -194,3 +201,12 @@ def test_ignored_options():
     assert hf.describe({**CONFIGS["llama"], **change}, ignore=("new*",)) == hf.describe(CONFIGS["llama"])
     with pytest.raises(ValueError, match=r"does not know: newer_trick=3; if they change nothing, load with ignore"):
         hf.describe({**CONFIGS["llama"], **change}, ignore=("new_trick",))
+
+
+def test_one_option_under_two_names():
+    reader = options.Config({"n_head": 4, "num_attention_heads": 4, "n_layer": 3})
+    reader.rename(num_attention_heads="n_head", num_hidden_layers="n_layer")
+    assert reader.take("num_attention_heads") == 4 and reader.take("num_hidden_layers") == 3
+    assert not reader.unknown(lambda name: False)
+    with pytest.raises(ValueError, match="n_head=4 and num_attention_heads=2, which are one option"):
+        options.Config({"n_head": 4, "num_attention_heads": 2}).rename(num_attention_heads="n_head")

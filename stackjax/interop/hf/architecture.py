@@ -19,6 +19,7 @@ class Architecture:
         classes: of the `transformers` models whose checkpoints these are.
         renames: (pattern, replacement) pairs that bring older names of tensors to the present ones.
         aliases: (name, canonical name) of tensors that are the same parameter, and may both be in a file.
+        zeros: tensors that a file may leave out, and that are then zero.
         inert: options and tensors that change nothing.
     """
 
@@ -26,4 +27,5 @@ class Architecture:
     classes: tuple[str, ...]
     renames: tuple[tuple[str, str], ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
+    zeros: tuple[str, ...] = ()
     inert: Inert = Inert()

@@ -1,26 +1,61 @@
 """The architectures that are described, by config.json's model_type."""
 
-from stackjax.interop.hf.bert import BERT
+from stackjax.interop.hf.bert import BERT, DISTILBERT, ROBERTA, XLM_ROBERTA
+from stackjax.interop.hf.beside import FALCON, GPT_NEOX, GPTJ, PHI
+from stackjax.interop.hf.bloom import BLOOM
 from stackjax.interop.hf.deepseek import DEEPSEEK_V3
 from stackjax.interop.hf.experts import GPT_OSS, MIXTRAL
-from stackjax.interop.hf.gemma import GEMMA2, GEMMA3
+from stackjax.interop.hf.fused import GLM, GLM4, PHI3
+from stackjax.interop.hf.gemma import GEMMA, GEMMA2, GEMMA3
 from stackjax.interop.hf.gpt2 import GPT2
-from stackjax.interop.hf.llama import LLAMA, QWEN3
-from stackjax.interop.hf.marian import MARIAN
-from stackjax.interop.hf.t5 import T5
+from stackjax.interop.hf.layer_normed import STABLELM, STARCODER2
+from stackjax.interop.hf.llama import GRANITE, LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3
+from stackjax.interop.hf.marian import BART, MARIAN, MBART, PEGASUS
+from stackjax.interop.hf.mixture import OLMOE, QWEN2_MOE, QWEN3_MOE
+from stackjax.interop.hf.olmo import OLMO2
+from stackjax.interop.hf.opt import OPT
+from stackjax.interop.hf.t5 import MT5, T5, UMT5
 from stackjax.interop.hf.xlnet import XLNET
 
 ARCHITECTURES = {
+    "bart": BART,
     "bert": BERT,
+    "bloom": BLOOM,
     "deepseek_v3": DEEPSEEK_V3,
+    "distilbert": DISTILBERT,
+    "falcon": FALCON,
+    "gemma": GEMMA,
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA3,
+    "glm": GLM,
+    "glm4": GLM4,
     "gpt2": GPT2,
+    "gpt_neox": GPT_NEOX,
     "gpt_oss": GPT_OSS,
+    "gptj": GPTJ,
+    "granite": GRANITE,
     "llama": LLAMA,
     "marian": MARIAN,
+    "mbart": MBART,
+    "mistral": MISTRAL,
     "mixtral": MIXTRAL,
+    "mt5": MT5,
+    "olmo2": OLMO2,
+    "olmoe": OLMOE,
+    "opt": OPT,
+    "pegasus": PEGASUS,
+    "phi": PHI,
+    "phi3": PHI3,
+    "qwen2": QWEN2,
+    "qwen2_moe": QWEN2_MOE,
     "qwen3": QWEN3,
+    "qwen3_moe": QWEN3_MOE,
+    "roberta": ROBERTA,
+    "smollm3": SMOLLM3,
+    "stablelm": STABLELM,
+    "starcoder2": STARCODER2,
     "t5": T5,
+    "umt5": UMT5,
+    "xlm-roberta": XLM_ROBERTA,
     "xlnet": XLNET,
 }

@@ -1,6 +1,6 @@
 """The parts that decoders since Llama share: rotary positions, grouped heads, gated feed-forward, and their names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from stackjax.attention import Attention
@@ -9,7 +9,7 @@ from stackjax.feed_forward import Activation, FeedForward
 from stackjax.interop.hf.architecture import Architecture
 from stackjax.interop.hf.config import Config
 from stackjax.interop.hf.inert import Inert
-from stackjax.interop.hf.mapping import Table, dense, norm, tensor, within
+from stackjax.interop.hf.mapping import Table, dense, norm, rules, tensor, within
 from stackjax.layer import Layer
 from stackjax.model import Model
 from stackjax.recipe.base import Recipe
@@ -20,11 +20,13 @@ ENDS: Table = {
     "model.norm": norm("stack/leave/inner/norm"),
     "lm_head.weight": tensor("head/unembed", transposed=True),
 }
-ATTENTION: Table = {
+PROJECTIONS: Table = {
     "self_attn.q_proj": dense("attention/query"),
     "self_attn.k_proj": dense("attention/key"),
     "self_attn.v_proj": dense("attention/value"),
     "self_attn.o_proj": dense("attention/out"),
+}
+ATTENTION: Table = PROJECTIONS | {
     "self_attn.q_norm": norm("attention/query_norm"),
     "self_attn.k_norm": norm("attention/key_norm"),
 }
@@ -40,26 +42,67 @@ PRE_NORM: Table = {
 ALIASES = (("lm_head.weight", "model.embed_tokens.weight"),)
 
 
-def layers(*tables: Table) -> Table:
-    """The ends, and these tables for every layer."""
+GATE_AND_UP: Table = {
+    "mlp.gate_up_proj": dense("feed_forward/gate", "feed_forward/up"),
+    "mlp.down_proj": dense("feed_forward/down"),
+}
+EXPERTS: Table = {
+    "mlp.gate.weight": tensor("experts/router", transposed=True),
+    "mlp.experts.{expert}.gate_proj": dense("experts/gate"),
+    "mlp.experts.{expert}.up_proj": dense("experts/up"),
+    "mlp.experts.{expert}.down_proj": dense("experts/down"),
+}
+QUERY_KEY_VALUE = ("query", "key", "value")
+
+
+def layers(*tables: Table, ends: Table = ENDS, module: str = "model.layers.{layer}.") -> Table:
+    """The ends, and these tables for every layer.
+
+    Args:
+        *tables: of one layer.
+        ends: of the model.
+        module: what the names of a layer begin with.
+    """
     merged = {name: rule for table in tables for name, rule in table.items()}
-    return ENDS | within("model.layers.{layer}.", "stack/{layer}/", merged)
+    return ends | within(module, "stack/{layer}/", merged)
 
 
-def attention(config: Config, *, bias: bool = False, d_head: int | None = None, **more: Any) -> Attention:
+def side_by_side(table: Table) -> Table:
+    """Rows of sublayers that stand one after another or, in `Parallel`, side by side."""
+    parallel = within("", "parallel/", table)
+    return {name: (*rules(table[name]), *rules(parallel[name])) for name in table}
+
+
+def head_width(config: Config, default: int | None = None) -> int:
+    """K: head_dim, or what the format means without it; None means D / H."""
+    width = config.take("head_dim", default) or default
+    return width or config.take("hidden_size") // config.take("num_attention_heads")
+
+
+def attention(
+    config: Config,
+    *,
+    kind: type[Attention] = Attention,
+    bias: bool | tuple[str, ...] = False,
+    d_head: int | None = None,
+    **more: Any,
+) -> Attention:
     """Attention with grouped heads.
 
     Args:
         config: read for the sizes.
-        bias: on all four projections.
+        kind: `Attention`, or a subclass.
+        bias: whether all four projections have one, or which of them.
         d_head: what the format means where the config gives no head_dim.
         **more: other fields of `Attention`.
     """
-    return Attention(
+    if isinstance(bias, bool):
+        bias = (*QUERY_KEY_VALUE, "out") if bias else ()
+    return kind(
         n_heads=config.take("num_attention_heads"),
         n_kv_heads=config.take("num_key_value_heads", None),
-        d_head=config.take("head_dim", d_head),
-        bias=("query", "key", "value", "out") if bias else (),
+        d_head=head_width(config, d_head),
+        bias=bias,
         **more,
     )
 
@@ -85,9 +128,9 @@ def decoder(
     config: Config,
     *layers: Layer,
     recipe: Recipe,
-    scale: float | None = 1.0,
     tied: bool = False,
-    soft_cap: float | None = None,
+    embedding: Mapping[str, Any] | None = None,
+    head: Mapping[str, Any] | None = None,
 ) -> Model:
     """The stack between its embedding and its head.
 
@@ -95,16 +138,16 @@ def decoder(
         config: read for the sizes.
         *layers: one, or one for each layer.
         recipe: the depth treatment.
-        scale: of the embedding; None means sqrt(D).
         tied: whether the output uses the embedding's matrix, where the config does not say.
-        soft_cap: of the logits.
+        embedding: fields of `Embedding` beside its size; its scale is 1 unless they say another.
+        head: fields of `Head`.
     """
     config.take("max_position_embeddings", None)
     depth, d_model = config.take("num_hidden_layers"), config.take("hidden_size")
     return Model(
-        embedding=Embedding(vocab=config.take("vocab_size"), scale=scale),
+        embedding=Embedding(vocab=config.take("vocab_size"), **{"scale": 1.0, **(embedding or {})}),
         stack=Stack.of(*layers, depth=depth, d_model=d_model, recipe=recipe),
-        head=Head(tied=config.take("tie_word_embeddings", tied), soft_cap=soft_cap),
+        head=Head(tied=config.take("tie_word_embeddings", tied), **(head or {})),
     )
 
 

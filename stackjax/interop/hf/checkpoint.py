@@ -90,7 +90,8 @@ def load(
     for (where, leaf), place in zip(declared, places, strict=True):
         values = _aligned(leaf.shape, np.dtype(dtype))
         for link, i in shares[path_name(where)]:
-            values[link.parts[i].index] = link.split(tensors[link.name].read())[i]
+            zero = link.name not in tensors
+            values[link.parts[i].index] = 0 if zero else link.split(tensors[link.name].read())[i]
         leaves.append(jax.block_until_ready(jax.device_put(values, place)))
     return Checkpoint(model, jax.tree.unflatten(tree, leaves), config)
 
@@ -245,7 +246,11 @@ def _match(
     config: dict[str, Any],
     ignore: Sequence[str],
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensor of each link by name, and the tensors that were ignored; names all that does not fit."""
+    """The tensor of each link by name, without those that are zero; and the tensors that were ignored.
+
+    Raises:
+        ValueError: tensors that do not fit; all of them are named.
+    """
     tensors = {}
     for name, tensor in found.items():
         for pattern, present in architecture.renames:
@@ -256,7 +261,7 @@ def _match(
     shapes = {link.name: link.shape for link in links}
     for alias, name in architecture.aliases:
         _resolve(alias, name, shapes, tensors)
-    missing = [name for name in shapes if name not in tensors]
+    missing = [name for name in shapes if name not in tensors and name not in architecture.zeros]
     others = [name for name in tensors if name not in shapes and not architecture.inert.has_tensor(name, config)]
     ignored = [name for name in others if _matches(name, ignore)]
     unexpected = [name for name in others if name not in ignored]
@@ -268,7 +273,7 @@ def _match(
         untied = [f"config.json does not tie {name} to {twins[name]}" for name in missing if twins.get(name) in tensors]
         raise ValueError("; ".join(reasons + untied))
     for name, shape in shapes.items():
-        if tensors[name].shape != shape:
+        if name in tensors and tensors[name].shape != shape:
             raise ValueError(f"tensor {name} is {list(tensors[name].shape)}; config.json asks for {list(shape)}")
     return tensors, ignored
 

@@ -8,8 +8,10 @@ from stackjax.feed_forward import Activation
 
 ACTIVATIONS: dict[str, Activation] = {
     "relu": feed_forward.relu,
+    "relu2": feed_forward.squared_relu,
     "gelu": feed_forward.gelu,
     "gelu_new": feed_forward.gelu_tanh,
+    "gelu_fast": feed_forward.gelu_tanh,
     "gelu_pytorch_tanh": feed_forward.gelu_tanh,
     "silu": feed_forward.silu,
     "swish": feed_forward.silu,
@@ -38,6 +40,24 @@ class Config:
             raise ValueError(f"config.json lacks the option {name}")
         self.read[name] = self.fields.get(name, default)
         return self.read[name]
+
+    def rename(self, **older: str) -> None:
+        """Let options that this format names in its own way be read under the names that most formats use.
+
+        Args:
+            **older: this format's name by the usual one.
+
+        Raises:
+            ValueError: both are there, and differ.
+        """
+        for usual, name in older.items():
+            if name in self.fields:
+                value = self.take(name)
+                if self.fields.setdefault(usual, value) != value:
+                    raise ValueError(
+                        f"config.json has {name}={value!r} and {usual}={self.fields[usual]!r}, which are one option; "
+                        "keep the one that is meant"
+                    )
 
     def only(self, **expected: Any) -> None:
         """Refuse any other value of these options (a tuple lists several); one that is not there is taken as met."""

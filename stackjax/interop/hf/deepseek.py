@@ -16,12 +16,8 @@ from stackjax.norm import RMSNorm
 from stackjax.recipe import PreNorm
 from stackjax.recipe.residual import Pre
 
-EXPERTS: Table = {
-    "mlp.gate.weight": tensor("experts/router", transposed=True),
+EXPERTS: Table = causal.EXPERTS | {
     "mlp.gate.e_score_correction_bias": tensor("experts/bias"),
-    "mlp.experts.{expert}.gate_proj": dense("experts/gate"),
-    "mlp.experts.{expert}.up_proj": dense("experts/up"),
-    "mlp.experts.{expert}.down_proj": dense("experts/down"),
     "mlp.shared_experts.gate_proj": dense("experts/shared/gate"),
     "mlp.shared_experts.up_proj": dense("experts/shared/up"),
     "mlp.shared_experts.down_proj": dense("experts/shared/down"),

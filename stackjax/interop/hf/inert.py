@@ -46,7 +46,7 @@ GENERATION = (
     r".*_token_id|use_cache|max_length|min_length|do_sample|early_stopping|num_beams|num_beam_groups|temperature|"
     r"top_[kp]|typical_p|repetition_penalty|length_penalty|.*no_repeat_ngram_size|bad_words_ids|num_return_sequences|"
     r"diversity_penalty|prefix|task_specific_params|remove_invalid_values|exponential_decay_length_penalty|"
-    r"suppress_tokens|begin_suppress_tokens|cache_implementation|force_bos_token_to_be_generated"
+    r"suppress_tokens|begin_suppress_tokens|cache_implementation"
 )
 WHAT_IS_RETURNED = (
     r"summary_.*|output_past|output_attentions|output_hidden_states|output_scores|return_.*|is_encoder_decoder|"
@@ -60,12 +60,25 @@ BERT = Inert(
     options=(r"directionality|pooler_(fc_size|num_attention_heads|num_fc_layers|size_per_head|type)",),
     tensors=(r"bert\.pooler\..*", r"cls\.seq_relationship\..*", r"bert\.embeddings\.position_ids"),
 )
+BART = Inert(options=(r"force_bos_token_to_be_generated",))
+BLOOM = Inert(
+    # How the trainer computed it.
+    options=(
+        r"attention_softmax_in_fp32|bias_dropout_fusion|masked_softmax_fusion|offset_alibi|skip_bias_add|"
+        r"skip_bias_add_qkv|n_inner|seq_length",
+    ),
+)
 DEEPSEEK_V3 = Inert(
     # One layer that predicts a further token stands behind the others.
     options=(r"num_nextn_predict_layers|num_mtp_layers",),
     tensors=(r"model\.layers\.{depth}\..*",),
 )
 GEMMA2 = Inert(options=(r"sliding_window_size",))
+# DistilBERT's positions are stored, whatever they began as.
+DISTILBERT = Inert(options=(r"sinusoidal_pos_embds|tie_weights_",), tensors=(r"distilbert\.embeddings\.position_ids",))
+FALCON = Inert(options=(r"apply_residual_connection_post_layernorm",))
+GPTJ = Inert(options=(r"rotary",), tensors=(r".*\.attn\.(masked_)?bias", r".*\.embed_positions"))
+GPT_NEOX = Inert(tensors=(r".*\.attention\.(masked_)?bias",))
 GPT2 = Inert(
     options=(r"n_ctx|n_special|predict_special_tokens",),
     tensors=(r".*\.attn\.(masked_)?bias",),
@@ -76,8 +89,24 @@ MARIAN = Inert(
     options=(r"max_position_embeddings",),
     tensors=(r"model\.(en|de)coder\.embed_positions\.weight",),
 )
+PEGASUS = Inert(
+    options=(r"max_position_embeddings|extra_pos_embeddings",),
+    tensors=(r"model\.(en|de)coder\.embed_positions\.weight",),
+)
+PHI3 = Inert(options=(r"full_attn_mod|interpolate_factor",))
+QWEN2 = Inert(options=(r"use_mrope",))
+QWEN3_MOE = Inert(options=(r"max_window_layers",))
+SMOLLM3 = Inert(options=(r"max_window_layers",))
+STARCODER2 = Inert(
+    # The trainer's own names for what hidden_act, norm_epsilon and the rest say.
+    options=(
+        r"activation_function|layer_norm_epsilon|mlp_type|norm_type|attention_softmax_in_fp32|"
+        r"scale_attention_softmax_in_fp32|scale_attn_weights",
+    ),
+)
+ROBERTA = Inert(tensors=(r"roberta\.pooler\..*", r"roberta\.embeddings\.position_ids"))
 T5 = Inert(
-    options=(r"n_positions",),
+    options=(r"n_positions|scalable_attention",),
     tensors=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
 )
 XLNET = Inert(

@@ -72,10 +72,11 @@ def within(module: str, leaf: str, table: Table) -> Table:
     def moved(rule: Rule) -> Rule:
         return replace(rule, leaves=tuple(leaf + each for each in rule.leaves))
 
-    return {module + name: tuple(map(moved, _rules(entry))) for name, entry in table.items()}
+    return {module + name: tuple(map(moved, rules(entry))) for name, entry in table.items()}
 
 
-def _rules(entry: Rule | tuple[Rule, ...]) -> tuple[Rule, ...]:
+def rules(entry: Rule | tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """A row's rules as a tuple."""
     return entry if isinstance(entry, tuple) else (entry,)
 
 
@@ -158,7 +159,7 @@ def unfold(declaration: Any, table: Table) -> list[Link]:
     """
     places = _addresses(declaration)
     by_row = {
-        name: [link for rule in _rules(entry) for link in _links(name, rule, places)] for name, entry in table.items()
+        name: [link for rule in rules(entry) for link in _links(name, rule, places)] for name, entry in table.items()
     }
     links = [link for row in by_row.values() for link in row]
     parts = Counter(part for link in links for part in link.parts)
@@ -171,7 +172,10 @@ def unfold(declaration: Any, table: Table) -> list[Link]:
             raise ValueError(f"the table of tensors names {part.path} {part.index} {times} times")
         for length in range(len(part.index) + 1):
             covered[part.path, part.index[:length]] += math.prod(part.shape)
-    lacking = [name for name, part in places.items() if covered[part.path, part.index] != math.prod(part.shape)]
+    sizes = {name: covered[part.path, part.index] - math.prod(part.shape) for name, part in places.items()}
+    if twice := [name for name, excess in sizes.items() if excess > 0]:
+        raise ValueError(f"the table of tensors names {listed(twice)} twice, whole and in parts")
+    lacking = [name for name, excess in sizes.items() if excess < 0]
     if lacking:
         idle = [name for name, row in by_row.items() if not row]
         raise ValueError(

@@ -1,6 +1,7 @@
 """Rotary positions as a config.json asks for them."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from stackjax.interop.hf.config import Config
@@ -17,7 +18,7 @@ def rotary(
     kind: str | None = None,
     base: float = 10_000.0,
     share: float = 1.0,
-    theta: str = "rope_theta",
+    older: Mapping[str, str] | None = None,
     scaling: str | None = "rope_scaling",
     **more: Any,
 ) -> Rotary:
@@ -29,14 +30,15 @@ def rotary(
         kind: of the layers, where rope_parameters has an entry for each kind.
         base: where the config gives none.
         share: of the head's features that turn, where the config gives none.
-        theta: the older option with the base.
+        older: options that came before rope_parameters, by what stands for them there, where the format has names of
+            its own for the base (rope_theta) or the share (partial_rotary_factor).
         scaling: the older option with the scaling; None where there was none for this kind.
         **more: other fields of `Rotary`.
 
     Raises:
         ValueError: two sources that differ; a type, or a parameter of it, that is not supported.
     """
-    given = parameters(config, kind=kind, theta=theta, scaling=scaling)
+    given = parameters(config, kind=kind, older=older, scaling=scaling)
     base = given.pop("rope_theta", base)
     share = given.pop("partial_rotary_factor", share)
     if share != 1:
@@ -54,14 +56,18 @@ def rotary(
 
 
 def parameters(
-    config: Config, *, kind: str | None = None, theta: str = "rope_theta", scaling: str | None = "rope_scaling"
+    config: Config,
+    *,
+    kind: str | None = None,
+    older: Mapping[str, str] | None = None,
+    scaling: str | None = "rope_scaling",
 ) -> dict[str, Any]:
     """The parameters of one kind of layer, from rope_parameters and from the options that came before it.
 
     Args:
         config: read for them.
         kind: see `rotary`.
-        theta: see `rotary`.
+        older: see `rotary`.
         scaling: see `rotary`.
 
     Raises:
@@ -72,13 +78,13 @@ def parameters(
         if given.get(kind) is None:
             raise ValueError(f"config.json lacks rope_parameters for its layers of kind {kind}; it has {given}")
         given = given[kind]
-    given, older = _named(given), _named((scaling and config.take(scaling, None)) or {})
-    if given and older and given != older:
+    given, scaled = _named(given), _named((scaling and config.take(scaling, None)) or {})
+    if given and scaled and given != scaled:
         raise ValueError(
-            f"config.json has rope_parameters={given} and {scaling}={older}, which differ; keep the one that is meant"
+            f"config.json has rope_parameters={given} and {scaling}={scaled}, which differ; keep the one that is meant"
         )
-    merged = given or older
-    outside = {"rope_theta": theta, "partial_rotary_factor": "partial_rotary_factor"}
+    merged = given or scaled
+    outside = {name: name for name in ("rope_theta", "partial_rotary_factor")} | dict(older or {})
     if merged.get("rope_type") != "dynamic":
         outside[ORIGINAL] = ORIGINAL
     for name, option in outside.items():

@@ -1,6 +1,7 @@
-"""T5, the original and version 1.1: a pre-norm encoder-decoder with bucketed relative positions and no biases.
+"""T5, the original and version 1.1, mT5 and umT5: pre-norm with bucketed relative positions and no biases.
 
-Raffel et al. 2020, arXiv:1910.10683; Shazeer 2020, arXiv:2002.05202.
+Raffel et al. 2020, arXiv:1910.10683; Shazeer 2020, arXiv:2002.05202; Xue et al. 2020, arXiv:2010.11934; Chung et al.
+2023, arXiv:2304.09151.
 """
 
 from stackjax.attention import Attention
@@ -35,11 +36,12 @@ def _forward(place: int, gated: bool) -> Table:
 
 
 def _stack(side: str, ours: str, layer: Table) -> Table:
-    bias = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    bias = "layer.0.SelfAttention.relative_attention_bias.weight"
     return {
         **within(f"{side}.block.{{layer}}.", f"{ours}/{{layer}}/", layer),
+        **within(f"{side}.block.{{layer}}.", f"{ours}/{{layer}}/", {bias: tensor("attention/position/table")}),
+        f"{side}.block.0.{bias}": tensor(f"{ours}/shared/t5bias/table"),
         f"{side}.final_layer_norm": norm(f"{ours}/leave/inner/norm"),
-        bias: tensor(f"{ours}/shared/t5bias/table"),
     }
 
 
@@ -54,10 +56,16 @@ def tensors(gated: bool) -> Table:
     }
 
 
-def describe(config: Config) -> tuple[EncoderDecoder, Table]:
-    """T5 from its config. Where logits are scaled, as in the original, the output is tied; in version 1.1 neither."""
+def _model(config: Config, *, tied: bool, scaled: bool, per_layer: bool = False) -> tuple[EncoderDecoder, Table]:
+    """The encoder-decoder of a config.
+
+    Args:
+        config: read for the sizes.
+        tied: whether the output is the embedding's matrix.
+        scaled: whether logits are divided by sqrt(D).
+        per_layer: whether each layer has a table of positions of its own.
+    """
     config.only(is_decoder=False, is_encoder_decoder=True)
-    scaled = config.take("scale_decoder_outputs", config.take("tie_word_embeddings", True))
     d_model, vocab = config.take("d_model"), config.take("vocab_size")
     depth = config.take("num_layers")
     depths = depth, config.take("num_decoder_layers", None) or depth
@@ -76,7 +84,7 @@ def describe(config: Config) -> tuple[EncoderDecoder, Table]:
     }
 
     def own(causal: bool) -> Attention:
-        bias = T5Bias(n_buckets=n_buckets, max_distance=reach, bidirectional=not causal)
+        bias = T5Bias(n_buckets=n_buckets, max_distance=reach, bidirectional=not causal, per_layer=per_layer)
         return Attention(causal=causal, position=bias, **heads)
 
     across = Attention(name="cross_attention", cross=True, **heads)
@@ -84,18 +92,37 @@ def describe(config: Config) -> tuple[EncoderDecoder, Table]:
     decoder = Model(
         embedding=Embedding(vocab=vocab, scale=1.0),
         stack=Stack.of(writer, depth=depths[1], other_depth=depths[0], **sizes),
-        head=Head(tied=scaled, scale=d_model**-0.5 if scaled else 1.0),
+        head=Head(tied=tied, scale=d_model**-0.5 if scaled else 1.0),
     )
     encoder = Stack.of(reader, depth=depths[0], other_depth=depths[1], side="encoder", **sizes)
     return EncoderDecoder(encoder=encoder, decoder=decoder), tensors(bool(gate))
 
 
-T5 = Architecture(
-    describe=describe,
-    classes=("T5ForConditionalGeneration",),
-    aliases=tuple(
-        (alias, "shared.weight")
-        for alias in ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-    ),
-    inert=inert.T5,
-)
+def t5(config: Config) -> tuple[EncoderDecoder, Table]:
+    """T5 from its config. Where logits are scaled, as in the original, the output is tied; in version 1.1 neither."""
+    scaled = config.take("scale_decoder_outputs", config.take("tie_word_embeddings", True))
+    return _model(config, tied=scaled, scaled=scaled)
+
+
+def mt5(config: Config) -> tuple[EncoderDecoder, Table]:
+    """mT5 from its config: T5 1.1, whose logits are never scaled."""
+    return _model(config, tied=config.take("tie_word_embeddings", True), scaled=False)
+
+
+def umt5(config: Config) -> tuple[EncoderDecoder, Table]:
+    """umT5 from its config: T5 with positions in each layer."""
+    scaled = config.take("scale_decoder_outputs", config.take("tie_word_embeddings", True))
+    return _model(config, tied=scaled, scaled=scaled, per_layer=True)
+
+
+def _architecture(describe, name: str) -> Architecture:
+    others = ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+    aliases = tuple((alias, "shared.weight") for alias in others)
+    return Architecture(
+        describe=describe, classes=(f"{name}ForConditionalGeneration",), aliases=aliases, inert=inert.T5
+    )
+
+
+T5 = _architecture(t5, "T5")
+MT5 = _architecture(mt5, "MT5")
+UMT5 = _architecture(umt5, "UMT5")
