@@ -1,4 +1,4 @@
-"""Where activations lie on a mesh of devices: split over the batch, at every layer's door.
+"""Activations pinned to a mesh of devices: split over the batch, at every layer's door.
 
 Left alone, the partitioner may follow the parameters instead: with width split over the same devices as the batch, it
 splits the width of the stream and computes attention for the whole batch on every device.

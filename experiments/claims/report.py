@@ -25,7 +25,7 @@ WITHOUT_PROTOCOL = {
 
 
 ABOUT = {"text": "the text", "correction": "against it", "control": "control", "beyond": "beyond the text"}
-"""What a check is about, in words."""
+"""Subject of a check, in words."""
 
 
 class Judged:

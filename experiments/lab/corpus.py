@@ -158,7 +158,7 @@ class Corpus:
 
     @property
     def size(self) -> str:
-        """How much there is, in words."""
+        """Size of the data, in words."""
         return f"{len(self.train):,} training and {len(self.valid):,} validation tokens"
 
     def facts(self) -> dict[str, Any]:

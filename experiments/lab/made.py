@@ -40,12 +40,12 @@ class Made:
 
     @property
     def origin(self) -> Origin:
-        """What was read: nothing."""
+        """Lines on what was read: none."""
         return Origin()
 
     @property
     def size(self) -> str:
-        """How much there is, in words."""
+        """Size of the data, in words."""
         return "made by rule, without end"
 
     def check(self, *, batch: int, context: int) -> None:

@@ -1,4 +1,4 @@
-"""How text becomes the tokens that a checkpoint was trained on."""
+"""Vocabularies: from text to the tokens that a checkpoint was trained on."""
 
 import importlib
 import json
@@ -12,12 +12,12 @@ BYTE_VOCAB = 256
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 BYTE_PAIRS = "vocab.json", "merges.txt"
 OTHER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.spm", "*.tiktoken", "tekken.json")
-"""What the files of other tokenizers are called."""
+"""Names of the files of other tokenizers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """How text becomes tokens, and tokens become text.
+    """A vocabulary: the way from text to tokens, and back.
 
     Args:
         name: for people.
@@ -71,7 +71,7 @@ def of_folder(folder: Path, kind: str, vocab: int) -> Vocabulary:
 
 
 def _load(path: Path, make: Callable[[Any], Any]) -> Any:
-    """What the library makes of a tokenizer's file, whatever goes wrong in it as a ValueError."""
+    """Tokenizer that the library makes of a file, whatever goes wrong in it as a ValueError."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         library = importlib.import_module("tokenizers")
@@ -117,7 +117,7 @@ def _of_tokenizer(tokenizer: Any, folder: Path) -> Vocabulary:
 
 
 def _with_beginning(tokenizer: Any, folder: Path, before: tuple[int, ...]) -> tuple[int, ...]:
-    """What stands before a text, with the token of its beginning where only the settings beside say so."""
+    """Tokens that stand before a text, that of its beginning included where only the settings beside say so."""
     settings = _settings(folder)
     wanted, token = settings.get("add_bos_token"), settings.get("bos_token")
     token = token.get("content") if isinstance(token, dict) else token

@@ -137,7 +137,7 @@ def _silenced(stack: Stack, layer: int, params: Params) -> Params:
 
 
 def _change(stack: Stack, layer: int, params: Params, own: Params, *, scale: float) -> float:
-    """How far a layer moves the stream, at most, if its sublayers output noise of some size.
+    """The most that a layer moves the stream, if its sublayers output noise of some size.
 
     Args:
         stack: that it is in.

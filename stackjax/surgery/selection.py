@@ -17,7 +17,7 @@ from stackjax.stack import Stack
 from stackjax.sublayer import Params, Sublayer
 
 Numbers = Literal["original", "new"]
-"""Whether layers keep the coefficients, forms, gains and multipliers of their place in the original stack, or get those
+"""The choice of whether layers keep the coefficients, forms, gains and multipliers of their old place, or get those
 of their new place in a stack of the new depth."""
 
 
@@ -182,7 +182,7 @@ def _rebuilt(old: Stack, order: list[int], coefficients: Numbers, other_depth: i
 
 
 def places(stack: Stack) -> list[tuple[str, str, int]]:
-    """For each layer its segment, its place in the pattern and its repeat."""
+    """Each layer's segment, its place in the pattern and its repeat."""
     return [
         (name, str(j), repeat)
         for name, _, segment in stack.placed()
@@ -224,7 +224,7 @@ def _moved(old: Stack, new: Stack, tree: Params, order: list[int]) -> Params:
 
 
 def within(tree: Any, path: Path) -> Any:
-    """What lies at a path in a tree like the parameters; None where that is masked."""
+    """The subtree at a path in a tree like the parameters; None where that is masked."""
     for name in path:
         tree = tree.get(name) if isinstance(tree, Mapping) else None
     return tree if isinstance(tree, Mapping) else None

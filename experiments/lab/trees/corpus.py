@@ -163,7 +163,7 @@ def user_cache() -> Path:
 
 
 def held_out(sizes: Sequence[int]) -> list[bool]:
-    """Which documents are for validation: the first until a tenth of the bytes is there, without any that is too long.
+    """Documents for validation: the first until a tenth of the bytes is there, without any that is too long.
 
     Args:
         sizes: bytes of each document, in the order of their hashes. Those that would take validation's share above
