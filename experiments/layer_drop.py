@@ -162,7 +162,7 @@ def cell_of(path: str, corpus: Corpus) -> tuple[Setting, sj.Model, Any]:
         ValueError: no cell, no parameters, or another text.
     """
     folder = Path(path)
-    config = store.read(folder / "config.json")
+    config = store.read_sealed(folder / "config.json")
     if config is None:
         raise ValueError(f"{path} is no cell of a sweep: it has no config.json")
     if not (folder / "params.npz").exists():

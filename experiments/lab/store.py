@@ -8,6 +8,7 @@ Every write replaces a whole file at once, so no reader and no killed writer eve
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -28,6 +29,9 @@ from stackjax.parameter import path_name
 from stackjax.sublayer import Params
 
 Json = dict[str, Any]
+
+ROWS = ("metrics.jsonl", "layers.jsonl")
+"""Files of a cell that hold a row for each step that was measured."""
 
 
 @contextlib.contextmanager
@@ -75,6 +79,28 @@ def read(path: Path) -> Json | None:
     return found
 
 
+def digest(value: Any) -> str:
+    """Fingerprint of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_sealed(path: Path, record: Json) -> None:
+    """Replace a JSON file at once, with its fingerprint in it."""
+    write(path, json.dumps({**record, "sha256": digest(record)}, indent=1))
+
+
+def read_sealed(path: Path) -> Json | None:
+    """A file of `write_sealed`, without its fingerprint; None if it is not there.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    record = read(path)
+    if record is not None and record.pop("sha256", None) != digest(record):
+        raise ValueError(f"{path} is damaged (it is not what was written); remove {path} to have it made again")
+    return record
+
+
 def read_rows(path: Path) -> list[Json]:
     """The rows of a JSONL file; none if it is not there.
 
@@ -86,7 +112,7 @@ def read_rows(path: Path) -> list[Json]:
     except FileNotFoundError:
         return []
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); remove its folder to have it made again") from error
+        raise ValueError(f"{path} is damaged ({error}); remove {path.parent} to have it made again") from error
 
 
 class Folder:
@@ -112,17 +138,37 @@ class Folder:
         """
         configs = []
         for path in sorted((self.path / "cells").glob("*/config.json")):
-            config = read(path)
+            config = read_sealed(path)
             if config is None:
                 continue
             if config.get("cell") != path.parent.name:
-                raise ValueError(f"{path} is that of {config.get('cell')}; remove its folder to have it made again")
+                raise ValueError(f"{path} is that of {config.get('cell')}; remove {path.parent} to have it made again")
             configs.append(config)
         return configs
 
     def summary(self, name: str) -> Json | None:
-        """Outcome of a cell; None if it has not ended."""
-        return read(self.cell(name) / "summary.json")
+        """Outcome of a cell; None if it has not ended.
+
+        Raises:
+            ValueError: it is damaged or another cell's, or the cell's rows are not those that it ended with.
+        """
+        folder = self.cell(name)
+        record = read_sealed(folder / "summary.json")
+        if record is None:
+            return None
+        if record.pop("cell") != name:
+            raise ValueError(f"{folder}/summary.json is another cell's; remove {folder} to have it made again")
+        if record.pop("rows") != self._rows(name):
+            raise ValueError(f"{folder} is damaged (its rows are not those it ended with); remove {folder}")
+        return record
+
+    def save_summary(self, name: str, summary: Json) -> None:
+        """Write how a cell ended, with the fingerprints of its rows."""
+        record = {**summary, "cell": name, "rows": self._rows(name)}
+        write_sealed(self.cell(name) / "summary.json", record)
+
+    def _rows(self, name: str) -> Json:
+        return {file: digest(read_rows(self.cell(name) / file)) for file in ROWS}
 
     def groups(self) -> dict[str, Group]:
         """Every group that was begun, by name."""
@@ -144,7 +190,7 @@ class Folder:
         Raises:
             ValueError: sweep.json is damaged.
         """
-        record = read(self.sweep_file)
+        record = read_sealed(self.sweep_file)
         if record is None:
             return next(iter(self.configs()), None)
         if missing := {"schema", "setting", "data", "versions", "device", "groups", "commands"} - set(record):
@@ -165,24 +211,28 @@ class Folder:
         """Write all that a run needs to go on; the rows first, so that none is ever missing."""
         self.save_rows(names, run)
         arrays: dict[str, Any] = {f"leaf_{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(run.state))}
-        write_arrays(self._checkpoint(group), {"step": run.step, **arrays})
+        seal = digest([run.metrics, run.layers])
+        write_arrays(self._checkpoint(group), {"step": run.step, "rows": seal, **arrays})
 
     def load_checkpoint(self, group: str, names: tuple[str, ...], run: Run) -> bool:
         """Bring a run to its last checkpoint; False if there is none that is whole."""
         leaves, tree = jax.tree.flatten(run.programs.start.out_info)
         try:
             with np.load(self._checkpoint(group)) as saved:
-                step = int(saved["step"])
+                step, seal = int(saved["step"]), str(saved["rows"])
                 arrays = [saved[f"leaf_{i}"] for i in range(len(leaves))]
         except (OSError, EOFError, KeyError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error):
             return False
         if any(a.shape != leaf.shape or a.dtype != leaf.dtype for a, leaf in zip(arrays, leaves, strict=True)):
             return False
-        metrics, layers = (
-            [[row for row in read_rows(self.cell(name) / file) if row["step"] <= step] for name in names]
-            for file in ("metrics.jsonl", "layers.jsonl")
-        )
-        if max((row["step"] for rows in metrics for row in rows), default=-1) != step:
+        try:
+            metrics, layers = (
+                [[row for row in read_rows(self.cell(name) / file) if row["step"] <= step] for name in names]
+                for file in ROWS
+            )
+        except (ValueError, KeyError, TypeError):
+            return False
+        if digest([metrics, layers]) != seal:
             return False
         run.resume(jax.tree.unflatten(tree, arrays), metrics, layers)
         return True

@@ -1,6 +1,5 @@
 """The loop over a sweep's groups: claim, compile, train, save, and go on whatever happens to one of them."""
 
-import json
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from experiments.lab.grid import SCHEMA, Grid, Group, Job, Setting, plan
 from experiments.lab.lanes import Mode, Run
 from experiments.lab.made import Made
 from experiments.lab.outcome import failure, summary
-from experiments.lab.store import Folder, Json, read, save_params, write
+from experiments.lab.store import Folder, Json, read_sealed, save_params, write, write_sealed
 from stackjax.recipe import Recipe
 
 
@@ -186,7 +185,7 @@ def save_record(folder: Folder, base: Json, groups: dict[str, Group], *commands:
         groups: to be added, by name.
         *commands: to be added.
     """
-    before = read(folder.sweep_file) or {"groups": {}, "commands": []}
+    before = read_sealed(folder.sweep_file) or {"groups": {}, "commands": []}
     lanes = {
         name: {"mode": group.mode, "lanes": [asdict(cell) for cell in group.cells]} for name, group in groups.items()
     }
@@ -195,7 +194,7 @@ def save_record(folder: Folder, base: Json, groups: dict[str, Group], *commands:
         "groups": before["groups"] | lanes,
         "commands": [*before["commands"], *commands],
     }
-    write(folder.sweep_file, json.dumps(record, indent=1))
+    write_sealed(folder.sweep_file, record)
 
 
 def run(sweep: Sweep, show: Show) -> list[Job]:
@@ -251,7 +250,7 @@ def _run_group(sweep: Sweep, job: Job, claim: Claim, show: Show) -> None:
     folder, cells = sweep.folder, job.cell_names
     folder.clean(job.name, cells)
     for cell, config in zip(cells, sweep.configs(job), strict=True):
-        write(folder.cell(cell) / "config.json", json.dumps(config, indent=1))
+        write_sealed(folder.cell(cell) / "config.json", config)
     show.compiling(job)
     try:
         run = _trained(sweep, job, claim, show)
@@ -272,7 +271,7 @@ def _run_group(sweep: Sweep, job: Job, claim: Claim, show: Show) -> None:
         for cell in cells:
             write(folder.cell(cell) / "error.txt", traceback.format_exc())
     for cell, ended in zip(cells, summaries, strict=True):
-        write(folder.cell(cell) / "summary.json", json.dumps(ended, indent=1))
+        folder.save_summary(cell, ended)
     folder.drop_checkpoint(job.name)
     show.ended(job, summaries)
 

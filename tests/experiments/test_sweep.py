@@ -18,7 +18,7 @@ from experiments.lab import names, outcome, results, store, sweep
 from experiments.lab.grid import Setting
 from tests.experiments.conftest import GRID, LANES, PART, arguments, prepared
 
-TIMES = {"compile_seconds", "step_seconds"}
+TIMES = {"compile_seconds", "step_seconds", "sha256"}
 
 
 def numbers(out):
@@ -248,11 +248,11 @@ def test_results_can_be_read_back(finished):
 
 
 def test_everything_outside_the_cells_can_be_made_again(copy, capsys):
-    table, record = rows_of(copy), json.loads((copy / "sweep.json").read_text())
+    table, record = rows_of(copy), store.read_sealed(copy / "sweep.json")
     for path in copy.iterdir():
         if path.is_file():
             path.unlink()
     assert depth_sweep.main(["--report-only", "--out", str(copy)]) == 0
     assert sorted(map(str, rows_of(copy))) == sorted(map(str, table)) and (copy / "report.html").exists()
-    assert json.loads((copy / "sweep.json").read_text()) == {**record, "commands": []}
+    assert store.read_sealed(copy / "sweep.json") == {**record, "commands": []}
     assert "trains" in capsys.readouterr().out

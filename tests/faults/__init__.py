@@ -1,0 +1,1 @@
+"""Faults injected on purpose into a sweep: run with `pytest -m faults`."""
