@@ -1,7 +1,7 @@
 """A sweep's worker that is hurt on purpose: `python -m tests.faults.worker INJURY ARGUMENT... -- OPTION...`.
 
 none                        nothing
-kill POINT N                SIGKILL before the N-th call of POINT (os.replace, os.fsync, os.utime, os.unlink, Path.mkdir)
+    kill POINT N                SIGKILL before the N-th call of a point of a write (`POINTS`)
 slow SECONDS                every os.fsync takes that long
 memory MIB                  no more than that may be allocated beyond what is held after the imports
 clock SECONDS               time.time() is off by that much
