@@ -47,7 +47,7 @@ def prepare(options: Options) -> tuple[Options, list[Claim]]:
 def run(work: tuple[Options, list[Claim]], command: str) -> Path:
     """Run what is missing and write the page; returns it."""
     options, claims = work
-    out = Path(options.out)
+    out, command = Path(options.out), command.replace(" --report-only", "")
     failed: list[str] = []
     try:
         if not options.report_only:

@@ -37,7 +37,7 @@ def dots(
         if (found := Estimate.of(each)).n > 1
     ]
     scale = alt.Scale(type="log") if log else alt.Scale(zero=False)
-    x = alt.X("value:Q", title=title, scale=scale)
+    x = alt.X("value:Q", title=title, scale=scale, axis=POWERS if log else alt.Axis())
     y = alt.Y("arm:N", title=None, sort=names)
     layers: list[Any] = [
         alt.Chart(alt.Data(values=ends))

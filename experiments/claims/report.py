@@ -84,11 +84,14 @@ def write_all(out: Path, quick: bool, command: str) -> Path:
     write(out / "finding.md", markdown(judged, figures, quick, command))
     body = summary(judged) + "".join(section(each, figures, specs) for each in judged) + unproven()
     counted = ", ".join(f"{n} {word}" for word, n in tally(judged).items())
+    made = origin(judged, command)
+    facts = {**made.pop("versions"), **{name: value for name, value in made.items() if name != "command"}}
+    facts |= {"cost": cost(judged)}
     document = page.document(
         title=TITLE,
         under=finding.QUICK.strip("*\n") * quick + f"{len(judged)} claims: {counted}.",
         headline=(),
-        body=body + page.environment(origin(judged), [command]),
+        body=body + page.environment(facts, [command]),
         specs=specs,
     )
     write(out / "page.html", document)
@@ -101,24 +104,35 @@ def tally(judged: Sequence[Judged]) -> dict[str, int]:
     return {word: words.count(word) for word in ("holds", "corrected", "false", "not settled") if word in words}
 
 
-def origin(judged: Sequence[Judged]) -> dict[str, str]:
-    """Origin of the numbers: every commit, device and version among them, and the CPU time."""
+def origin(judged: Sequence[Judged], command: str) -> Json:
+    """Origin of the numbers, in the words of every `result.json`; several commits, where parts were run later."""
     records = [record for each in judged for record in each.records.values()]
-    facts: dict[str, dict[str, None]] = {}
+    versions: dict[str, list[str]] = {}
     for record in records:
-        for name, value in {**record["versions"], "device": record["device"]}.items():
-            facts.setdefault(name, {})[value] = None
-    minutes = sum(each.seconds for each in judged) / 60
-    return {**{name: ", ".join(values) for name, values in facts.items()}, "CPU time": f"{minutes:.1f} minutes"}
+        for name, value in record["versions"].items():
+            versions[name] = list(dict.fromkeys((*versions.get(name, ()), value)))
+    commits = versions.pop("commit", [])
+    return {
+        "command": command,
+        "seeds": sorted({seed for record in records for seed in record["setting"]["seeds"]}),
+        "commit": ", ".join(commits),
+        "clean_tree": None if "unknown" in commits else not any(commit.endswith("-dirty") for commit in commits),
+        "versions": {name: ", ".join(values) for name, values in versions.items()},
+        "device": ", ".join(dict.fromkeys(record["device"] for record in records)),
+    }
+
+
+def cost(judged: Sequence[Judged]) -> str:
+    """CPU time of all that was run."""
+    return f"{sum(each.seconds for each in judged) / 60:.1f} minutes of CPU"
 
 
 def result(judged: Sequence[Judged], command: str) -> Json:
     """All of it, for programs."""
     return {
+        **origin(judged, command),
         "question": TITLE,
-        "command": command,
-        "made": origin(judged),
-        "page_commit": environment.versions()["commit"],
+        "cpu_seconds": round(sum(each.seconds for each in judged), 1),
         "tally": tally(judged),
         "claims": [
             {
@@ -163,8 +177,7 @@ def markdown(judged: Sequence[Judged], figures: dict[str, Any], quick: bool, com
         parts.append(f"{each.seconds / 60:.1f} minutes of CPU.")
     parts.append("## Without a test")
     parts += [f"- {claim}: {why}" for claim, why in WITHOUT_PROTOCOL.items()]
-    made = "; ".join(f"{name} {value}" for name, value in origin(judged).items())
-    parts.append(f"Made by `{command}`, which also makes `page.html`. {made}.")
+    parts.append(f"{environment.described(origin(judged, command))} {cost(judged)}. It also makes `page.html`.")
     return "\n\n".join(parts) + "\n"
 
 

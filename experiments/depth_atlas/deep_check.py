@@ -12,9 +12,10 @@ from experiments.lab import compile_cache
 from experiments.lab.corpus import Corpus
 from experiments.lab.grid import Cell, Setting
 from experiments.lab.lanes import RUNS_ONCE, number, stack_hyper
+from experiments.lab.made import Made
 from experiments.lab.outcome import failure
 from experiments.lab.store import Json
-from experiments.lab.train import Trainer
+from experiments.lab.train import Batch, Trainer
 from stackjax.recipe import Recipe
 
 REMATS: tuple[Literal["none", "layer", "nested"], ...] = ("none", "layer", "nested")
@@ -56,7 +57,14 @@ class Check:
 
 
 def check(
-    setting: Setting, name: str, recipe: Recipe, depth: int, corpus: Corpus, *, learning_rate: float, shallow: int = 4
+    setting: Setting,
+    name: str,
+    recipe: Recipe,
+    depth: int,
+    corpus: Corpus | Made,
+    *,
+    learning_rate: float,
+    shallow: int = 4,
 ) -> Check:
     """Take `setting.steps` training steps at a constant rate, and weigh the program under each rematerialisation.
 
@@ -76,22 +84,24 @@ def check(
 
 
 def _check(
-    setting: Setting, name: str, recipe: Recipe, depth: int, corpus: Corpus, learning_rate: float, shallow: int
+    setting: Setting, name: str, recipe: Recipe, depth: int, corpus: Corpus | Made, learning_rate: float, shallow: int
 ) -> Check:
     cell = Cell(recipe=name, depth=depth, learning_rate=learning_rate, seed=0)
     hyper = jax.tree.map(lambda x: x[0], stack_hyper([setting.hyper(cell)]))
     size = {"batch": setting.batch, "context": setting.context}
-    batches = jnp.stack([jnp.asarray(corpus.batch(seed=0, step=step, **size)) for step in range(setting.steps)])
+    read = [corpus.batch(seed=0, step=step, **size) for step in range(setting.steps)]
+    batches = jax.tree.map(lambda *xs: jnp.stack([jnp.asarray(x) for x in xs]), *read)
 
     deep = setting.trainer(recipe, depth, corpus.vocab)
-    start = jax.jit(deep.start).lower(hyper, batches[0]).compile(compiler_options=RUNS_ONCE)
+    first = jax.tree.map(lambda x: x[0], batches)
+    start = jax.jit(deep.start).lower(hyper, first).compile(compiler_options=RUNS_ONCE)
     _, shallow_seconds = _compiled(setting.trainer(recipe, shallow, corpus.vocab), hyper, batches)
     advance, seconds = _compiled(deep, hyper, batches)
     programs = {
         remat: advance if remat == deep.remat else _compiled(replace(deep, remat=remat), hyper, batches)[0]
         for remat in REMATS
     }
-    state = start(hyper, batches[0])
+    state = start(hyper, first)
     began = time.perf_counter()
     _, seen = jax.device_get(advance(hyper, state, batches))
     step_seconds = (time.perf_counter() - began) / setting.steps
@@ -111,11 +121,11 @@ def _check(
     )
 
 
-def _compiled(trainer: Trainer, hyper: Any, batches: jax.Array) -> tuple[Any, float | None]:
+def _compiled(trainer: Trainer, hyper: Any, batches: Batch) -> tuple[Any, float | None]:
     """The training steps compiled, and how long that took."""
     began = time.perf_counter()
     with compile_cache.hits() as cached:
-        states = jax.eval_shape(trainer.start, hyper, batches[0])
+        states = jax.eval_shape(trainer.start, hyper, jax.tree.map(lambda x: x[0], batches))
         lowered = jax.jit(trainer.advance, donate_argnums=1).lower(hyper, states, batches)
         program = lowered.compile(compiler_options=RUNS_ONCE)
     return program, None if cached else time.perf_counter() - began
