@@ -15,7 +15,7 @@ from stackjax.recipe.residual import Pre
 
 
 def tensors(heads: int) -> Table:
-    """Where BLOOM's parameters are; query, key and value lie together for each head."""
+    """The table of BLOOM's tensors; query, key and value lie together for each head."""
     layer: Table = {
         "input_layernorm": norm("residual/attention/norm"),
         "self_attention.query_key_value": dense("attention/query", "attention/key", "attention/value", groups=heads),
