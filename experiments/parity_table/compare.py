@@ -195,18 +195,25 @@ def ours(
     )
 
 
-def errors(mine: Run, reference: Run) -> dict[str, float]:
+def errors(mine: Run, reference: Run, aliases: Mapping[str, str] | None = None) -> dict[str, float]:
     """The largest errors.
 
-    logits: over the largest logit. hidden: of any layer, over the layer's largest entry. gradients: of any parameter,
-    the norm of the difference over the norm; NaN where there are none.
+    Args:
+        mine: what stackjax made of the batch.
+        reference: what `transformers` made of it.
+        aliases: our name of a tensor, by another that it has where it is tied.
+
+    Returns:
+        logits: over the largest logit. hidden: of any layer, over the layer's largest entry. gradients: of any
+        parameter, the norm of the difference over the norm; NaN where there are none.
     """
     found = {"logits": _relative(mine.logits, reference.logits)}
     found["hidden"] = max(_relative(a, b) for a, b in zip(mine.hidden, reference.hidden, strict=True))
     found["gradients"] = float("nan")
     if reference.gradients:
         largest = max(float(np.abs(b).max()) for b in reference.gradients.values())
-        pairs = [(mine.gradients[name] / largest, b / largest) for name, b in reference.gradients.items()]
+        own = {name: name if name in mine.gradients else (aliases or {})[name] for name in reference.gradients}
+        pairs = [(mine.gradients[own[name]] / largest, b / largest) for name, b in reference.gradients.items()]
         found["gradients"] = max(_off(a, b) for a, b in pairs)
     return found
 
@@ -268,9 +275,10 @@ def compare(case: Case, seed: int, folder: Path, architectures: Architectures = 
     model = draw_model(case, random)
     model.save_pretrained(folder / "theirs")
     checkpoint = hf.load(folder / "theirs", architectures=architectures)
-    renames = architectures[checkpoint.config["model_type"]].renames
+    architecture = architectures[checkpoint.config["model_type"]]
     batches = [draw_batch(random, left=case.left and bool(seed % 2)) for _ in range(1 + case.two_sided)]
-    found = errors(ours(case, checkpoint, batches, architectures), theirs(case, model, batches, renames))
+    mine, reference = ours(case, checkpoint, batches, architectures), theirs(case, model, batches, architecture.renames)
+    found = errors(mine, reference, dict(architecture.aliases))
     prompt = draw_batch(random, left=case.left)
     found["decoding"] = float(same_tokens(case, model, checkpoint, prompt)) if case.decodes else float("nan")
     found["round_trip"] = float(round_trip(case, checkpoint, folder, architectures))
