@@ -89,6 +89,12 @@ def test_a_dry_run_says_what_would_be_read(tmp_path, capsys):
     assert not out.exists()
 
 
+def test_a_dry_run_of_a_made_task_speaks_of_no_files(tmp_path, capsys):
+    command = ("--task", "hops", "--context", 17, "--depths", 1, "--recipes", "pre_norm", "--out", tmp_path / "out")
+    assert depth_sweep.main([*map(str, command), "--dry-run"]) == 0
+    assert "files" not in capsys.readouterr().out
+
+
 def test_left_out_files_are_a_warning_of_every_experiment(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("some text " * 300)
     (tmp_path / "b.png").write_bytes(b"\0" * 40)
@@ -196,5 +202,5 @@ def test_help_is_no_error(capsys):
         depth_sweep.main(["--help"])
     assert stop.value.code == 0
     said = capsys.readouterr().out
-    for words in ("--depths", "--learning-rates", "Exit status", "How many: 3 means seeds 0, 1 and 2"):
+    for words in ("--depths", "--learning-rates", "Exit status", "Number of seeds: 3 means 0, 1 and 2"):
         assert words in " ".join(said.replace("│", " ").split())
