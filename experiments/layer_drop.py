@@ -167,10 +167,14 @@ def cell_of(path: str, corpus: Corpus) -> tuple[Setting, sj.Model, Any]:
         raise ValueError(f"{path} is no cell of a sweep: it has no config.json")
     if not (folder / "params.npz").exists():
         raise ValueError(f"{path} kept no parameters; run the sweep with --keep-params")
-    if config["data"]["sha256"] != corpus.sha256:
-        raise ValueError(f"{path} was trained on {config['data']['name']}, which --data has to name")
-    setting = Setting(**config["setting"])
-    model = setting.model(names.recipe_named(config["recipe"]), config["depth"], corpus.vocab)
+    try:
+        sha256, name = config["data"]["sha256"], config["data"]["name"]
+        setting, recipe, depth = Setting(**config["setting"]), config["recipe"], int(config["depth"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'config.json'} is damaged: {type(error).__name__}: {error}") from error
+    if sha256 != corpus.sha256:
+        raise ValueError(f"{path} was trained on {name}, which --data has to name")
+    model = setting.model(names.recipe_named(recipe), depth, corpus.vocab)
     return setting, model, store.load_params(folder / "params.npz", model)
 
 

@@ -111,10 +111,9 @@ def origin(judged: Sequence[Judged]) -> dict[str, str]:
 def result(judged: Sequence[Judged], command: str) -> Json:
     """All of it, for programs."""
     return {
+        **environment.provenance(command),
         "question": TITLE,
-        "command": command,
         "made": origin(judged),
-        "page_commit": environment.versions()["commit"],
         "tally": tally(judged),
         "claims": [
             {

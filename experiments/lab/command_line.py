@@ -150,15 +150,19 @@ def main(
     return command(program, checked, done, arguments)
 
 
-def check_folder(out: str | Path) -> None:
+def check_folder(folder: str | Path, option: str = "--out") -> None:
     """Make the folder of a result, and see that files can be made in it: the last check before the work begins.
+
+    Args:
+        folder: its path.
+        option: that named it.
 
     Raises:
         ValueError: it cannot be, and nothing is left behind.
     """
-    if not str(out).strip():
-        raise ValueError(f"--out must name a folder; got {str(out)!r}")
-    _make(Path(out), f"--out {out}")
+    if not str(folder).strip():
+        raise ValueError(f"{option} must name a folder; got {str(folder)!r}")
+    _make(Path(folder), f"{option} {folder}")
 
 
 def check_file(out: str | Path) -> None:

@@ -16,12 +16,14 @@ from typing import Any, Literal
 import stackjax as sj
 from experiments.lab import names
 from experiments.lab.lanes import Mode
-from experiments.lab.options import Recipes, Sizes, one_or_more, positive
+from experiments.lab.options import Recipes, Sizes, at_least, one_or_more, positive, some
 from experiments.lab.train import Hyper, NextToken, Trainer
 from stackjax.recipe import Recipe
 
 SCHEMA = 1
 """Version of what a cell's numbers depend on, and of the files that hold them."""
+MOST_CELLS = 1_000_000
+"""Of one grid."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,21 +40,16 @@ class Grid:
     """Number of seeds: 3 means 0, 1 and 2. A seed sets the init and the order of the data."""
 
     def __post_init__(self):
-        for name, values in (
-            ("depths", self.depths),
-            ("recipes", self.recipes),
-            ("learning-rates", self.learning_rates),
-        ):
-            if not values:
-                raise ValueError(f"--{name} needs at least one value")
-        if min(self.depths) < 0:
-            raise ValueError(f"--depths must be 0 or more; got {min(self.depths)}")
+        some(self, "depths", "recipes", "learning_rates")
+        at_least(0, self, "depths")
         if not all(0 < rate < float("inf") for rate in self.learning_rates):
             raise ValueError(
                 f"--learning-rates must be positive; got {' '.join(f'{r:g}' for r in self.learning_rates)}"
             )
-        if self.seeds < 1:
-            raise ValueError(f"--seeds is how many, 1 or more; got {self.seeds}")
+        one_or_more(self, "seeds")
+        cells = len(self.depths) * len(self.recipes) * len(self.learning_rates) * self.seeds
+        if cells > MOST_CELLS:
+            raise ValueError(f"a grid has {MOST_CELLS} cells at most; got {cells}, with --seeds {self.seeds}")
 
     def cells(self) -> list["Cell"]:
         """All cells, shallow ones first."""

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from experiments.lab import command_line, store
 from experiments.lab.command_line import OK
-from experiments.lab.options import one_or_more
+from experiments.lab.options import at_least, one_or_more
 from experiments.x_ray import picture, reading, subject
 from experiments.x_ray.subject import Subject
 
@@ -52,6 +52,7 @@ class Options:
 
     def __post_init__(self):
         one_or_more(self, "context", "windows")
+        at_least(0, self, "seed")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,6 +69,8 @@ def prepared(words: Sequence[str], line: str) -> tuple[Subject, Path, str]:
     options = command_line.parse(words, Options, PROGRAM)
     if (options.folder is None) == (options.random is None):
         raise ValueError("give a folder, or --random and an architecture")
+    if options.text is not None and not Path(options.text).is_file():
+        raise ValueError(f"--text {options.text}: no such file")
     dtype = jnp.dtype(options.dtype)
     with Console(stderr=True).status("loading"):
         if options.folder is not None:
