@@ -300,7 +300,7 @@ def prepared(words: Sequence[str], line: str) -> tuple[Options, str]:
     """
     preset = LARGE if "--large" in words else QUICK if "--quick" in words else USUAL
     options = command_line.parse(words, Options, "experiments.bench", preset)
-    command_line.check_folder(options.out)
+    command_line.make_folder(options.out)
     return options, line
 
 

@@ -78,6 +78,7 @@ def checked(options: Options) -> Corpus:
     """
     corpus = data.load(options.data)
     corpus.check(batch=options.batch, context=options.context)
+    setting_of(options).check(corpus.vocab)
     for recipe in options.recipes.values():
         for depth in options.depths:
             setting_of(options).model(recipe, depth, corpus.vocab)

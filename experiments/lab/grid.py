@@ -13,12 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import jax
+
 import stackjax as sj
 from experiments.lab import names
 from experiments.lab.lanes import Mode
 from experiments.lab.options import Recipes, Sizes, at_least, one_or_more, positive, some
 from experiments.lab.train import Hyper, NextToken, Trainer
-from stackjax.recipe import Recipe
+from stackjax.recipe import PreNorm, Recipe
 
 SCHEMA = 1
 """Version of what a cell's numbers depend on, and of the files that hold them."""
@@ -100,6 +102,19 @@ class Setting(Sizes):
     def warmup_steps(self) -> int:
         """Steps of warm-up."""
         return self.steps // 10 if self.warmup is None else self.warmup
+
+    def check(self, vocab: int) -> None:
+        """Refuse sizes and positions with which no model can be run, whatever its recipe.
+
+        Args:
+            vocab: V.
+
+        Raises:
+            ValueError: see `model`.
+        """
+        model = self.model(PreNorm(), 1, vocab)
+        tokens = jax.ShapeDtypeStruct((1, self.context), "int32")
+        jax.eval_shape(lambda tokens: model.apply(model.init(jax.random.key(0)), tokens)[0], tokens)
 
     def model(self, recipe: Recipe, depth: int, vocab: int, *, fused: bool = True) -> sj.Model:
         """The decoder of a cell.

@@ -69,7 +69,7 @@ def read(path: Path) -> Json | None:
     """
     try:
         found = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); remove it to have it made again") from error
@@ -124,8 +124,16 @@ class Folder:
         return configs
 
     def summary(self, name: str) -> Json | None:
-        """Outcome of a cell; None if it has not ended."""
-        return read(self.cell(name) / "summary.json")
+        """Outcome of a cell; None if it has not ended.
+
+        Raises:
+            ValueError: the file that says so is damaged.
+        """
+        path = self.cell(name) / "summary.json"
+        summary = read(path)
+        if summary is not None and "status" not in summary:
+            raise ValueError(f"{path} has no status; remove it to have the cell run again")
+        return summary
 
     def groups(self) -> dict[str, Group]:
         """Every group that was begun, by name."""

@@ -69,7 +69,7 @@ def prepared(words: Sequence[str], line: str) -> tuple[Options, str]:
     except ImportError as error:
         raise ValueError(f"{error}; install the extra `oracle`") from error
     around(Path(options.readme))
-    command_line.check_folder(options.out)
+    command_line.make_folder(options.out)
     return options, line
 
 

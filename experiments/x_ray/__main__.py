@@ -67,19 +67,22 @@ def prepared(words: Sequence[str], line: str) -> tuple[Subject, Path, str]:
         ValueError: what cannot be.
     """
     options = command_line.parse(words, Options, PROGRAM)
-    if (options.folder is None) == (options.random is None):
+    if bool(options.folder) == bool(options.random):
         raise ValueError("give a folder, or --random and an architecture")
     if options.text is not None and not Path(options.text).is_file():
         raise ValueError(f"--text {options.text}: no such file")
     dtype = jnp.dtype(options.dtype)
+    if options.out:
+        command_line.check_file(options.out)
     with Console(stderr=True).status("loading"):
-        if options.folder is not None:
+        if options.folder:
             found = subject.of_folder(options.folder, dtype)
         else:
             found = subject.of_random(str(options.random), options.seed, dtype)
         seen = subject.prepare(found, options.text, context=options.context, windows=options.windows, dtype=dtype)
     out = Path(options.out or f"runs/x_ray/{options.random or found[0]}.html")
     command_line.check_file(out)
+    command_line.make_folder(out.parent)
     return seen, out, line
 
 
