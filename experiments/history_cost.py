@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import stackjax as sj
 from experiments.lab import command_line, environment, finding
 from experiments.lab.names import recipe_named
-from experiments.lab.options import Finding, Sizes, one_or_more, plain
+from experiments.lab.options import Finding, Sizes, at_least, one_or_more, plain, some
 from stackjax.history import History
 from stackjax.recipe.around import Around, AroundForm
 
@@ -47,11 +47,9 @@ class Options(Finding, Sizes):
 
     def __post_init__(self):
         super().__post_init__()
-        one_or_more(self, "repeats")
-        if min(self.depths, default=0) < 1:
-            raise ValueError(f"--depths must be 1 or more; got {' '.join(map(str, self.depths)) or 'none'}")
-        if self.loop_depth < 0:
-            raise ValueError(f"--loop-depth must be 0 or more; got {self.loop_depth}")
+        some(self, "recipes", "depths")
+        one_or_more(self, "repeats", "depths")
+        at_least(0, self, "loop_depth")
         if unknown := set(self.recipes) - set(RECIPES):
             raise ValueError(f"--recipes knows {', '.join(RECIPES)}; got {min(unknown)}")
 

@@ -144,6 +144,7 @@ def checked(options: Options) -> Corpus:
     corpus = data.load(options.data)
     if not options.cells:
         corpus.check(batch=options.batch, context=options.context)
+        setting_of(options).check(corpus.vocab)
         for recipe in options.recipes.values():
             setting_of(options).model(recipe, options.depth, corpus.vocab)
     return corpus
@@ -164,13 +165,17 @@ def cell_of(path: str, corpus: Corpus) -> tuple[Setting, sj.Model, Any]:
     folder = Path(path)
     config = store.read_sealed(folder / "config.json")
     if config is None:
-        raise ValueError(f"{path} is no cell of a sweep: it has no config.json")
+        raise ValueError(f"--cells {path!r} is no cell of a sweep: it has no config.json")
     if not (folder / "params.npz").exists():
         raise ValueError(f"{path} kept no parameters; run the sweep with --keep-params")
-    if config["data"]["sha256"] != corpus.sha256:
-        raise ValueError(f"{path} was trained on {config['data']['name']}, which --data has to name")
-    setting = Setting(**config["setting"])
-    model = setting.model(names.recipe_named(config["recipe"]), config["depth"], corpus.vocab)
+    try:
+        sha256, name = config["data"]["sha256"], config["data"]["name"]
+        setting, recipe, depth = Setting(**config["setting"]), config["recipe"], int(config["depth"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'config.json'} is damaged: {type(error).__name__}: {error}") from error
+    if sha256 != corpus.sha256:
+        raise ValueError(f"{path} was trained on {name}, which --data has to name")
+    model = setting.model(names.recipe_named(recipe), depth, corpus.vocab)
     return setting, model, store.load_params(folder / "params.npz", model)
 
 

@@ -161,14 +161,14 @@ def prepare(options: Options) -> tuple[Options, Corpus]:
     unknown = set(options.only) - set(known)
     if unknown:
         raise ValueError(f"no encoding {sorted(unknown)[0]!r}; there are {', '.join(known)}")
-    for name in options.only or known:
-        model = model_of(known[name], options)
-        params = jax.eval_shape(model.init, jax.random.key(0))
-        jax.eval_shape(model.apply, params, jnp.zeros((1, 1), jnp.int32))
     corpus = data.load(options.data)
     corpus.check(batch=options.batch, context=options.context)
     if len(corpus.valid) <= max(TIMES) * options.context:
         raise ValueError(f"{corpus.name}: {len(corpus.valid)} validation bytes are too few for the longest window")
+    for name in options.only or known:
+        model = model_of(known[name], options)
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        jax.eval_shape(model.apply, params, jnp.zeros((1, 1), jnp.int32))
     return options, corpus
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 import stackjax as sj
 from experiments.lab import command_line, environment, finding
-from experiments.lab.options import Finding, one_or_more, plain
+from experiments.lab.options import Finding, at_least, one_or_more, plain
 from experiments.lab.trees import grammar
 from stackjax import position
 from stackjax.parameter import Normal, Spec
@@ -46,6 +46,7 @@ class Options(Finding):
 
     def __post_init__(self):
         one_or_more(self, "tokens")
+        at_least(0, self, "seed")
 
 
 USUAL = Options(out="runs/position_gallery")

@@ -139,12 +139,14 @@ class Attention(Sublayer):
         if self.d_head is not None:
             return self.d_head
         if d_model % self.n_heads:
-            nearest = [n for n in range(1, d_model + 1) if d_model % n == 0]
-            below = max(n for n in nearest if n <= self.n_heads)
-            above = min((n for n in nearest if n > self.n_heads), default=below)
+            small = [n for n in range(1, math.isqrt(d_model) + 1) if d_model % n == 0]
+            divisors = sorted({*small, *(d_model // n for n in small)})
+            below = max(n for n in divisors if n <= self.n_heads)
+            above = min((n for n in divisors if n > self.n_heads), default=below)
+            nearest = " or ".join(map(str, dict.fromkeys((below, above))))
             raise ValueError(
                 f"n_heads must divide d_model; got d_model={d_model}, n_heads={self.n_heads}; "
-                f"try n_heads={below} or {above}, or give d_head"
+                f"try n_heads={nearest}, or give d_head"
             )
         return d_model // self.n_heads
 

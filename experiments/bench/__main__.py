@@ -24,7 +24,7 @@ from experiments.bench.peers.base import Size
 from experiments.bench.program import Row
 from experiments.lab import command_line, environment
 from experiments.lab.command_line import OK
-from experiments.lab.options import one_or_more
+from experiments.lab.options import one_or_more, some
 
 Part = Literal["agree", "remat", "compile", "sweep", "decode", "train"]
 PARTS: tuple[Part, ...] = ("agree", "remat", "compile", "sweep", "decode", "train")
@@ -73,12 +73,8 @@ class Options:
         if self.quick and self.large:
             raise ValueError("--quick and --large cannot be had at once")
         one_or_more(self, "deepest_step", "remat_depth", "compile_pairs", "rounds")
-        for name in ("parts", "peers", "depths", "remats"):
-            if not getattr(self, name):
-                raise ValueError(f"--{name} needs at least one value")
-        for name in ("depths", "compile_depths"):
-            if min(getattr(self, name)) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be 1 or more; got {min(getattr(self, name))}")
+        some(self, "parts", "peers", "depths", "remats")
+        one_or_more(self, "depths", "compile_depths")
         if unknown := [name for name in self.peers if name not in peers.PEERS]:
             raise ValueError(f"unknown peer {unknown[0]!r}; known are {', '.join(peers.PEERS)}")
         if not 0 <= self.minutes < float("inf"):
@@ -304,7 +300,7 @@ def prepared(words: Sequence[str], line: str) -> tuple[Options, str]:
     """
     preset = LARGE if "--large" in words else QUICK if "--quick" in words else USUAL
     options = command_line.parse(words, Options, "experiments.bench", preset)
-    command_line.check_folder(options.out)
+    command_line.make_folder(options.out)
     return options, line
 
 

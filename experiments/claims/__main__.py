@@ -39,9 +39,12 @@ def prepare(options: Options) -> tuple[Options, list[Claim]]:
     """The options, and the claims to run.
 
     Raises:
-        ValueError: a claim that does not exist.
+        ValueError: a claim that does not exist, or numbers that are damaged.
     """
-    return options, suite.named(options.only)
+    claims = suite.named(options.only)
+    for claim in suite.CLAIMS:
+        suite.done(Path(options.out), claim, options.quick)
+    return options, claims
 
 
 def run(work: tuple[Options, list[Claim]], command: str) -> Path:

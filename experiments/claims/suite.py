@@ -85,7 +85,11 @@ def named(only: Sequence[str]) -> list[Claim]:
 
 
 def done(out: Path, claim: Claim, quick: bool) -> dict[str, Json]:
-    """The records of a claim's units that have been run with their present setting: {unit: record}."""
+    """The records of a claim's units that have been run with their present setting: {unit: record}.
+
+    Raises:
+        ValueError: the file that holds them is damaged.
+    """
     stored = read(out / "raw" / f"{claim.name}.json") or {}
     wanted = {unit.name: json.loads(json.dumps(unit.setting)) for unit in claim.units(quick)}
     return {name: stored[name] for name in wanted if name in stored and stored[name]["setting"] == wanted[name]}

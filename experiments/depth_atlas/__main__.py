@@ -12,7 +12,7 @@ import functools
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -159,14 +159,16 @@ def prepared(words: Sequence[str], line: str) -> Work:
         ValueError: what cannot be.
     """
     options = command_line.parse(words, Options, "experiments.depth_atlas")
+    command_line.check_folder(options.out)
     plan = planned(options)
     sweeps = []
     if options.report_only:
-        Results.of(options.out)
+        found(options)
     else:
         sweeps = prepare(options, plan, line)
+        saved_checks(options, {name for sweep in sweeps for name in sweep.grid.recipes})
     said = dict.fromkeys(warning for sweep in sweeps for warning in sweep.check())
-    command_line.check_folder(options.out)
+    command_line.make_folder(options.out)
     for warning in said:
         warnings.warn(warning, stacklevel=1)
     return Work(options=options, plan=plan, sweeps=sweeps, command=line)
@@ -292,8 +294,17 @@ def found(options: Options) -> tuple[Results, list[Json]]:
         ValueError: nothing.
     """
     results = Results.of(options.out)
-    checks = (read(checks_folder(options) / f"{name}.json") for name in results.recipes)
-    return results, [check for check in checks if check is not None]
+    return results, saved_checks(options, results.recipes)
+
+
+def saved_checks(options: Options, names: Iterable[str]) -> list[Json]:
+    """The checks of these recipes that have been made.
+
+    Raises:
+        ValueError: one is damaged.
+    """
+    checks = (read(checks_folder(options) / f"{name}.json") for name in names)
+    return [check for check in checks if check is not None]
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from experiments.depth_probe.claims import Arrays, Looked
 from experiments.lab import command_line, data, environment, finding, names, page, profile_chart
 from experiments.lab.corpus import Corpus
 from experiments.lab.grid import Cell, Setting
-from experiments.lab.options import Recipes, Training, plain
+from experiments.lab.options import Recipes, Training, one_or_more, plain, some
 from experiments.lab.store import Json
 from stackjax import probe
 from stackjax.recipe import Recipe
@@ -49,10 +49,8 @@ class Options(Training):
 
     def __post_init__(self):
         super().__post_init__()
-        if min(self.depths, default=0) < 1:
-            raise ValueError(f"--depths must be 1 or more; got {' '.join(map(str, self.depths)) or 'none'}")
-        if not self.recipes:
-            raise ValueError("--recipes needs at least one value")
+        some(self, "depths", "recipes")
+        one_or_more(self, "depths")
 
 
 FIGURES = ("gradients", "collapse", "born", "trained")
@@ -80,6 +78,7 @@ def checked(options: Options) -> Corpus:
     """
     corpus = data.load(options.data)
     corpus.check(batch=options.batch, context=options.context)
+    setting_of(options).check(corpus.vocab)
     for recipe in options.recipes.values():
         for depth in options.depths:
             setting_of(options).model(recipe, depth, corpus.vocab)

@@ -94,14 +94,15 @@ def prepared(words: Sequence[str], line: str) -> tuple[Options, Sweep | Results]
     options = command_line.parse(words, Options, "experiments.depth_sweep")
     if options.scheduler != "local":
         raise ValueError(f"--scheduler {options.scheduler} comes later; start several workers on one --out instead")
+    command_line.check_folder(options.out)
     if options.report_only:
         results = Results.of(options.out)
-        command_line.check_folder(options.out)
+        command_line.make_folder(options.out)
         return options, results
     sweep = prepare(options, line)
     said = sweep.check()
     if not options.dry_run:
-        command_line.check_folder(options.out)
+        command_line.make_folder(options.out)
     for warning in said:
         warnings.warn(warning, stacklevel=1)
     return options, sweep

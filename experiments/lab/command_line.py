@@ -136,10 +136,9 @@ def main(
 
     def checked(words: Sequence[str], line: str) -> tuple[Work, str]:
         options: Any = parse(words, type(usual), program, quick if "--quick" in words else usual)
-        if Path(options.out).is_file():
-            raise ValueError(f"--out {options.out} is not a folder")
-        work = prepare(options)
         check_folder(options.out)
+        work = prepare(options)
+        make_folder(options.out)
         return work, line
 
     def done(prepared: tuple[Work, str]) -> int:
@@ -150,42 +149,70 @@ def main(
     return command(program, checked, done, arguments)
 
 
-def check_folder(out: str | Path) -> None:
+def check_folder(folder: str | Path, option: str = "--out") -> None:
+    """Refuse a folder for results that is none. Looks, and makes nothing: for the beginning of all checks.
+
+    Args:
+        folder: its path.
+        option: that named it.
+
+    Raises:
+        ValueError: no path, a file, or a path that the system does not know.
+    """
+    if not str(folder).strip():
+        raise ValueError(f"{option} must name a folder; got {str(folder)!r}")
+    with _refusing(f"{option} {folder}"):
+        if Path(folder).exists() and not Path(folder).is_dir():
+            raise ValueError(f"{option} {folder} is not a folder")
+
+
+def make_folder(folder: str | Path, option: str = "--out") -> None:
     """Make the folder of a result, and see that files can be made in it: the last check before the work begins.
+
+    Args:
+        folder: its path.
+        option: that named it.
 
     Raises:
         ValueError: it cannot be, and nothing is left behind.
     """
-    if not str(out).strip():
-        raise ValueError(f"--out must name a folder; got {str(out)!r}")
-    _make(Path(out), f"--out {out}")
-
-
-def check_file(out: str | Path) -> None:
-    """Check the path of a result that is one file.
-
-    Raises:
-        ValueError: it cannot be made or replaced.
-    """
-    if not Path(out).name or Path(out).is_dir():
-        raise ValueError(f"--out {out} is a folder; name a file")
-    _make(Path(out).parent, f"--out {out}")
-
-
-def _make(path: Path, option: str) -> None:
-    """Make a folder and try it; `option` is what asked for it."""
+    check_folder(folder, option)
     missing: list[Path] = []
     try:
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"{option}: {path} is not a folder")
-        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path, prefix="."):
-            pass
-    except OSError as error:
-        for folder in missing:
+        with _refusing(f"{option} {folder}"):
+            missing = [path for path in (Path(folder), *Path(folder).parents) if not path.exists()]
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder, prefix="."):
+                pass
+    except ValueError:
+        for path in missing:
             with contextlib.suppress(OSError):
-                folder.rmdir()
+                path.rmdir()
+        raise
+
+
+def check_file(file: str | Path, option: str = "--out") -> None:
+    """`check_folder` for a result that is one file.
+
+    Args:
+        file: its path.
+        option: that named it.
+
+    Raises:
+        ValueError: a folder, or a file below one.
+    """
+    with _refusing(f"{option} {file}"):
+        if not Path(file).name or Path(file).is_dir():
+            raise ValueError(f"{option} {file} is a folder; name a file")
+    check_folder(Path(file).parent, option)
+
+
+@contextlib.contextmanager
+def _refusing(option: str) -> Iterator[None]:
+    """Say of which option the system complains."""
+    try:
+        yield
+    except OSError as error:
         raise ValueError(f"{option} cannot be written: {error.strerror}: {error.filename}") from error
 
 

@@ -13,17 +13,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import jax
+
 import stackjax as sj
 from experiments.lab import names
 from experiments.lab.lanes import Mode
 from experiments.lab.made import TASKS
-from experiments.lab.options import Recipes, Sizes, one_or_more, positive
+from experiments.lab.options import Recipes, Sizes, at_least, one_or_more, positive, some
 from experiments.lab.task import Filled
 from experiments.lab.train import Hyper, NextToken, Task, Trainer
-from stackjax.recipe import Recipe
+from stackjax.recipe import PreNorm, Recipe
 
 SCHEMA = 1
 """Version of what a cell's numbers depend on, and of the files that hold them."""
+MOST_CELLS = 1_000_000
+"""Of one grid."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,21 +44,16 @@ class Grid:
     """Number of seeds: 3 means 0, 1 and 2. A seed sets the init and the order of the data."""
 
     def __post_init__(self):
-        for name, values in (
-            ("depths", self.depths),
-            ("recipes", self.recipes),
-            ("learning-rates", self.learning_rates),
-        ):
-            if not values:
-                raise ValueError(f"--{name} needs at least one value")
-        if min(self.depths) < 0:
-            raise ValueError(f"--depths must be 0 or more; got {min(self.depths)}")
+        some(self, "depths", "recipes", "learning_rates")
+        at_least(0, self, "depths")
         if not all(0 < rate < float("inf") for rate in self.learning_rates):
             raise ValueError(
                 f"--learning-rates must be positive; got {' '.join(f'{r:g}' for r in self.learning_rates)}"
             )
-        if self.seeds < 1:
-            raise ValueError(f"--seeds is how many, 1 or more; got {self.seeds}")
+        one_or_more(self, "seeds")
+        cells = len(self.depths) * len(self.recipes) * len(self.learning_rates) * self.seeds
+        if cells > MOST_CELLS:
+            raise ValueError(f"a grid has {MOST_CELLS} cells at most; got {cells}, with --seeds {self.seeds}")
 
     def cells(self) -> list["Cell"]:
         """All cells, shallow ones first."""
@@ -107,6 +106,19 @@ class Setting(Sizes):
     def warmup_steps(self) -> int:
         """Steps of warm-up."""
         return self.steps // 10 if self.warmup is None else self.warmup
+
+    def check(self, vocab: int) -> None:
+        """Refuse sizes and positions with which no model can be run, whatever its recipe.
+
+        Args:
+            vocab: V.
+
+        Raises:
+            ValueError: see `model`.
+        """
+        model = self.model(PreNorm(), 1, vocab)
+        tokens = jax.ShapeDtypeStruct((1, self.context), "int32")
+        jax.eval_shape(lambda tokens: model.apply(model.init(jax.random.key(0)), tokens)[0], tokens)
 
     def model(self, recipe: Recipe, depth: int, vocab: int, *, fused: bool = True) -> sj.Model:
         """The model of a cell: a decoder, or an encoder where the task reads in both directions.

@@ -23,15 +23,42 @@ Recipes = Annotated[
 """Recipes by the names that stand for them in tables and files: on a command line, words; in Python, any names."""
 
 
+LARGEST = 2**31 - 1
+"""The largest number that is counted to."""
+
+
 def one_or_more(options: Any, *fields: str) -> None:
-    """Check options that count something.
+    """Check options that count something, each a number or a tuple of them.
 
     Raises:
-        ValueError: one of them is below 1.
+        ValueError: one of them is below 1, or beyond `LARGEST`.
+    """
+    at_least(1, options, *fields)
+
+
+def at_least(least: int, options: Any, *fields: str) -> None:
+    """The same for what has another least number.
+
+    Raises:
+        ValueError: one of them is below it, or beyond `LARGEST`.
     """
     for name in fields:
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be 1 or more; got {getattr(options, name)}")
+        value = getattr(options, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not least <= number <= LARGEST:
+                rule = f"{least} or more" if number < least else f"{LARGEST} or less"
+                raise ValueError(f"--{name.replace('_', '-')} must be {rule}; got {number}")
+
+
+def some(options: Any, *fields: str) -> None:
+    """Check options that are lists.
+
+    Raises:
+        ValueError: one of them is empty.
+    """
+    for name in fields:
+        if not getattr(options, name):
+            raise ValueError(f"--{name.replace('_', '-')} needs at least one value")
 
 
 def positive(options: Any, *fields: str) -> None:
@@ -97,5 +124,4 @@ class Training(Finding, Sizes):
         super().__post_init__()
         one_or_more(self, "seeds")
         positive(self, "learning_rate")
-        if self.steps < self.FEWEST_STEPS:
-            raise ValueError(f"--steps must be {self.FEWEST_STEPS} or more; got {self.steps}")
+        at_least(self.FEWEST_STEPS, self, "steps")

@@ -33,6 +33,9 @@ Json = dict[str, Any]
 ROWS = ("metrics.jsonl", "layers.jsonl")
 """Files of a cell that hold a row for each step that was measured."""
 
+DAMAGED = (OSError, EOFError, KeyError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+"""What reading an npz file raises that is not whole."""
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
@@ -70,7 +73,7 @@ def read(path: Path) -> Json | None:
     """
     try:
         found = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); remove it to have it made again") from error
@@ -221,7 +224,7 @@ class Folder:
             with np.load(self._checkpoint(group)) as saved:
                 step, seal = int(saved["step"]), str(saved["rows"])
                 arrays = [saved[f"leaf_{i}"] for i in range(len(leaves))]
-        except (OSError, EOFError, KeyError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+        except DAMAGED:
             return False
         if any(a.shape != leaf.shape or a.dtype != leaf.dtype for a, leaf in zip(arrays, leaves, strict=True)):
             return False
@@ -256,7 +259,19 @@ def save_params(path: Path, params: Params, lane: int) -> None:
 
 
 def load_params(path: Path, model: Model) -> Params:
-    """The parameters of a cell that was run with `--keep-params`."""
-    with np.load(path) as saved:
-        shapes = jax.eval_shape(model.init, jax.random.key(0))
-        return jax.tree_util.tree_map_with_path(lambda key, _: saved[path_name(key)], shapes)
+    """The parameters of a cell that was run with `--keep-params`.
+
+    Raises:
+        ValueError: the file is damaged, or another model's.
+    """
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    try:
+        with np.load(path) as saved:
+            params = jax.tree_util.tree_map_with_path(lambda key, _: saved[path_name(key)], shapes)
+    except DAMAGED as error:
+        raise ValueError(f"{path} is damaged, or another model's: {error}") from error
+    given, wanted = (jax.tree_util.tree_leaves_with_path(tree) for tree in (params, shapes))
+    for (key, array), (_, leaf) in zip(given, wanted, strict=True):
+        if array.shape != leaf.shape:
+            raise ValueError(f"{path} is another model's: {path_name(key)} is {array.shape}, and must be {leaf.shape}")
+    return params

@@ -82,6 +82,7 @@ class Sweep:
             ValueError: unknown names, sizes that do not fit, too little data, a folder that holds something else.
         """
         self.corpus.check(batch=self.setting.batch, context=self.setting.context)
+        self.setting.check(self.corpus.vocab)
         return [*self._check_models(), *self._check_folder()]
 
     def _check_models(self) -> list[str]:

@@ -72,7 +72,7 @@ def prepared(words: Sequence[str], line: str) -> tuple[Options, str]:
     if unknown := set(options.only) - set(known):
         raise ValueError(f"--only knows {', '.join(known)}; got {min(unknown)}")
     around(Path(options.readme))
-    command_line.check_folder(options.out)
+    command_line.make_folder(options.out)
     return options, line
 
 

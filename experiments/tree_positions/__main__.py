@@ -32,7 +32,7 @@ import numpy as np
 
 import stackjax as sj
 from experiments.lab import command_line, environment, lanes, train
-from experiments.lab.options import Training, one_or_more, plain
+from experiments.lab.options import Training, one_or_more, plain, some
 from experiments.lab.table_recipe import TableRecipe
 from experiments.lab.trees import source
 from experiments.lab.trees.corpus import MASK, TreeCorpus, user_cache
@@ -74,9 +74,7 @@ class Options(Training):
     def __post_init__(self):
         super().__post_init__()
         one_or_more(self, "depth", "limit", "eval_batches")
-        for name in ("languages", "tasks"):
-            if not getattr(self, name):
-                raise ValueError(f"--{name} needs at least one value")
+        some(self, "languages", "tasks")
 
 
 USUAL = Options(out="runs/tree_positions", steps=200, context=128)
@@ -175,7 +173,7 @@ def corpus_of(language: str, kind: Kind, options: Options) -> TreeCorpus:
         unit="bytes" if kind == "decoder" else "leaves",
         causal=kind == "decoder",
         n_steps=STEPS_OF_A_PATH[language],
-        cache=Path(options.cache) if options.cache else user_cache(),
+        cache=user_cache() if options.cache is None else Path(options.cache),
     )
 
 
@@ -233,6 +231,8 @@ def prepare(options: Options) -> tuple[Options, list[tuple[str, Kind, TreeCorpus
     Raises:
         ValueError: documents that cannot be used, or sizes that make no model.
     """
+    if options.cache is not None:
+        command_line.check_folder(options.cache, "--cache")
     position_of_one = {"index": jnp.zeros((1, 1), jnp.int32), "path": jnp.zeros((1, 1, 1), jnp.int16)}
     for kind in options.tasks:
         model = task_of("linear", kind, 1, options).model

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from experiments.lab import command_line, names, store
 from experiments.lab.command_line import OK
-from experiments.lab.options import one_or_more
+from experiments.lab.options import at_least, one_or_more
 from experiments.x_ray import picture, reading, subject
 from experiments.x_ray.subject import Subject
 from stackjax.interop import hf
@@ -55,6 +55,7 @@ class Options:
 
     def __post_init__(self):
         one_or_more(self, "context", "windows")
+        at_least(0, self, "seed")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,11 +70,15 @@ def prepared(words: Sequence[str], line: str) -> tuple[Subject, Path, str]:
         ValueError: what cannot be.
     """
     options = command_line.parse(words, Options, PROGRAM)
-    if (options.folder is None) == (options.random is None):
+    if bool(options.folder) == bool(options.random):
         raise ValueError("give a folder, or --random and an architecture")
+    if options.text is not None and not Path(options.text).is_file():
+        raise ValueError(f"--text {options.text}: no such file")
     dtype = jnp.dtype(options.dtype)
+    if options.out:
+        command_line.check_file(options.out)
     with Console(stderr=True).status("loading"):
-        if options.folder is not None:
+        if options.folder:
             own = names.architectures_named(options.architectures) if options.architectures else {}
             found = subject.of_folder(options.folder, dtype, {**hf.ARCHITECTURES, **own})
         else:
@@ -81,6 +86,7 @@ def prepared(words: Sequence[str], line: str) -> tuple[Subject, Path, str]:
         seen = subject.prepare(found, options.text, context=options.context, windows=options.windows, dtype=dtype)
     out = Path(options.out or f"runs/x_ray/{options.random or found[0]}.html")
     command_line.check_file(out)
+    command_line.make_folder(out.parent)
     return seen, out, line
 
 

@@ -20,7 +20,7 @@ class Small:
     """Options of an experiment that only reads."""
 
     data: str | None = None
-    out: str = "none"
+    out: str
 
 
 OWN = "experiments.own_recipe:recipe"
@@ -105,7 +105,8 @@ def test_left_out_files_are_a_warning_of_every_experiment(tmp_path, capsys):
     def run(corpus, command):
         return Path(corpus.name)
 
-    options = {"usual": Small(), "quick": Small(), "prepare": prepare, "run": run}
+    small = Small(out=str(tmp_path / "out"))
+    options = {"usual": small, "quick": small, "prepare": prepare, "run": run}
     assert command_line.main("experiments.small", **options, arguments=["--data", str(tmp_path)]) == 0
     captured = capsys.readouterr()
     assert re.fullmatch(r"small: warning: .*: left out: .*b\.png \(binary, not text\)\n", captured.err)

@@ -144,7 +144,7 @@ BAD = {
     "unknown architecture": (["--random", "mamba"], "--random knows gpt2, bert"),
     "no folder": (["{empty}/nowhere"], "is none"),
     "no checkpoint": (["{empty}"], r"has no config\.json"),
-    "no text": (["{folder}", "--text", "{empty}/nowhere.txt"], "No such file"),
+    "no text": (["{folder}", "--text", "{empty}/nowhere.txt"], "no such file"),
     "Latin-1": (["{folder}", "--text", "{latin}"], "latin: not UTF-8"),
     "narrow windows": (["{folder}", "--context", "3"], "a window of 3 tokens is too short"),
     "short text": (["{folder}", "--text", "{short}"], "2 tokens, which is too short"),

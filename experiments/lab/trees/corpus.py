@@ -7,10 +7,7 @@ have in the whole document.
 import hashlib
 import itertools
 import os
-import tempfile
 import warnings
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from experiments.lab.data.split import LEAST, MOST
+from experiments.lab.store import DAMAGED, replacing
 from experiments.lab.trees import grammar, prefix
 from experiments.lab.trees.reading import DEEPEST, Reading
 from experiments.lab.trees.slices import by_byte, label
@@ -223,17 +221,13 @@ def _load(path: Path, named: str) -> dict[str, np.ndarray] | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in ARRAYS} if str(file["named"]) == named else None
-    except (OSError, EOFError, KeyError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+    except DAMAGED:
         return None
 
 
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with replacing(path) as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    except OSError as error:
+        warnings.warn(f"documents are not kept for the next time: {error}", stacklevel=2)

@@ -1,0 +1,408 @@
+"""What cannot be is refused by every command: exit status 2, one line that says what is wrong, nothing written."""
+
+import dataclasses
+import importlib
+import itertools
+import json
+import os
+import re
+import shutil
+import typing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.lab import command_line
+from experiments.lab.command_line import OK, USAGE
+from tests.experiments.conftest import SIZES, arguments
+from tests.experiments.test_data import bad_inputs
+
+COMMANDS = (
+    "bench",
+    "claims",
+    "depth_atlas",
+    "depth_probe",
+    "depth_sweep",
+    "history_cost",
+    "layer_drop",
+    "length_extrapolation",
+    "position_gallery",
+    "tree_positions",
+    "x_ray",
+)
+"""All but `parity_table`, which refuses everything where the packages that it compares with are not installed."""
+READ_TEXT = ("depth_atlas", "depth_probe", "depth_sweep", "layer_drop", "length_extrapolation")
+ACCEPTED = 99
+
+
+def module_of(name):
+    """The module of a command."""
+    folder = Path(command_line.__file__).parents[1] / name
+    return importlib.import_module(f"experiments.{name}.__main__" if folder.is_dir() else f"experiments.{name}")
+
+
+def options_of(kind):
+    """Name and types of every option, those in groups included."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from options_of(hints[field.name])
+        else:
+            inner = [hints[field.name], *typing.get_args(hints[field.name])]
+            yield field.name, [*inner, *itertools.chain.from_iterable(map(typing.get_args, inner))]
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys, tmp_path, corpus):
+    """Run a command that is to be refused, in an empty folder; returns its line. What it would do is never done."""
+    command, before = command_line.command, None
+    monkeypatch.setattr(
+        command_line, "command", lambda program, prepare, work, words=None: command(program, prepare, accept, words)
+    )
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+    def accept(_):
+        return ACCEPTED
+
+    def run(name, *words, out=None, unchanged=tmp_path):
+        nonlocal before
+        module, words = module_of(name), [str(word) for word in words]
+        options = {option for option, _ in options_of(module.Options)}
+        if out is None:
+            out = work / "out"
+            words = ["--out", str(out / "page.html" if name == "x_ray" else out), *words]
+        if "data" in options and "--data" not in words:
+            words = ["--data", str(corpus), *words]
+        before = inside(unchanged)
+        status, said = module.main(words), capsys.readouterr()
+        assert status == USAGE, (words, status, said)
+        assert said.err.startswith(f"{name}: ") and said.err.count("\n") == 1 and not said.out, (words, said)
+        assert said.err[:-1].isprintable(), said.err
+        assert inside(unchanged) == before, words
+        return said.err
+
+    return run
+
+
+def inside(folder):
+    """Everything below a folder, with what files hold."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*") if not path.is_symlink()}
+
+
+WHOLE = ("many", "1.5", "", "-1", "0", str(10**30))
+REAL = ("x", "", "nan", "inf", "-1", "0", "1e400")
+FINE = {
+    ("bench", "minutes", "0"),
+    ("depth_probe", "steps", "0"),
+    ("depth_sweep", "depths", "0"),
+    ("depth_sweep", "warmup", "0"),
+    ("depth_sweep", "weight_decay", "0"),
+    ("depth_sweep", "checkpoint_seconds", "0"),
+    ("history_cost", "loop_depth", "0"),
+    ("position_gallery", "seed", "0"),
+    ("x_ray", "seed", "0"),
+    ("tree_positions", "cache", "nonsense"),
+    *(("depth_sweep", "text_field", value) for value in ("nonsense", "")),
+}
+"""Values that are unusual, and no mistake."""
+
+
+def generated(name):
+    """Every option of a command with values that cannot be, by its type: (option, value)."""
+    for option, types in options_of(module_of(name).Options):
+        if option == "out" or bool in types:
+            continue
+        values = WHOLE if int in types else REAL if float in types else ("nonsense", "")
+        yield from ((option, value) for value in values if (name, option, value) not in FINE)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_with_values_that_cannot_be(refused, name, monkeypatch):
+    if name == "x_ray":
+        monkeypatch.setattr(module_of(name).subject.hf, "describe", unexpected)
+    cases = list(generated(name))
+    assert len(cases) >= {"claims": 2, "position_gallery": 10, "x_ray": 15}.get(name, 20)
+    for option, value in cases:
+        flag = f"--{option.replace('_', '-')}"
+        if (name, option) == ("x_ray", "folder"):
+            line = refused(name, value)
+        elif name == "x_ray" and option != "random":
+            line = refused(name, "--random", "gpt2", flag, value)
+        else:
+            line = refused(name, flag, value)
+        assert re.search(rf"{flag}|{option}|{re.escape(repr(value))}|{re.escape(value) or 'no such file'}", line), line
+
+
+def unexpected(*_):
+    raise AssertionError("a model is made before the options are known to be right")
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "parity_table"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--no-such-option",), "--no-such-option"),
+        (("stray", "words"), "stray|words"),
+        (("--out",), "--out|--data|out"),
+        (("--quick=3",), "--quick|3"),
+    ],
+)
+def test_words_that_are_no_options(refused, name, words, said):
+    assert re.search(said, refused(name, *words))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_result_that_has_no_place(refused, name, monkeypatch, tmp_path, tmp_path_factory):
+    """A file in its way, above it or at it; a file system that makes no folders; a name too long; none at all."""
+    words = ()
+    if name == "x_ray":
+        module = module_of(name)
+        monkeypatch.setattr(module.subject, "of_random", lambda *_: ("small", None, None))
+        monkeypatch.setattr(module.subject, "prepare", lambda *_, **__: None)
+        words = ("--random", "gpt2")
+    if name == "depth_atlas":
+        words = ("--plan", "quick")
+    if name == "tree_positions":
+        (tmp_path / "trees").mkdir()
+        for i in range(20):
+            (tmp_path / "trees" / f"{i}.py").write_text(f"x = {i}\n" * 30)
+        words = (
+            "--quick",
+            "--data",
+            tmp_path / "trees",
+            "--languages",
+            "python",
+            "--cache",
+            tmp_path_factory.mktemp("cache"),
+        )
+    (tmp_path / "file").write_text("mine")
+    if name != "x_ray":
+        assert "not a folder" in refused(name, *words, "--out", tmp_path / "file", out=tmp_path / "file")
+        assert "--out must name a folder" in refused(name, *words, "--out", "", out="")
+    else:
+        assert "is a folder; name a file" in refused(name, *words, "--out", tmp_path, out=tmp_path)
+    for place in (tmp_path / "file" / "below" / "it", Path("/proc/no/such/folder"), tmp_path / ("a" * 300) / "b"):
+        line = refused(name, *words, "--out", place, out=place)
+        assert re.search("--out .*(cannot be written|not a folder)", line), line
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written(refused, tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    assert "Permission denied" in refused("position_gallery", "--out", tmp_path / "closed", out=tmp_path / "closed")
+
+
+@pytest.mark.parametrize("name", READ_TEXT)
+def test_data_that_cannot_be_used(refused, name, tmp_path):
+    (tmp_path / "data").mkdir()
+    inputs = bad_inputs(tmp_path / "data")
+    assert len(inputs) > 10
+    for options, said in inputs.values():
+        more = {option: value for option, value in options.items() if option != "where"}
+        if name != "depth_sweep" and more:
+            continue
+        words = [f"--{option.replace('_', '-')}={value}" for option, value in more.items()]
+        assert re.search(said, refused(name, "--data", options["where"], *words)), options
+
+
+RECIPES = {
+    "pre_nrom": "did you mean pre_norm",
+    "PreNorm": "unknown recipe",
+    "no.such.module:recipe": "cannot be imported: ModuleNotFoundError",
+    "tests.experiments.own:missing": "cannot be imported: AttributeError",
+    "tests.experiments.own:not_a_recipe": "cannot be made without arguments: TypeError",
+    "stackjax.position:Rotary": "is no recipe: it gives Rotary",
+    "broken_syntax:recipe": "cannot be imported: SyntaxError",
+    "broken_import:recipe": "cannot be imported: ZeroDivisionError: on purpose",
+    "..relative:recipe": "cannot be imported: TypeError",
+    ":recipe": "cannot be imported",
+    "json:": "cannot be imported",
+}
+
+
+@pytest.mark.parametrize("name", ["depth_atlas", "depth_probe", "depth_sweep", "layer_drop"])
+def test_recipes_that_are_none(refused, name, tmp_path, monkeypatch):
+    (tmp_path / "broken_syntax.py").write_text("def recipe(:\n")
+    (tmp_path / "broken_import.py").write_text("raise ZeroDivisionError('on purpose\\nin two lines')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    for recipe, said in RECIPES.items():
+        line = refused(name, "--recipes", "pre_norm", recipe)
+        assert said in line and repr(recipe) in line, line
+
+
+BY_HAND = [
+    ("bench", ("--quick", "--large"), "--quick and --large"),
+    ("bench", ("--peers", "trax"), "unknown peer 'trax'"),
+    ("bench", ("--peers",), "--peers needs at least one value"),
+    ("bench", ("--depths",), "--depths needs at least one value"),
+    ("bench", ("--remats", "some"), "--remats"),
+    ("bench", ("--parts", "all"), "--parts"),
+    ("bench", ("--n-heads", "3"), "--n-heads must divide --d-model; got 3 and 128"),
+    ("bench", ("--dtype", "float16"), "--dtype"),
+    ("bench", ("--compile-depths", "4"), "--compile-depths"),
+    ("claims", ("--only", "staircase", "no_such"), "--only no_such: no such claim"),
+    ("depth_atlas", ("--plan", "long"), "--plan"),
+    ("depth_atlas", ("--depths", "5"), "has none of these depths: 5"),
+    ("depth_atlas", ("--d-model", "9"), "n_heads must divide d_model"),
+    ("depth_atlas", ("--report-only",), "holds no sweep"),
+    ("depth_probe", ("--depths",), "--depths needs at least one value"),
+    ("depth_probe", ("--recipes",), "--recipes needs at least one value"),
+    ("depth_probe", ("--n-heads", "3"), "n_heads must divide d_model"),
+    ("depth_probe", ("--context", "1000000"), "too short"),
+    ("depth_sweep", ("--depths",), "--depths needs at least one value"),
+    ("depth_sweep", ("--recipes",), "--recipes needs at least one value"),
+    ("depth_sweep", ("--learning-rates",), "--learning-rates needs at least one value"),
+    ("depth_sweep", ("--learning-rates", "1e-3", "-1e-3"), "must be positive; got 0.001 -0.001"),
+    ("depth_sweep", ("--seeds", "100000000"), "1000000 cells at most"),
+    ("depth_sweep", ("--warmup", "200"), "--warmup must be 0 or more and less than --steps 200; got 200"),
+    ("depth_sweep", ("--steps", "5", "--warmup", "5"), "less than --steps 5; got 5"),
+    ("depth_sweep", ("--position", "rotory"), "did you mean rotary"),
+    ("depth_sweep", ("--position", "no.module:x"), "cannot be imported"),
+    ("depth_sweep", ("--n-heads", "64"), "rotary features must be even"),
+    ("depth_sweep", ("--n-heads", "7"), "n_heads must divide d_model; got d_model=64, n_heads=7"),
+    ("depth_sweep", ("--schedule", "triangle"), "--schedule"),
+    ("depth_sweep", ("--optimizer", "adam"), "--optimizer"),
+    ("depth_sweep", ("--lanes", "both"), "--lanes"),
+    ("depth_sweep", ("--remat", "some"), "--remat"),
+    ("depth_sweep", ("--dtype", "float16"), "--dtype"),
+    ("depth_sweep", ("--scheduler", "slurm"), "comes later"),
+    ("depth_sweep", ("--report-only",), "holds no sweep"),
+    ("depth_sweep", ("--batch", "1000000"), "too short"),
+    ("depth_sweep", ("--token-dtype", "int8"), "--token-dtype"),
+    ("history_cost", ("--recipes",), "--recipes needs at least one value"),
+    ("history_cost", ("--recipes", "keel"), "--recipes knows"),
+    ("history_cost", ("--n-heads", "3"), "n_heads must divide d_model"),
+    ("layer_drop", ("--recipes",), "--recipes needs at least one value, or --cells"),
+    ("layer_drop", ("--n-heads", "3"), "n_heads must divide d_model"),
+    ("layer_drop", ("--cells", "/no/such/cell"), "is no cell of a sweep"),
+    ("layer_drop", ("--cells", ""), "is no cell of a sweep"),
+    ("length_extrapolation", ("--only", "rotory"), "no encoding 'rotory'; there are none, scalar"),
+    ("length_extrapolation", ("--context", "31"), "--context must be 32 or more"),
+    ("length_extrapolation", ("--d-model", "36"), "rotary features must be even"),
+    ("length_extrapolation", ("--data", "/no/such/file"), "no such file"),
+    ("tree_positions", ("--languages",), "--languages needs at least one value"),
+    ("tree_positions", ("--tasks",), "--tasks needs at least one value"),
+    ("tree_positions", ("--tasks", "translator"), "--tasks"),
+    ("tree_positions", ("--n-heads", "3"), "n_heads must divide d_model"),
+    ("tree_positions", ("--data", "/no/such/folder"), "no such file"),
+    ("tree_positions", ("--cache", ""), "--cache must name a folder"),
+    ("tree_positions", ("--cache", "/dev/null"), "--cache /dev/null is not a folder"),
+    ("x_ray", (), "give a folder, or --random"),
+    ("x_ray", ("/tmp", "--random", "gpt2"), "give a folder, or --random"),
+    ("x_ray", ("--random", "mamba"), "--random knows gpt2, bert"),
+    ("x_ray", ("/no/such/folder",), "/no/such/folder"),
+    ("x_ray", ("--random", "gpt2", "--text", "/no/such/text"), "no such file"),
+    ("x_ray", ("--random", "gpt2", "--dtype", "float16"), "--dtype"),
+]
+
+
+@pytest.mark.parametrize(("name", "words", "said"), BY_HAND)
+def test_by_hand(refused, name, words, said):
+    assert said in refused(name, *words)
+
+
+def damaged(path):
+    """Ways in which a JSON file is broken: (what is in it, how)."""
+    text = path.read_text()
+    yield "", "emptied"
+    yield text[: len(text) // 2], "truncated"
+    yield "[]", "no object"
+    yield "{}", "without anything in it"
+    yield "\x00" * 40, "zeros"
+    yield text.replace("{", "[", 1), "flipped"
+
+
+@pytest.fixture
+def sweep_of(tmp_path, finished, corpus):
+    """A finished sweep to be damaged, and the words that go on with it."""
+    shutil.copytree(finished, tmp_path / "sweep")
+    return tmp_path / "sweep", arguments(tmp_path / "sweep", corpus)
+
+
+@pytest.mark.parametrize("which", ["sweep.json", "cells/*/config.json", "cells/*/summary.json"])
+def test_a_sweep_whose_files_are_damaged(refused, sweep_of, which):
+    folder, words = sweep_of
+    path = sorted(folder.glob(which))[0]
+    whole = path.read_text()
+    for text, how in damaged(path):
+        path.write_text(text)
+        line = refused("depth_sweep", *words, out=folder)
+        assert str(path) in line and ("remove" in line), (how, line)
+        refused("depth_sweep", "--report-only", "--out", folder, out=folder)
+        path.write_text(whole)
+
+
+def test_a_cell_in_another_cells_place(refused, sweep_of):
+    folder, words = sweep_of
+    one, other = sorted(folder.glob("cells/*/config.json"))[:2]
+    shutil.copy(one, other)
+    assert f"{other} is that of {one.parent.name}; remove its folder" in refused("depth_sweep", *words, out=folder)
+
+
+def test_a_sweep_of_another_version(refused, sweep_of):
+    folder, words = sweep_of
+    record = json.loads((folder / "sweep.json").read_text())
+    (folder / "sweep.json").write_text(json.dumps({**record, "schema": 99}))
+    assert "another version of this program" in refused("depth_sweep", *words, out=folder)
+
+
+def test_a_cell_that_layers_cannot_be_left_out_of(refused, sweep_of, corpus):
+    folder, _ = sweep_of
+    cell = next(path for path in sorted((folder / "cells").iterdir()) if "-L2-" in path.name)
+    words = ("--cells", cell, "--data", corpus)
+    assert "run the sweep with --keep-params" in refused("layer_drop", *words)
+    whole = (cell / "config.json").read_text()
+    np.savez(cell / "params.npz", embedding=np.zeros(3))
+    assert "params.npz is damaged, or another model's" in refused("layer_drop", *words)
+    (cell / "params.npz").write_bytes((cell / "params.npz").read_bytes()[:40])
+    assert "params.npz is damaged" in refused("layer_drop", *words)
+    for text, how in damaged(cell / "config.json"):
+        (cell / "config.json").write_text(text)
+        assert "config.json" in refused("layer_drop", *words), how
+    config = json.loads(whole)
+    for changes, said in (
+        ({"recipe": "no_such_recipe"}, "unknown recipe"),
+        ({"setting": {**config["setting"], "wings": 2}}, "wings"),
+        ({"setting": {**config["setting"], "n_heads": 3}}, "n_heads must divide d_model"),
+        ({"depth": "deep"}, "config.json"),
+        ({"data": {"sha256": "other", "name": "another text"}}, "which --data has to name"),
+    ):
+        (cell / "config.json").write_text(json.dumps({**config, **changes}))
+        assert said in refused("layer_drop", *words), changes
+
+
+def test_a_check_of_the_atlas_that_is_damaged(refused, tmp_path, corpus, finished):
+    shutil.copytree(finished, tmp_path / "atlas")
+    (tmp_path / "atlas" / "checks").mkdir()
+    (tmp_path / "atlas" / "checks" / "pre_norm.json").write_text("{")
+    line = refused("depth_atlas", "--report-only", "--out", tmp_path / "atlas", out=tmp_path / "atlas")
+    assert "pre_norm.json is damaged" in line
+
+
+def test_numbers_of_claims_that_are_damaged(refused, tmp_path):
+    (tmp_path / "claims" / "raw").mkdir(parents=True)
+    (tmp_path / "claims" / "raw" / "staircase.json").write_text("[")
+    for words in ((), ("--only", "staircase"), ("--report-only",)):
+        line = refused("claims", *words, "--out", tmp_path / "claims", out=tmp_path / "claims")
+        assert "staircase.json is damaged" in line
+
+
+def test_what_can_be_is_not_refused(monkeypatch, corpus, tmp_path):
+    """The cases above are refused for what is wrong with them, and for nothing else."""
+    command = command_line.command
+
+    def checked(program, prepare, _, words=None):
+        return command(program, prepare, lambda _: OK, words)
+
+    monkeypatch.setattr(command_line, "command", checked)
+    sizes = [word for name, size in SIZES.items() for word in (f"--{name}", str(size))]
+    for name in COMMANDS:
+        if name in ("x_ray", "tree_positions"):
+            continue
+        words = ["--out", str(tmp_path / name), *(("--data", str(corpus)) if name in READ_TEXT else ())]
+        assert module_of(name).main([*words, *(sizes if name == "depth_sweep" else ())]) == OK
+        assert list((tmp_path / name).iterdir()) == []
