@@ -169,6 +169,7 @@ FLIPS = {
     "inner_norm": sj.RMSNorm(),
     "bias": ("value",),
     "dropout": 0.5,
+    "weight_dropout": 0.5,
 }
 
 
@@ -186,13 +187,16 @@ def test_every_option_changes_the_output_or_raises():
     ("options", "message"),
     [
         ({"n_heads": 4, "n_kv_heads": 3}, "n_kv_heads must divide"),
-        ({"n_heads": 4, "n_kv_heads": 0}, "n_kv_heads must divide"),
-        ({"n_heads": 0}, "n_kv_heads must divide"),
-        ({"n_heads": 4, "window": 0}, "window must be at least 1"),
+        ({"n_heads": 4, "n_kv_heads": 0}, "n_kv_heads must be positive"),
+        ({"n_heads": 0}, "n_heads must be positive"),
+        ({"n_heads": 4, "d_head": 0}, "d_head must be positive"),
+        ({"n_heads": 4, "weight_dropout": 1.0}, "weight_dropout must be at least 0 and below 1"),
+        ({"n_heads": 4, "weight_dropout": 0.1, "backend": "xla"}, "backend='plain'"),
+        ({"n_heads": 4, "window": 0}, "window must be positive"),
         ({"n_heads": 4, "soft_cap": 0.0}, "soft_cap must be positive"),
         ({"n_heads": 4, "bias": ("q",)}, "bias names projections"),
-        ({"n_heads": 4, "chunk": 0}, "chunk must be at least 1"),
-        ({"n_heads": 4, "gate": "tanh"}, "gate must be None"),
+        ({"n_heads": 4, "chunk": 0}, "chunk must be positive"),
+        ({"n_heads": 4, "gate": "tanh"}, "gate must be 'head' or 'feature' or None"),
         ({"n_heads": 4, "backend": "flash"}, "backend must be"),
         ({"n_heads": 4, "backend": "xla", "soft_cap": 5.0}, "backend='plain'"),
         ({"n_heads": 4, "backend": "cudnn", "sinks": True}, "backend='plain'"),

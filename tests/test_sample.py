@@ -60,7 +60,7 @@ def test_drawn_as_often_as_they_should_be():
 
 
 def test_without_a_key_the_best():
-    assert sample.draw(None, LOGITS, temperature=9.0) == 1
+    assert sample.draw(None, LOGITS) == 1
     assert np.isfinite(sample.draw(jax.random.key(0), jnp.where(jnp.arange(5) == 2, 0, -jnp.inf))) and (
         sample.draw(jax.random.key(0), jnp.where(jnp.arange(5) == 2, 0, -jnp.inf)) == 2
     )
