@@ -44,6 +44,21 @@ def instance(name: str, value: Any, kind: type) -> None:
         raise ValueError(f"{name} must be an instance of {kind.__name__}; got {shown(value)}{advice}")
 
 
+def hashable(name: str, value: Any) -> None:
+    """Refuse a description with a field that cannot be hashed, such as a list or an array.
+
+    Raises:
+        ValueError: there is one.
+    """
+    try:
+        hash(value)
+    except TypeError as error:
+        raise ValueError(
+            f"{name} must be hashable, as jit takes it for static: numbers, words, tuples and functions in its fields; "
+            f"{error}"
+        ) from error
+
+
 def positive(described: Any, *names: str) -> None:
     """Refuse a description with numbers of 0 or below; None is none.
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from stackjax.check import shown
+from stackjax.check import hashable, shown
 from stackjax.description import Description
 from stackjax.recipe.base import Geometry, Recipe
 from stackjax.recipe.form import Branch, Form, FormCoefficients
@@ -51,12 +51,7 @@ class Layer(Description):
             raise ValueError(f"a layer needs sublayers with distinct names; got {names}")
         if self.forms and len(self.forms) != len(names):
             raise ValueError(f"one form per sublayer; got {len(self.forms)} forms for {len(names)} sublayers")
-        try:
-            hash(self)
-        except TypeError as error:
-            raise ValueError(
-                f"a sublayer's and a form's fields must be hashable: numbers, strings, tuples, functions; {error}"
-            ) from error
+        hashable("a layer", self)
 
     def with_recipe(self, recipe: Recipe, index: int, geometry: Geometry) -> "Layer":
         """This layer with the recipe's sublayers and forms, as layer `index` of its stack."""

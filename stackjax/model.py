@@ -95,6 +95,8 @@ class Model(AbstractModel):
     ) -> Params:
         """Parameters before the first step, which some recipes set from one batch; arguments are those of `apply`."""
 
+        params = self.checked(params)
+
         def observe(trial: Params, measure: Measure) -> dict[str, jax.Array]:
             trial = {**params, "stack": trial}
             return self.apply(trial, tokens, side_inputs, **{**options, "measure": measure})[1].measure

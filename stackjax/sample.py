@@ -51,8 +51,9 @@ def temperature(logits: jax.Array, t: Any) -> jax.Array:
     check(temperature=t)
     below = logits - jnp.max(logits, -1, keepdims=True)
     best = jnp.arange(logits.shape[-1]) == jnp.argmax(logits, -1)[..., None]
-    cooled = below / jnp.where(t == 0, 1.0, t)
-    return _where_allowed("temperature", t, jnp.where(t == 0, jnp.where(best, below, -jnp.inf), cooled))
+    cold = jnp.asarray(t) < jnp.finfo(jnp.float32).tiny
+    cooled = jnp.where(cold, jnp.where(best, below, -jnp.inf), below / jnp.where(cold, 1.0, t))
+    return _where_allowed("temperature", t, cooled)
 
 
 def top_k(logits: jax.Array, k: Any) -> jax.Array:
@@ -106,6 +107,7 @@ def draw(key: jax.Array | None, logits: jax.Array, **adjust: Any) -> jax.Array:
     """
     check(**adjust)
     given = {name: number for name, number in adjust.items() if number is not None}
+    there = jnp.isfinite(jnp.max(logits, -1))
     if key is None:
         if given:
             raise ValueError(
@@ -117,7 +119,7 @@ def draw(key: jax.Array | None, logits: jax.Array, **adjust: Any) -> jax.Array:
             if change.__name__ in given:
                 logits = change(logits, given[change.__name__])
         token = jax.random.categorical(key, logits)
-    return jnp.where(jnp.isfinite(jnp.max(logits, -1)), token, -1).astype(jnp.int32)
+    return jnp.where(there & jnp.isfinite(jnp.max(logits, -1)), token, -1).astype(jnp.int32)
 
 
 def _where_allowed(name: str, number: Any, logits: jax.Array) -> jax.Array:

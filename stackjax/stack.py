@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from stackjax import scan
 from stackjax.abstract_model import AbstractModel
-from stackjax.check import first_axis, instance
+from stackjax.check import first_axis, hashable, instance
 from stackjax.display import block, stack_lines
 from stackjax.layer import Layer
 from stackjax.option import RunOptions
@@ -91,6 +91,7 @@ class Stack(AbstractModel):
                 looped.
         """
         instance("recipe", recipe, Recipe)
+        hashable("recipe", recipe)
         for layer in layers:
             instance("a stack's layer", layer, Layer)
         if not layers:
@@ -192,7 +193,7 @@ class Stack(AbstractModel):
         def observe(trial: Params, measure: Measure) -> dict[str, jax.Array]:
             return self.apply(trial, x, side_inputs, **{**options, "measure": measure})[1].measure
 
-        return self.recipe.calibrate(params, self.declaration(), observe)
+        return self.recipe.calibrate(self.checked(params), self.declaration(), observe)
 
     def update_statistics(self, params: Params, state: Params) -> Params:
         """Parameters after a step, with the running statistics that `apply` returned as `Result.state`."""
@@ -261,6 +262,8 @@ class Stack(AbstractModel):
             (..., T, D), and the `Result`.
         """
         chex.assert_shape(x, (..., None, self.d_model))
+        if not x.size:
+            raise ValueError(f"a stack needs at least one token; got x of shape {x.shape}")
         first_axis("taps", taps, self.depth + 1)
         first_axis("perturbations", perturbations, self.depth)
         params = self.checked(params)
