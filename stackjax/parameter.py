@@ -30,7 +30,7 @@ MATRICES = _SELF | {f"cross_{role}" for role in ("query", "key", "value", "out")
 
 ROLES = MATRICES | {
     *("embed", "unembed", "position", "final_norm", "head_bias", "embed_scale"),
-    *("bias", "norm", "residual", "mix", "relative", "relative_bias", "router", "statistic"),
+    *("bias", "norm", "residual", "mix", "relative", "relative_bias", "router", "adapter", "statistic"),
 }
 """All roles; what each is for stands with `Spec`."""
 
