@@ -44,8 +44,8 @@ Modules by floor; a module imports only from floors below, and from modules to i
     recipe      recipe: one file for each treatment of depth, over recipe.base and recipe.form
     sublayers   attention  latent_attention  moe  parallel  embedding
     arithmetic  loss  dot_product  feed_forward  history  statistic  position  blockwise
-    protocol    norm  sublayer  abstract_model
-    ground      parameter  display  tensor_file
+    protocol    norm  sublayer  structure  abstract_model
+    ground      check  description  parameter  display  tensor_file
 
 Read from the ground up. `recipe` and `position` begin with one table of all that they hold.
 """
@@ -59,8 +59,10 @@ from stackjax import (
     beam,
     blockwise,
     cache,
+    check,
     convert,
     decode,
+    description,
     display,
     dot_product,
     embedding,
@@ -90,6 +92,7 @@ from stackjax import (
     skip,
     stack,
     statistic,
+    structure,
     sublayer,
     surgery,
     tensor_file,
@@ -110,8 +113,8 @@ from stackjax.recipe import residual
 from stackjax.segment import Segment
 from stackjax.seq2seq import EncoderDecoder, encoder_decoder
 from stackjax.serialization import load, save
-from stackjax.stack import Result, Stack
-from stackjax.sublayer import Aux, Cache, SideInputs, Sublayer
+from stackjax.stack import Stack
+from stackjax.sublayer import Aux, Cache, Result, SideInputs, Sublayer
 
 __all__ = [
     "Attention",
@@ -145,9 +148,11 @@ __all__ = [
     "beam",
     "blockwise",
     "cache",
+    "check",
     "convert",
     "decode",
     "decoder",
+    "description",
     "display",
     "dot_product",
     "embedding",
@@ -182,6 +187,7 @@ __all__ = [
     "skip",
     "stack",
     "statistic",
+    "structure",
     "sublayer",
     "surgery",
     "tensor_file",

@@ -1,5 +1,6 @@
 """The base that a stack, a model and an encoder-decoder share: something with stacks of layers in it."""
 
+import functools
 import html
 import itertools
 from collections.abc import Callable, Mapping
@@ -7,13 +8,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from stackjax.display import Description, block, field_lines, table
-from stackjax.parameter import count, path_name
-from stackjax.sublayer import Params
+from stackjax.description import Description
+from stackjax.display import block, field_lines, table
+from stackjax.parameter import count, is_spec, path_name
+from stackjax.structure import Structure
+from stackjax.sublayer import Params, Result
 
 if TYPE_CHECKING:
-    from stackjax.stack import Result, Stack
+    from stackjax.stack import Stack
 
 Path = tuple[str, ...]
 """The path of a stack's parameters in those of its model: (), (`stack`,), (`encoder`,), (`decoder`, `stack`)."""
@@ -42,7 +46,7 @@ class AbstractModel(Description):
         """Parameters after a step, with the running statistics that `apply` returned as `Result.state`."""
         raise NotImplementedError(f"{type(self).__name__} must override update_statistics")
 
-    def apply(self, params: Params, *inputs: Any, **options: Any) -> "tuple[jax.Array, Result]":
+    def apply(self, params: Params, *inputs: Any, **options: Any) -> tuple[jax.Array, Result]:
         """The output for the inputs, and what the stacks return beside it."""
         raise NotImplementedError(f"{type(self).__name__} must override apply")
 
@@ -66,6 +70,25 @@ class AbstractModel(Description):
         """One stack's part of what `per_stack` puts together."""
         return values
 
+    def checked(self, params: Any, *groups: str) -> Params:
+        """The parameters, if their structure and shapes are as declared; of groups that are empty some may be missing.
+
+        Args:
+            params: what was given.
+            *groups: at the top of the tree that are needed; none means all of it, and no others.
+
+        Raises:
+            ValueError: parameters of something else.
+        """
+        if isinstance(params, Mapping) and any(name in params for name in groups):
+            params = {name: params[name] for name in groups if name in params}
+        return _structure(self, groups).fitted(params)
+
+    def drawn_by(self) -> Params:
+        """The tree of parameters, each leaf the stack whose recipe says how it is drawn."""
+        (stack,) = self.stacks().values()
+        return jax.tree.map(lambda _: stack, self.declaration(), is_leaf=is_spec)
+
     @property
     def n_params(self) -> int:
         """Number of trained parameters."""
@@ -83,7 +106,7 @@ class AbstractModel(Description):
             ValueError: no such layer or stack.
         """
         place, index = self._placed(layer, stack)
-        stored = at(params, place)
+        stored = at(self.checked(params), place)
         return stored if index is None else jax.tree.map(lambda leaf: leaf[index], stored)
 
     def with_layer_params(self, params: Params, layer: int, new: Params, stack: Path | None = None) -> Params:
@@ -99,8 +122,10 @@ class AbstractModel(Description):
             ValueError: no such layer or stack, or parameters of other shapes.
         """
         place, index = self._placed(layer, stack)
+        params = self.checked(params)
         old = self.layer_params(params, layer, stack)
-        if (got := _shapes(new)) != (expected := _shapes(old)):
+        got, expected = jax.tree.map(jnp.shape, new), jax.tree.map(jnp.shape, old)
+        if got != expected:
             raise ValueError(f"the parameters of layer {layer} have the shapes {expected}; got {got}")
         if index is not None:
             new = jax.tree.map(lambda leaf, value: leaf.at[index].set(value), at(params, place), new)
@@ -114,8 +139,8 @@ class AbstractModel(Description):
         if stack not in stacks:
             raise ValueError(f"say which stack, out of {sorted(stacks)}; got stack={stack}")
         depth = stacks[stack].depth
-        if not -depth <= layer < depth:
-            raise ValueError(f"layer must be 0 .. {depth - 1}, or negative to count from the end; got {layer}")
+        if not (isinstance(layer, (int, np.integer)) and -depth <= layer < depth):
+            raise ValueError(f"layer must be 0 .. L - 1, or negative to count from the end, L={depth}; got {layer}")
         name, start, segment = [placed for placed in stacks[stack].placed() if placed[1] <= layer % depth][-1]
         repeat, j = divmod(layer % depth - start, len(segment.layers))
         return (*stack, "segments", name, str(j)), None if segment.looped else repeat
@@ -125,6 +150,12 @@ class AbstractModel(Description):
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(repr(self))}</pre>{table(self)._repr_html_()}"
+
+
+@functools.lru_cache(maxsize=512)
+def _structure(model: AbstractModel, groups: tuple[str, ...]) -> Structure:
+    declaration = model.declaration()
+    return Structure(type(model).__name__, {name: declaration[name] for name in groups or declaration})
 
 
 def at(tree: Any, path: Path) -> Any:
@@ -145,7 +176,3 @@ def put(params: Params, path: Path, new: Any) -> Params:
     if not path:
         return new
     return {**params, path[0]: put(params[path[0]], path[1:], new)}
-
-
-def _shapes(tree: Any) -> Any:
-    return jax.tree.map(jnp.shape, tree)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import chex
 import jax
@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
 
-from stackjax import blockwise
-from stackjax.dot_product import attention_weights, flat_positions, fused_attention, visible, weighted_sum, with_cached
+from stackjax import blockwise, dot_product
+from stackjax.check import positive, rate
+from stackjax.dot_product import flat_positions, visible, with_cached
 from stackjax.norm import NoNorm, Norm, upcast, without_statistics
 from stackjax.parameter import Spec, linear, matrix, zeros
 from stackjax.position.base import ATTENTION_HOOKS, NoPosition, Position, total
@@ -50,13 +51,14 @@ class Attention(Sublayer):
         backend: "plain" is written out and keeps all weights; "blockwise" keeps none (`stackjax.blockwise`), so that
             observers see no weights; "xla" and "cudnn" go through jax.nn.dot_product_attention. None takes cuDNN on a
             GPU in 16 bits where it can express the case, else "blockwise" from `BLOCKWISE_FROM` on, else "plain".
+        weight_dropout: rate on the softmax's weights while training (Vaswani et al. 2017's released code), which only
+            "plain" has.
         transform_value: a module-level function (value (B, S, G, K), side_inputs) to value, applied before anything
             else reads the values; a recipe's hook (value residual). None for none.
         dropout: rate on the output while training.
 
     Raises:
-        ValueError: heads that do not divide, a soft cap or sinks with a fused backend, a stream position, a causal
-            mask over another sequence, biases of projections that do not exist, running statistics.
+        ValueError: choices that do not fit together, or of which nothing could come.
     """
 
     name: str = "attention"
@@ -77,39 +79,28 @@ class Attention(Sublayer):
     inner_norm: Norm = NoNorm()
     bias: tuple[str, ...] = ()
     backend: Backend | None = None
+    weight_dropout: float = 0.0
     transform_value: Callable[[jax.Array, SideInputs], jax.Array] | None = None
 
     def __post_init__(self):
         super().__post_init__()
-        if self.n_heads < 1 or self.groups < 1 or self.n_heads % self.groups:
-            raise ValueError(
-                f"n_kv_heads must divide n_heads; got n_heads={self.n_heads}, n_kv_heads={self.n_kv_heads}"
-            )
+        positive(self, "n_heads", "n_kv_heads", "d_head", "window", "chunk", "soft_cap")
+        rate(self, "weight_dropout")
+        if self.n_heads % self.groups:
+            raise ValueError(f"n_kv_heads must divide n_heads; got {self.n_kv_heads} and {self.n_heads}")
         without_statistics(qk_norm=self.qk_norm, value_norm=self.value_norm, inner_norm=self.inner_norm)
-        for name, reach in (("window", self.window), ("chunk", self.chunk)):
-            if reach is not None and reach < 1:
-                raise ValueError(f"{name} must be at least 1 (the token itself); got {reach}")
-            if reach is not None and self.cross:
-                raise ValueError(f"cross-attention sees all of the memory; got {name}={reach}")
-        if self.gate not in (None, "head", "feature"):
-            raise ValueError(f"gate must be None, 'head' or 'feature'; got {self.gate!r}")
-        if self.soft_cap is not None and self.soft_cap <= 0:
-            raise ValueError(f"soft_cap must be positive, or None for none; got {self.soft_cap}")
+        if self.cross and (self.window or self.chunk):
+            raise ValueError(f"cross-attention sees all of the memory; got window={self.window}, chunk={self.chunk}")
         if unknown := set(self.bias) - {"query", "key", "value", "out", "gate"}:
             raise ValueError(f"bias names projections out of query, key, value, out, gate; got {sorted(unknown)}")
-        if self.backend not in (None, *get_args(Backend)):
-            raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, or None; got {self.backend!r}")
         if not self.position.acts_on(ATTENTION_HOOKS) and type(self.position) is not NoPosition:
-            raise ValueError(
-                f"{type(self.position).__name__} does not act inside attention; give it to the model's embedding"
-            )
+            name = type(self.position).__name__
+            raise ValueError(f"{name} does not act inside attention; give it to the model's embedding")
         if self.backend == "blockwise" and not self._plain_weights:
-            raise ValueError(f"{type(self).__name__} changes whole rows of weights; backend='blockwise' never has one")
+            raise ValueError(f"{type(self).__name__} changes or drops weights; backend='blockwise' never has a row")
         if self.backend in ("xla", "cudnn") and not self._fusable:
-            raise ValueError(
-                f"backend={self.backend!r} cannot express soft_cap, sinks, value positions or "
-                "weights of its own; use backend='plain'"
-            )
+            what = "a soft cap, sinks, value positions, or changed or dropped weights"
+            raise ValueError(f"backend={self.backend!r} cannot express {what}; use backend='plain'")
 
     @property
     def groups(self) -> int:
@@ -124,7 +115,7 @@ class Attention(Sublayer):
     @property
     def _plain_weights(self) -> bool:
         """True if the softmax's weights meet the values as they are."""
-        return type(self).mix_weights is Attention.mix_weights
+        return type(self).mix_weights is Attention.mix_weights and not self.weight_dropout
 
     @property
     def attends(self) -> bool:
@@ -133,6 +124,10 @@ class Attention(Sublayer):
     @property
     def reads_memory(self) -> bool:
         return self.cross
+
+    @property
+    def mixes_tokens(self) -> bool:
+        return not self.cross
 
     def head_width(self, d_model: int) -> int:
         """K, the width of a head."""
@@ -191,6 +186,8 @@ class Attention(Sublayer):
             new_key = key = flat_positions(side_inputs.memory_position, n_keys)
         elif cached is not None:
             key = with_cached(cached[self._capacity(max(cached))], new_key)
+        if self.causal and not self.cross:
+            dot_product.refuse_repeats(key)
         sizes = {"n_heads": self.n_heads, "d_head": self.head_width(d_model)}
         blockwise = self._blockwise(n_tokens, key["index"].shape[-1])
         return {
@@ -203,6 +200,8 @@ class Attention(Sublayer):
     def cache(self, batch: int, capacity: int, d_model: int, dtype: Any) -> Any:
         if self.cross:
             return None
+        if not self.causal:
+            raise ValueError(f"decoding needs causal attention; {self.name!r} has causal=False, an encoder's")
         shape = (batch, self.groups, self._capacity(capacity), self.head_width(d_model))
         return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
 
@@ -317,14 +316,15 @@ class Attention(Sublayer):
         # none. Without a compiler they are not made at all.
         if backend == "plain" or (isinstance(query, Tracer) and mask is not None):
             shape = {"score": score, "bias": bias, "soft_cap": self.soft_cap, "sinks": params.get("sinks")}
-            weights, logits = attention_weights(query, key, scale=scores.scale, mask=mask, **shape)
+            weights, logits = dot_product.attention_weights(query, key, scale=scores.scale, mask=mask, **shape)
             intermediates = {"weights": weights, "logits": logits}
         if backend == "plain":
-            mixed = self.mix_weights(params, intermediates["weights"], mask)
-            y = weighted_sum(mixed, value)
-            extra = self.position.value(params["position"], table, mixed)
+            dropout_key = None if side_inputs.key is None else jax.random.fold_in(side_inputs.key, 1)
+            dropped = dropout(dropout_key, intermediates["weights"], self.weight_dropout)
+            mixed = self.mix_weights(params, dropped, mask)
+            y, extra = dot_product.weighted_sum(mixed, value), self.position.value(params["position"], table, mixed)
             return (y if extra is None else y + extra.astype(y.dtype)), intermediates
-        y = fused_attention(
+        y = dot_product.fused_attention(
             query,
             key,
             value,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from stackjax.decode import follow, start
+from stackjax.decode import checked_prompt, follow, repeat_last, start, stop_tokens
 from stackjax.model import Model
 from stackjax.option import DecodeOptions
 from stackjax.recipe.base import Coefficients
@@ -20,7 +20,8 @@ class Beams:
     """The continuations that `search` returns, best first.
 
     Args:
-        tokens: (B, K, n) new tokens; a beam that has ended is filled with the stop token.
+        tokens: (B, K, n) new tokens; a beam that has ended repeats the stop token that ended it; -1 where the model's
+            logits were NaN.
         score: (B, K) log-probability of each, divided by the length penalty.
         length: (B, K) tokens up to and with the stop token.
     """
@@ -30,7 +31,6 @@ class Beams:
     length: jax.Array
 
 
-@partial(jax.jit, static_argnames=("model", "n_tokens", "n_beams", "dtype"))
 def search(
     model: Model,
     params: Params,
@@ -57,13 +57,38 @@ def search(
             (B, S, D), the encoder's output, and `memory_position`.
         n_tokens: n, how many to add.
         n_beams: K.
-        stop: token that ends a beam; None for none.
+        stop: token that ends a beam, or several (n,) of which each does; None for none.
         length_penalty: a in ((5 + length) / 6)^a, by which the final scores are divided before they are ranked.
         coefficients: the recipe's numbers; None takes them from the depth.
         dtype: of the stream and of the cache.
 
+    Raises:
+        ValueError: as for `stackjax.decode.generate`; less than one beam, or more than there are continuations.
+
     Source: Wu et al. 2016, section 7, arXiv:1609.08144, without its coverage penalty.
     """
+    checked_prompt(model, tokens, side_inputs, n_tokens)
+    if not 1 <= n_beams <= model.embedding.vocab**n_tokens:
+        raise ValueError(f"n_beams must be 1 .. V^n, all continuations there are; got {n_beams}")
+    options: DecodeOptions = {"coefficients": coefficients, "dtype": dtype}
+    stop = stop_tokens(model, stop)
+    return _search(model, params, tokens, side_inputs, n_tokens, n_beams, stop, length_penalty, **options)
+
+
+@partial(jax.jit, static_argnames=("model", "n_tokens", "n_beams", "dtype"))
+def _search(
+    model: Model,
+    params: Params,
+    tokens: jax.Array,
+    side_inputs: SideInputs | None,
+    n_tokens: int,
+    n_beams: int,
+    stop: jax.Array | None,
+    length_penalty: Any,
+    *,
+    coefficients: Coefficients | None,
+    dtype: Any,
+) -> Beams:
     options: DecodeOptions = {"coefficients": coefficients, "dtype": dtype}
     begun = start(model, params, tokens, side_inputs, n_tokens, **options)
     batch, vocab = begun.logits.shape
@@ -75,10 +100,11 @@ def search(
         cache, done, beams = state
         log_prob = jax.nn.log_softmax(logits, -1).reshape(batch, n_beams, vocab)
         if stop is not None:
-            stay = jnp.where(jnp.arange(vocab) == stop, 0, -jnp.inf)
+            last = jnp.take(beams.tokens, step - 1, axis=-1, mode="clip")
+            stay = jnp.where(jnp.arange(vocab) == last[:, :, None], 0, -jnp.inf)
             log_prob = jnp.where(done[:, :, None], stay, log_prob)
         score, best = jax.lax.top_k((beams.score[:, :, None] + log_prob).reshape(batch, -1), n_beams)
-        parent, token = best // vocab, (best % vocab).astype(jnp.int32)
+        parent, token = best // vocab, jnp.where(jnp.isnan(score), -1, best % vocab).astype(jnp.int32)
         done = done[each, parent]
         beams = Beams(
             tokens=beams.tokens[each, parent].at[:, :, step].set(token),
@@ -86,7 +112,7 @@ def search(
             length=beams.length[each, parent] + ~done,
         )
         rows = (each * n_beams + parent).reshape(-1)
-        return _take_rows(cache, rows), done if stop is None else token == stop, beams
+        return _take_rows(cache, rows), done if stop is None else done | jnp.isin(token, stop), beams
 
     def going(loop: Any) -> jax.Array:
         step, (_, done, _) = loop
@@ -101,7 +127,7 @@ def search(
 
     only_one = jnp.where(jnp.arange(n_beams) == 0, 0, -jnp.inf).astype(begun.logits.dtype)
     nothing = Beams(
-        tokens=jnp.full((batch, n_beams, n_tokens), 0 if stop is None else stop, jnp.int32),
+        tokens=jnp.zeros((batch, n_beams, n_tokens), jnp.int32),
         score=jnp.broadcast_to(only_one, (batch, n_beams)),
         length=jnp.zeros((batch, n_beams), jnp.int32),
     )
@@ -109,6 +135,7 @@ def search(
     first = (cache, jnp.zeros((batch, n_beams), bool), nothing)
     logits = jnp.repeat(begun.logits, n_beams, 0)
     _, (_, _, beams) = jax.lax.while_loop(going, go_on, (1, choose(0, logits, first)))
+    beams = replace(beams, tokens=repeat_last(beams.tokens, beams.length))
     score = beams.score / ((5 + beams.length) / 6) ** length_penalty
     order = jnp.argsort(-score, -1)
     return jax.tree.map(lambda x: x[each, order], replace(beams, score=score))
@@ -116,5 +143,6 @@ def search(
 
 def _take_rows(cache: Cache, rows: jax.Array) -> Cache:
     """The cache of the given rows of the batch."""
-    position, known = jax.tree.map(lambda x: x[rows], (cache.position, cache.memory_position))
-    return Cache(position=position, segments=jax.tree.map(lambda x: x[:, rows], cache.segments), memory_position=known)
+    position, memory_position = jax.tree.map(lambda x: x[rows], (cache.position, cache.memory_position))
+    segments = jax.tree.map(lambda x: x[:, rows], cache.segments)
+    return replace(cache, position=position, segments=segments, memory_position=memory_position)

@@ -1,18 +1,23 @@
 """The decoding cache: what each sublayer keeps of earlier tokens, born empty and written once a call.
 
 The layers read the cache and return only their new entries, which are written here, behind the scan over the layers.
-The token of index i is entry i modulo the capacity, so a sublayer that sees a window keeps a window. Masks come from
-the positions of the entries alone; a padded token has index -1, is written nowhere and is seen by nobody.
+The token of index i is entry i modulo the capacity, so a sublayer that sees a window keeps a window; one that sees all
+may not overrun its capacity (`bounded`). Masks come from the positions of the entries alone; a padded token has index
+-1, is written nowhere and is seen by nobody.
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from stackjax.check import instance, known
 from stackjax.dot_product import flat_positions
 from stackjax.pin import pin_batch
+from stackjax.recipe.form import Form
 from stackjax.stack import Stack
 from stackjax.sublayer import Cache, Params, Positions, SideInputs
 
@@ -29,20 +34,28 @@ def empty(stack: Stack, params: Params, side_inputs: SideInputs, capacity: int, 
         dtype: of the entries, that of the stream.
 
     Raises:
-        ValueError: no position.
+        ValueError: no position; layers that cannot be decoded with.
     """
+    instance("side_inputs", side_inputs, SideInputs)
+    params = stack.checked(params)
     position, memory = side_inputs.position, side_inputs.memory
     if position is None:
         raise ValueError("an empty cache is made for positions (B, T): give side_inputs.position")
     batch = position["index"].shape[0]
     sizes: set[int] = set()
+    growing: set[int] = set()
     segments: Params = {}
     for i, _, segment in stack.placed():
         segments[i] = {}
         for j, layer in enumerate(segment.layers):
+            for form in (*layer.forms, layer.outer):
+                _refuse_mixing(form)
             entries: Params = {}
             for sublayer in layer.sublayers:
                 cache = sublayer.cache(batch, capacity, stack.d_model, dtype) or {}
+                larger = jax.eval_shape(partial(sublayer.cache, batch, capacity + 1, stack.d_model, dtype)) or {}
+                pairs = zip(jax.tree.leaves(cache), jax.tree.leaves(larger), strict=True)
+                growing |= {leaf.shape[-2] for leaf, more in pairs if leaf.shape != more.shape}
                 sizes |= {leaf.shape[-2] for leaf in jax.tree.leaves(cache)}
                 by_layer = jax.tree.map(lambda x, n=segment.n: jnp.broadcast_to(x, (n, *x.shape)), cache)
                 if memory is not None:
@@ -52,14 +65,58 @@ def empty(stack: Stack, params: Params, side_inputs: SideInputs, capacity: int, 
                 entries[sublayer.name] = by_layer
             segments[i][str(j)] = {name: tree for name, tree in entries.items() if tree}
     held = {n: {name: jnp.full((batch, n, *x.shape[2:]), -1, x.dtype) for name, x in position.items()} for n in sizes}
-    known = None
+    memory_position = None
     if memory is not None:
         n_keys = memory.shape[-2]
-        known = {
+        memory_position = {
             name: jnp.broadcast_to(x, (batch, n_keys, *x.shape[2:]))
             for name, x in flat_positions(side_inputs.memory_position, n_keys).items()
         }
-    return Cache(position=held, segments=segments, memory_position=known)
+    return Cache(position=held, segments=segments, memory_position=memory_position, limit=min(growing, default=None))
+
+
+def _refuse_mixing(form: Form | None) -> None:
+    if form is None:
+        return
+    for name in (*form.norms, *form.enter_norms, *form.leave_norms):
+        norm = form.norm_called(name)
+        if norm.mixes_tokens:
+            raise ValueError(
+                f"decoding goes token by token, and {norm!r} normalises over the tokens of a batch; take its running "
+                "statistics (training=False) or another norm"
+            )
+
+
+def bounded(x: jax.Array, cache: Cache, position: Positions) -> jax.Array:
+    """x, NaN in the rows of the batch whose new tokens do not fit into the cache.
+
+    A sublayer that sees everything keeps as many tokens as the cache has room for, one for each index.
+
+    Args:
+        x: (B, ...), what the new tokens become.
+        cache: before they are written.
+        position: of the new tokens, (B, T).
+
+    Raises:
+        ValueError: tokens that are known not to fit.
+    """
+    new = jnp.sort(position["index"], -1)
+    fits = ~jnp.any((new[:, 1:] == new[:, :-1]) & (new[:, 1:] >= 0), -1)
+    if cache.limit is not None:
+        index = jnp.concatenate((cache.position[cache.limit]["index"], new), -1)
+        newest = jnp.max(index, -1)
+        oldest = jnp.min(jnp.where(index < 0, newest[:, None], index), -1)
+        fits &= newest - oldest < cache.limit
+    if (rows := known(fits)) is None:
+        return jnp.where(fits.reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.nan)
+    if not rows.all():
+        row = int(np.argmin(rows))
+        raise ValueError(
+            f"the cache has room for {cache.limit} tokens, one for each index from the oldest on; row {row} would have "
+            f"the indices {new[row].tolist()} beside those that it holds. Make the cache with more capacity, and "
+            "decode packed documents one by one"
+        )
+    return x
 
 
 def write(cache: Cache, state: Params, position: Positions) -> Cache:

@@ -11,7 +11,7 @@ from stackjax.sublayer import Params
 
 def unstack(stack: Stack, params: Params) -> list[Params]:
     """The layers' parameters one by one, in order: a list of L trees without a layer axis."""
-    layers = []
+    params, layers = stack.checked(params), []
     for i, _, segment in stack.placed():
         own = params["segments"][i]
         for r in range(segment.n):
@@ -25,7 +25,7 @@ def restack(stack: Stack, layers: Sequence[Params], params: Params) -> Params:
     """The inverse of `unstack`: `params` with its layers replaced.
 
     Raises:
-        ValueError: the wrong number of layers.
+        ValueError: the wrong number of layers, or parameters of other shapes.
     """
     if len(layers) != stack.depth:
         raise ValueError(f"the stack has {stack.depth} layers; got {len(layers)}")
@@ -41,4 +41,4 @@ def restack(stack: Stack, layers: Sequence[Params], params: Params) -> Params:
                 segments[i][str(j)] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *mine)
             else:
                 segments[i][str(j)] = params["segments"][i][str(j)]
-    return {**params, "segments": segments}
+    return stack.checked({**params, "segments": segments})

@@ -12,19 +12,19 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Unpack
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
 from stackjax import sample
-from stackjax.cache import empty, write
+from stackjax.cache import bounded, empty, write
+from stackjax.check import ids, instance, integers, known
 from stackjax.dot_product import flat_positions
 from stackjax.model import Model
 from stackjax.option import DecodeOptions
 from stackjax.recipe.base import Coefficients
-from stackjax.sublayer import Cache, Params, SideInputs
+from stackjax.sublayer import Cache, Params, SideInputs, checked
 
 
 def pad(
@@ -76,18 +76,21 @@ def extend(
         **options: see `DecodeOptions`.
 
     Returns:
-        (B, T, D) for `model.logits`, and the cache with the new tokens in it.
+        (B, T, D) for `model.logits`, and the cache with the new tokens in it. Rows whose tokens do not fit into it are
+        NaN.
 
     Raises:
-        ValueError: no position.
+        ValueError: no position; tokens that are known not to fit into the cache.
     """
-    position = side_inputs.position
-    if position is None:
-        raise ValueError("say where the new tokens stand: give side_inputs.position")
-    chex.assert_shape(position["index"], tokens.shape)
+    integers("tokens", tokens)
+    instance("side_inputs", side_inputs, SideInputs)
+    position = checked(side_inputs, tokens.shape).position
+    if position is None or position["index"].shape != tokens.shape:
+        got = "none" if position is None else position["index"].shape
+        raise ValueError(f"say where the tokens stand: give side_inputs.position, index {tokens.shape}; got {got}")
     reading = replace(side_inputs, memory_position=cache.memory_position)
     x, result = model.hidden(params, tokens, reading, cache=cache, **options)
-    return x, write(cache, result.state, position)
+    return bounded(x, cache, position), write(cache, result.state, position)
 
 
 @struct.dataclass
@@ -103,6 +106,41 @@ class Start:
     logits: jax.Array
     index: jax.Array
     cache: Cache
+
+
+def checked_prompt(
+    model: Model, tokens: jax.Array, side_inputs: SideInputs | None, n_tokens: int
+) -> tuple[SideInputs, jax.Array]:
+    """The side inputs of prompts, and the index of each token (B, T), which is among them.
+
+    Args:
+        model: a decoder.
+        tokens: (B, T) integers.
+        side_inputs: the caller's.
+        n_tokens: that will follow.
+
+    Raises:
+        ValueError: what `start` raises.
+    """
+    instance("model", model, Model)
+    integers("tokens", tokens)
+    if tokens.ndim != 2:
+        raise ValueError(f"prompts must be (B, T), padded to one length as `pad` does; got the shape {tokens.shape}")
+    if n_tokens < 1:
+        raise ValueError(f"n_tokens must be positive; got {n_tokens}")
+    ids("tokens", tokens, model.embedding.vocab)
+    side_inputs = checked(side_inputs, tokens.shape)
+    limit = model.embedding.position.limit
+    if limit is not None and tokens.shape[1] + n_tokens > limit:
+        raise ValueError(f"{tokens.shape[1]} + {n_tokens} tokens, but the position table has {limit} rows")
+    if side_inputs.position is not None and set(side_inputs.position) != {"index"}:
+        kinds = sorted(side_inputs.position)
+        raise ValueError(f"only indices go on by themselves; got positions {kinds}; use `extend`")
+    index = jnp.broadcast_to(flat_positions(side_inputs.position, tokens.shape[1])["index"], tokens.shape)
+    numbers = known(index)
+    if numbers is not None and not (numbers >= 0).any(-1).all():
+        raise ValueError("every prompt needs a token; got a row whose indices are all -1, padding")
+    return replace(side_inputs, position={"index": index}), index
 
 
 def start(
@@ -125,25 +163,17 @@ def start(
         **options: see `DecodeOptions`.
 
     Raises:
-        ValueError: no token to add, more tokens than the model's position table has rows, or positions other than an
-            index.
+        ValueError: no token to add, more tokens than the model's position table has rows, positions other than an
+            index; and, where they are known, tokens outside of the vocabulary, an empty prompt, indices too far apart
+            for the cache. Where such are traced the logits are NaN.
     """
-    chex.assert_rank(tokens, 2)
-    if n_tokens < 1:
-        raise ValueError(f"n_tokens must be positive; got {n_tokens}")
-    side_inputs = SideInputs() if side_inputs is None else side_inputs
-    capacity, limit = tokens.shape[1] + n_tokens, model.embedding.position.limit
-    if limit is not None and capacity > limit:
-        raise ValueError(f"{tokens.shape[1]} + {n_tokens} tokens, but the position table has {limit} rows")
-    if side_inputs.position is not None and set(side_inputs.position) != {"index"}:
-        kinds = sorted(side_inputs.position)
-        raise ValueError(f"only indices go on by themselves; got positions {kinds}; use `extend`")
-    index = jnp.broadcast_to(flat_positions(side_inputs.position, tokens.shape[1])["index"], tokens.shape)
-    side_inputs = replace(side_inputs, position={"index": index})
+    capacity = tokens.shape[-1] + n_tokens
+    side_inputs, index = checked_prompt(model, tokens, side_inputs, n_tokens)
     dtype = options.get("dtype", jnp.float32)
     none, cache = (empty(model.stack, params["stack"], side_inputs, n, dtype=dtype) for n in (0, capacity))
     reading = replace(side_inputs, memory=None, memory_position=none.memory_position)
     x, result = model.hidden(params, tokens, reading, cache=none, **options)
+    x = jnp.where(jnp.any(index >= 0, -1)[:, None, None], bounded(x, cache, {"index": index}), jnp.nan)
     cache = write(cache, result.state, {"index": index})
     last = jnp.take_along_axis(x, jnp.argmax(index, -1)[:, None, None], 1)[:, 0]
     logits = model.logits(params, last, coefficients=options.get("coefficients"))
@@ -181,7 +211,8 @@ class Generated:
     """The continuations that `generate` returns.
 
     Args:
-        tokens: (B, n) new tokens; a row that has ended is filled with the stop token.
+        tokens: (B, n) new tokens; a row that has ended repeats the stop token that ended it; -1 where the model's
+            logits were NaN.
         log_prob: (B, n) of each under the model itself, before temperature and the like; 0 where a row has ended.
         length: (B,) tokens up to and with the stop token.
     """
@@ -191,7 +222,6 @@ class Generated:
     length: jax.Array
 
 
-@partial(jax.jit, static_argnames=("model", "n_tokens", "dtype"))
 def generate(
     model: Model,
     params: Params,
@@ -219,28 +249,77 @@ def generate(
             (B, S, D), the encoder's output, and `memory_position`.
         n_tokens: n, how many to add.
         key: PRNG key for drawing; None takes the most probable token.
-        temperature: see `stackjax.sample`.
+        temperature: see `stackjax.sample`; this and the next two need a key.
         top_k: see `stackjax.sample`.
         top_p: see `stackjax.sample`.
-        stop: token that ends a row; None for none.
+        stop: token that ends a row, or several (n,) of which each does; None for none.
         coefficients: the recipe's numbers; None takes them from the depth.
         dtype: of the stream and of the cache.
+
+    Raises:
+        ValueError: what `start` and `sample.draw` raise; a stop token outside of the vocabulary; sublayers that cannot
+            be decoded with.
     """
+    checked_prompt(model, tokens, side_inputs, n_tokens)
+    sample.check(temperature=temperature, top_k=top_k, top_p=top_p)
+    adjust = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    options: DecodeOptions = {"coefficients": coefficients, "dtype": dtype}
+    return _generate(model, params, tokens, side_inputs, n_tokens, key, adjust, stop_tokens(model, stop), **options)
+
+
+def stop_tokens(model: Model, stop: Any) -> jax.Array | None:
+    """The tokens that end a row, (n,); None for none.
+
+    Args:
+        model: whose tokens they are.
+        stop: one, or several.
+
+    Raises:
+        ValueError: something else, or a token outside of the vocabulary.
+    """
+    if stop is None:
+        return None
+    several = jnp.atleast_1d(jnp.asarray(stop))
+    if several.ndim != 1 or not several.size:
+        raise ValueError(f"stop must be one token or several (n,), at least one; got the shape {several.shape}")
+    integers("stop", several)
+    ids("stop", several, model.embedding.vocab)
+    return several
+
+
+def repeat_last(tokens: jax.Array, length: jax.Array) -> jax.Array:
+    """Tokens (..., n) with all from `length` (...) on equal to the one before."""
+    last = jnp.take_along_axis(tokens, length[..., None] - 1, -1)
+    return jnp.where(jnp.arange(tokens.shape[-1]) < length[..., None], tokens, last)
+
+
+@partial(jax.jit, static_argnames=("model", "n_tokens", "dtype"))
+def _generate(
+    model: Model,
+    params: Params,
+    tokens: jax.Array,
+    side_inputs: SideInputs | None,
+    n_tokens: int,
+    key: jax.Array | None,
+    adjust: dict[str, Any],
+    stop: jax.Array | None,
+    *,
+    coefficients: Coefficients | None,
+    dtype: Any,
+) -> Generated:
     options: DecodeOptions = {"coefficients": coefficients, "dtype": dtype}
     begun = start(model, params, tokens, side_inputs, n_tokens, **options)
-    adjust = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
 
     def choose(step: Any, logits: jax.Array, done: jax.Array, out: Generated) -> tuple[jax.Array, jax.Array, Generated]:
         token = sample.draw(None if key is None else jax.random.fold_in(key, step), logits, **adjust)
         log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits, -1), token[:, None], -1)[:, 0]
-        if stop is not None:
-            token = jnp.where(done, stop, token).astype(token.dtype)
+        log_prob = jnp.where(token < 0, jnp.nan, log_prob)
         out = Generated(
             tokens=out.tokens.at[:, step].set(token),
             log_prob=out.log_prob.at[:, step].set(jnp.where(done, 0, log_prob)),
             length=out.length + ~done,
         )
-        return token, done if stop is None else token == stop, out
+        return token, done if stop is None else done | jnp.isin(token, stop), out
 
     def going(state: Any) -> jax.Array:
         step, _, done, _, _ = state
@@ -255,9 +334,10 @@ def generate(
 
     batch = tokens.shape[0]
     nothing = Generated(
-        tokens=jnp.full((batch, n_tokens), 0 if stop is None else stop, jnp.int32),
+        tokens=jnp.zeros((batch, n_tokens), jnp.int32),
         log_prob=jnp.zeros((batch, n_tokens), begun.logits.dtype),
         length=jnp.zeros(batch, jnp.int32),
     )
     token, done, out = choose(0, begun.logits, jnp.zeros(batch, bool), nothing)
-    return jax.lax.while_loop(going, go_on, (1, token, done, begun.cache, out))[-1]
+    out = jax.lax.while_loop(going, go_on, (1, token, done, begun.cache, out))[-1]
+    return replace(out, tokens=repeat_last(out.tokens, out.length))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from stackjax.description import field_values, shown_value
 from stackjax.parameter import Declared, is_spec
 
 if TYPE_CHECKING:
@@ -24,35 +25,9 @@ MANY = 8
 """Lines of one kind that are printed before the rest is counted instead."""
 
 
-class Description:
-    """Base of the frozen descriptions: `repr` leaves out what is at its default."""
-
-    def __init_subclass__(cls, **options: Any):
-        super().__init_subclass__(**options)
-        # dataclass() writes its own __repr__ unless the class itself holds one.
-        cls.__repr__ = cls.__repr__
-
-    def __repr__(self) -> str:
-        changed = [f"{name}={_value(value)}" for name, value, usual in _fields(self) if not usual]
-        return f"{type(self).__name__}({', '.join(changed)})"
-
-
 def field_lines(description: Any) -> list[list[str]]:
     """The lines of each field's value."""
-    return [repr(value).splitlines() for _, value, _ in _fields(description)]
-
-
-def _fields(description: Any) -> list[tuple[str, Any, bool]]:
-    """Name and value of each field, and whether it is at its default."""
-    found = []
-    for field in dataclasses.fields(description):
-        value = getattr(description, field.name)
-        found.append((field.name, value, field.default is not dataclasses.MISSING and value == field.default))
-    return found
-
-
-def _value(value: Any) -> str:
-    return value.__name__ if callable(value) and hasattr(value, "__name__") else repr(value)
+    return [repr(value).splitlines() for _, value, _ in field_values(description)]
 
 
 def segment_lines(segment: Any) -> list[str]:
@@ -115,39 +90,42 @@ def table(model: "AbstractModel", params: Any = None) -> Table:
     """The parameters of a model or a stack, a row for each role.
 
     Args:
-        model: a stack, a model or an encoder-decoder.
+        model: a stack, a model or an encoder-decoder, whose sides have rows of their own.
         params: its parameters; if given, a column shows their standard deviation.
 
     Returns:
         A `Table`: how many, the stored shapes, the initialiser with the recipe's gain on it, the recipe's factors on
         learning rate, weight decay and epsilon.
     """
-    declared = jax.tree.leaves(model.declaration(), is_leaf=is_spec)
+    placed = jax.tree_util.tree_leaves_with_path(model.declaration(), is_leaf=is_spec)
+    stacks = jax.tree.leaves(model.drawn_by())
     factors = jax.tree.leaves(model.multipliers(), is_leaf=lambda x: hasattr(x, "learning_rate"))
-    values = [None] * len(declared) if params is None else jax.tree.leaves(params)
-    stacks = {stack.recipe: stack for stack in model.stacks().values()}
-    (stack, *_) = stacks.values()
-    groups: dict[tuple[str, str], list[tuple[Declared, Any, Any]]] = {}
-    for d, factor, value in zip(declared, factors, values, strict=True):
-        init = _value(d.spec.init or stack.recipe.default_init)
+    values = [None] * len(placed) if params is None else jax.tree.leaves(model.checked(params))
+    several = len(model.stacks()) > 1
+    groups: dict[tuple[str, ...], list[tuple[Declared, Any]]] = {}
+    for (path, declared), stack, factor, value in zip(placed, stacks, factors, values, strict=True):
+        spec = declared.spec
+        init = shown_value(spec.init or stack.recipe.default_init)
         init = re.sub(r"\d+\.\d{5,}", lambda match: number(float(match[0])), init)
-        groups.setdefault((d.spec.role, init), []).append((d, factor, value))
-    rows = []
-    for (role, init), group in groups.items():
-        gain = number(stack.gain(role))
-        shapes = dict.fromkeys("x".join(map(str, d.shape)) or "1" for d, _, _ in group)
-        row = [
-            role,
-            f"{sum(math.prod(d.shape) for d, _, _ in group):,}",
-            ", ".join(shortened(list(shapes))),
+        gain = number(stack.gain(spec.role))
+        key = (
+            *((path[0].key,) if several else ()),
+            spec.role,
             init if gain in ("1", "") else f"{gain} {init}",
-            *(number(getattr(group[0][1], name)) for name in ("learning_rate", "weight_decay", "eps")),
-        ]
+            *(number(getattr(factor, name)) for name in ("learning_rate", "weight_decay", "eps")),
+        )
+        groups.setdefault(key, []).append((declared, value))
+    rows = []
+    for (*names, init, learning_rate, weight_decay, eps), group in groups.items():
+        total = f"{sum(math.prod(declared.shape) for declared, _ in group):,}"
+        shapes = dict.fromkeys("x".join(map(str, declared.shape)) or "1" for declared, _ in group)
+        row = [*names, total, ", ".join(shortened(list(shapes))), init, learning_rate, weight_decay, eps]
         if params is not None:
-            row.append(f"{jnp.std(jnp.concatenate([jnp.ravel(v) for _, _, v in group])):.3g}")
+            row.append(f"{jnp.std(jnp.concatenate([jnp.ravel(value) for _, value in group])):.3g}")
         rows.append(tuple(row))
     header = ("role", "parameters", "shapes", "init", "learning rate x", "weight decay x", "epsilon x")
-    return Table(header=header if params is None else (*header, "std"), rows=tuple(rows))
+    header = (*(("part",) if several else ()), *header, *(() if params is None else ("std",)))
+    return Table(header=header, rows=tuple(rows))
 
 
 def number(value: Any) -> str:

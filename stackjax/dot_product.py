@@ -9,7 +9,9 @@ from typing import Any, Literal
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from stackjax.check import known
 from stackjax.norm import upcast
 from stackjax.sublayer import Positions
 
@@ -257,6 +259,32 @@ def may_meet(
     if "segment" in query and "segment" in key:
         meet = meet & (key["segment"][0] <= query["segment"][1]) & (key["segment"][1] >= query["segment"][0])
     return meet
+
+
+def refuse_repeats(position: Positions) -> None:
+    """Refuse positions that stand twice in a row, of which the first would see what comes after it.
+
+    They cannot be seen where they are traced.
+
+    Args:
+        position: index (B, S) and perhaps segment (B, S); padding (-1) may repeat.
+
+    Raises:
+        ValueError: an index stands twice in a row and segment.
+    """
+    index, segment = known(position["index"]), known(position.get("segment", 0))
+    if index is None or segment is None:
+        return
+    place = np.sort(
+        np.where(index < 0, -1, index + (index.max(initial=0) + 1) * (segment - segment.min(initial=0))), -1
+    )
+    repeated = (place[..., 1:] == place[..., :-1]) & (place[..., 1:] >= 0)
+    if repeated.any():
+        raise ValueError(
+            "causal attention sees by index, so an index must not stand twice in a sequence; got one at least twice in "
+            f"row {int(np.argwhere(repeated)[0][0])}. For documents that are packed, each from index 0, give "
+            "position['segment'], the document of each token; for a token that was decoded before, a cache without it"
+        )
 
 
 def flat_positions(position: Positions | None, n: int) -> Positions:

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from stackjax.display import Description
+from stackjax.check import ids, integers, positive, rate, rows
+from stackjax.description import Description
 from stackjax.dot_product import first_positions
 from stackjax.feed_forward import Activation
 from stackjax.norm import NoNorm, Norm, upcast, without_statistics
@@ -45,10 +46,8 @@ class Embedding(Description):
     dropout: float = 0.0
 
     def __post_init__(self):
-        if self.vocab < 1:
-            raise ValueError(f"vocab must be positive; got {self.vocab}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1; got {self.dropout}")
+        positive(self, "vocab")
+        rate(self, "dropout")
         without_statistics(norm=self.norm)
         if not self.position.acts_on(STREAM_HOOKS) and type(self.position) is not NoPosition:
             raise ValueError(f"{type(self.position).__name__} does not act on the stream; give it to the attention")
@@ -91,15 +90,24 @@ class Embedding(Description):
             (..., T, D)
 
         Raises:
-            ValueError: a sequence longer than a learned position table.
+            ValueError: tokens or types outside of their tables, where they are known, and types without a table; where
+                they are traced such rows are NaN. A position beyond a table, which traced is NaN, too.
         """
         n_tokens, limit = tokens.shape[-1], self.position.limit
-        if position is None and limit is not None and n_tokens > limit:
+        ids("tokens", tokens, self.vocab)
+        if types is not None:
+            if not self.n_types:
+                raise ValueError("types are given, but the embedding has none; make it with n_types")
+            integers("types", types)
+            ids("types", types, self.n_types)
+        if limit is not None and position is None and n_tokens > limit:
             raise ValueError(f"{n_tokens} tokens, but the position table has {limit} rows")
+        if limit is not None and position is not None:
+            ids("position['index']", position["index"], limit, least=-1)
         scale = params["token"].shape[-1] ** 0.5 if self.scale is None else self.scale
-        x = (multiplier * scale * upcast(params["token"][tokens])).astype(dtype)
+        x = (multiplier * scale * upcast(rows(params["token"], tokens))).astype(dtype)
         if self.n_types:
-            x = x + params["type"][jnp.zeros_like(tokens) if types is None else types].astype(dtype)
+            x = x + rows(params["type"], jnp.zeros_like(tokens) if types is None else types).astype(dtype)
         where = first_positions(n_tokens) if position is None else position
         if position is None and tokens.ndim == 1:
             where = {"index": where["index"][0]}

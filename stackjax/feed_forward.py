@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import chex
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from stackjax.check import positive
 from stackjax.norm import NoNorm, Norm, without_statistics
 from stackjax.parameter import linear, matrix
 from stackjax.sublayer import Aux, Params, SideInputs, Sublayer, dropout
@@ -16,19 +18,19 @@ from stackjax.sublayer import Aux, Params, SideInputs, Sublayer, dropout
 Activation = Callable[[jax.Array], jax.Array]
 
 
-def keep_slope(function: Activation) -> Activation:
-    """Change an elementwise function so that its backward pass keeps the slope f'(x) and nothing else.
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def keep_slope(function: Activation, x: jax.Array) -> jax.Array:
+    """function(x), elementwise; the backward pass keeps the slope function'(x) and nothing else.
 
     Left alone, the backward pass of a GELU keeps five arrays of its input's size.
     """
-    kept = jax.custom_jvp(function)
+    return function(x)
 
-    @kept.defjvp
-    def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-        y, slope = jax.jvp(function, primals, (jnp.ones_like(primals[0]),))
-        return y, slope * tangents[0]
 
-    return kept
+@keep_slope.defjvp
+def _(function: Activation, primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    y, slope = jax.jvp(function, primals, (jnp.ones_like(primals[0]),))
+    return y, slope * tangents[0]
 
 
 def relu(x: jax.Array) -> jax.Array:
@@ -42,22 +44,19 @@ def squared_relu(x: jax.Array) -> jax.Array:
     return h * h
 
 
-@keep_slope
 def gelu(x: jax.Array) -> jax.Array:
     """x Phi(x), exact. Source: Hendrycks & Gimpel 2016, section 2, arXiv:1606.08415."""
-    return jax.nn.gelu(x, approximate=False)
+    return keep_slope(partial(jax.nn.gelu, approximate=False), x)
 
 
-@keep_slope
 def gelu_tanh(x: jax.Array) -> jax.Array:
     """GELU in the tanh approximation that GPT-2 uses. Source: arXiv:1606.08415, section 2."""
-    return jax.nn.gelu(x, approximate=True)
+    return keep_slope(jax.nn.gelu, x)
 
 
-@keep_slope
 def silu(x: jax.Array) -> jax.Array:
     """x sigmoid(x), also called swish."""
-    return jax.nn.silu(x)
+    return keep_slope(jax.nn.silu, x)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +142,7 @@ class FeedForward(Sublayer):
         dropout: rate on the output while training.
 
     Raises:
-        ValueError: batch norm on the hidden layer.
+        ValueError: batch norm on the hidden layer; a width below 1.
     """
 
     name: str = "feed_forward"
@@ -156,6 +155,11 @@ class FeedForward(Sublayer):
     def __post_init__(self):
         super().__post_init__()
         without_statistics(inner_norm=self.inner_norm)
+        positive(self, "d_hidden")
+
+    @property
+    def mixes_tokens(self) -> bool:
+        return False
 
     def width(self, d_model: int) -> int:
         """F, the hidden width."""

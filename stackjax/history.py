@@ -38,8 +38,12 @@ class History:
         return cls(slots=jnp.zeros((n, *x.shape), x.dtype).at[0].set(x))
 
     def write(self, slot: jax.Array, x: jax.Array, *, when: Any = True) -> "History":
-        """Set slot () to x (..., T, D); where `when` () is false, leave it for later."""
-        x = jnp.where(when, x, self.slots[slot])
+        """Set slot () to x (..., T, D); where `when` () is false, leave it for later.
+
+        A slot that is not there, which jax would move to the nearest one, takes NaN to it.
+        """
+        inside = (slot >= 0) & (slot < self.slots.shape[0])
+        x = jnp.where(when, jnp.where(inside, x, jnp.nan), self.slots[slot])
         return History(slots=jax.lax.dynamic_update_index_in_dim(self.slots, x.astype(self.slots.dtype), slot, 0))
 
     def written(self, n: jax.Array) -> jax.Array:

@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from stackjax.dot_product import attention_weights, flat_positions, visible, weighted_sum, with_cached
+from stackjax.check import positive
+from stackjax.dot_product import (
+    attention_weights,
+    flat_positions,
+    refuse_repeats,
+    visible,
+    weighted_sum,
+    with_cached,
+)
 from stackjax.norm import NoNorm, Norm, RMSNorm
 from stackjax.parameter import linear, matrix
 from stackjax.position.base import Position
@@ -59,10 +67,8 @@ class LatentAttention(Sublayer):
     inner_norm: Norm = NoNorm()
 
     def __post_init__(self):
-        for name in ("n_heads", "d_head", "d_rotary", "d_latent", "d_query_latent", "d_value"):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise ValueError(f"{name} must be positive; got {size}")
+        super().__post_init__()
+        positive(self, "n_heads", "d_head", "d_rotary", "d_latent", "d_query_latent", "d_value")
         if self.position.acts_on(("score", "value")):
             raise ValueError(
                 f"{type(self.position).__name__} reads keys or adds values, which latent attention does not keep; "
@@ -112,6 +118,8 @@ class LatentAttention(Sublayer):
     ) -> Any:
         new = flat_positions(side_inputs.position, n_tokens)
         key = new if cached is None else with_cached(cached[max(cached)], new)
+        if self.causal:
+            refuse_repeats(key)
         sizes = {"n_heads": self.n_heads, "d_head": self.d_rotary}
         return {
             "mask": visible(new, key, causal=self.causal),
@@ -119,6 +127,8 @@ class LatentAttention(Sublayer):
         }
 
     def cache(self, batch: int, capacity: int, d_model: int, dtype: Any) -> Any:
+        if not self.causal:
+            raise ValueError(f"decoding needs causal attention; {self.name!r} has causal=False, an encoder's")
         return {"latent": jnp.zeros((batch, capacity, self.d_latent + self.d_rotary), dtype)}
 
     def apply(self, params: Params, x: jax.Array, side_inputs: SideInputs) -> tuple[jax.Array, Aux]:

@@ -5,9 +5,11 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
-from stackjax.display import Description
+from stackjax.check import hashable, shown
+from stackjax.description import Description
 from stackjax.recipe.base import Geometry, Recipe
 from stackjax.recipe.form import Branch, Form, FormCoefficients
 from stackjax.sublayer import Aux, Params, SideInputs, Sublayer, add_losses
@@ -49,6 +51,7 @@ class Layer(Description):
             raise ValueError(f"a layer needs sublayers with distinct names; got {names}")
         if self.forms and len(self.forms) != len(names):
             raise ValueError(f"one form per sublayer; got {len(self.forms)} forms for {len(names)} sublayers")
+        hashable("a layer", self)
 
     def with_recipe(self, recipe: Recipe, index: int, geometry: Geometry) -> "Layer":
         """This layer with the recipe's sublayers and forms, as layer `index` of its stack."""
@@ -101,8 +104,9 @@ class Layer(Description):
                 keys = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, i))
                 c = FormCoefficients({**{n: value[i] for n, value in coefficients.items()}, **hints})
                 run = partial(_run, sublayer, form, params[name], inner, replace(side_inputs[name], key=keys[0]))
+                branch = Branch(run, dtype)
                 with jax.named_scope(name):
-                    inner, aux = form.apply(params["residual"][name], c, inner, Branch(run, dtype), keys[1])
+                    inner, aux = _joined(form, params["residual"][name], c, inner, branch, keys[1])
                 loss = add_losses(loss, aux.loss)
                 intermediates[name] = aux.intermediates
                 if aux.state:
@@ -115,8 +119,21 @@ class Layer(Description):
         else:
             outer_key = None if key is None else jax.random.fold_in(key, len(self.sublayers))
             c, group = FormCoefficients(outer_coefficients), params["residual"].get("outer", {})
-            new, aux = self.outer.apply(group, c, stream, Branch(sublayers, dtype), outer_key)
+            new, aux = _joined(self.outer, group, c, stream, Branch(sublayers, dtype), outer_key)
         return new, aux, Trace(before=self.view(stream), after=self.view(new), intermediates=aux.intermediates)
+
+
+def _joined(
+    form: Form, params: Params, c: FormCoefficients, stream: Any, branch: Branch, key: jax.Array | None
+) -> tuple[Any, Aux]:
+    """The stream behind a form, and what its branch returned beside it."""
+    returned = form.apply(params, c, stream, branch, key)
+    if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Aux)):
+        raise ValueError(
+            f"{type(form).__name__}.apply must return (stream, Aux), with what its branch returned in the Aux; it "
+            f"returned {shown(returned)}"
+        )
+    return returned
 
 
 def _run(
@@ -129,5 +146,12 @@ def _run(
     hints: dict[str, Any],
 ) -> tuple[jax.Array, Aux]:
     """The sublayer on the input that its form gives it, with what an observer sees of the branch."""
-    y, aux = sublayer.apply(params, x, replace(side_inputs, hints=hints))
+    returned = sublayer.apply(params, x, replace(side_inputs, hints=hints))
+    if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Aux)):
+        raise ValueError(f"{type(sublayer).__name__}.apply must return (y, Aux()); it returned {shown(returned)}")
+    y, aux = returned
+    if jnp.shape(y) != jnp.shape(x):
+        raise ValueError(
+            f"{type(sublayer).__name__}.apply must return y in the shape of x, {jnp.shape(x)}; it returned {shown(y)}"
+        )
     return y, replace(aux, intermediates={**aux.intermediates, "stream": form.view(stream), "x": x, "y": y})

@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Unpack
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from stackjax.abstract_model import AbstractModel, Path
 from stackjax.attention import Attention
+from stackjax.check import instance, integers
 from stackjax.embedding import Embedding, Head
 from stackjax.feed_forward import FeedForward
-from stackjax.latent_attention import LatentAttention
 from stackjax.layer import Layer
 from stackjax.option import HiddenOptions, RunOptions
 from stackjax.parameter import declare, realise, restrict
@@ -24,8 +23,8 @@ from stackjax.position.rotary import Rotary
 from stackjax.recipe.base import Coefficients, Recipe, multipliers
 from stackjax.recipe.placement import PreNorm
 from stackjax.segment import Measure
-from stackjax.stack import Result, Stack
-from stackjax.sublayer import Params, SideInputs, Sublayer
+from stackjax.stack import Stack
+from stackjax.sublayer import Params, Result, SideInputs, Sublayer, checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +95,8 @@ class Model(AbstractModel):
     ) -> Params:
         """Parameters before the first step, which some recipes set from one batch; arguments are those of `apply`."""
 
+        params = self.checked(params)
+
         def observe(trial: Params, measure: Measure) -> dict[str, jax.Array]:
             trial = {**params, "stack": trial}
             return self.apply(trial, tokens, side_inputs, **{**options, "measure": measure})[1].measure
@@ -130,7 +131,8 @@ class Model(AbstractModel):
         Returns:
             (..., T, V), at least float32, and the stack's `Result`.
         """
-        coefficients = self.stack.coefficients() if coefficients is None else coefficients
+        params = self.checked(params)
+        coefficients = self.stack.checked_coefficients(coefficients)
         x, result = self.hidden(params, tokens, side_inputs, coefficients=coefficients, key=key, **options)
         return self.logits(params, x, coefficients=coefficients), result
 
@@ -161,9 +163,10 @@ class Model(AbstractModel):
         Returns:
             (..., T, D), and the stack's `Result`.
         """
-        chex.assert_type(tokens, int)
-        side_inputs = SideInputs() if side_inputs is None else side_inputs
-        coefficients = self.stack.coefficients() if coefficients is None else coefficients
+        integers("tokens", tokens)
+        params = self.checked(params, "embedding", "stack")
+        side_inputs = checked(side_inputs, tokens.shape)
+        coefficients = self.stack.checked_coefficients(coefficients)
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
         x = self.embedding.apply(
             params["embedding"],
@@ -178,12 +181,18 @@ class Model(AbstractModel):
 
     def logits(self, params: Params, x: jax.Array, *, coefficients: Coefficients | None = None) -> jax.Array:
         """The head: (..., D) as `hidden` returns it to (..., V), at least float32."""
-        coefficients = self.stack.coefficients() if coefficients is None else coefficients
+        params = self.checked(params, "embedding", "head")
+        coefficients = self.stack.checked_coefficients(coefficients)
         return self.output.apply(params["head"], params["embedding"]["token"], x, multiplier=coefficients["unembed"])
 
 
 def split_position(position: Position) -> tuple[Position, Position]:
-    """The encoding as the stream's and as attention's part, each `NoPosition` where it does not act."""
+    """The encoding as the stream's and as attention's part, each `NoPosition` where it does not act.
+
+    Raises:
+        ValueError: something else than an encoding.
+    """
+    instance("position", position, Position)
     on_stream = position if position.acts_on(STREAM_HOOKS) else NoPosition()
     inside = position if position.acts_on(ATTENTION_HOOKS) else NoPosition()
     return on_stream, inside
@@ -197,7 +206,7 @@ def decoder(
     n_heads: int | None = None,
     recipe: Recipe = PreNorm(),
     position: Position | None = None,
-    attention: Attention | LatentAttention | None = None,
+    attention: Sublayer | None = None,
     feed_forward: Sublayer = FeedForward(),
     tied: bool = False,
     dropout: float | None = None,
@@ -212,7 +221,8 @@ def decoder(
         n_heads: H; None takes the attention's, or 4.
         recipe: the depth treatment.
         position: put where it acts, on the stream or inside attention; None takes the attention's, or rotary.
-        attention: for what the other arguments do not say.
+        attention: for what the other arguments do not say: `Attention`, `LatentAttention`, or a sublayer of your own
+            that attends and has the fields n_heads, position and causal.
         feed_forward: the feed-forward sublayer, or a mixture of experts.
         tied: whether the output uses the embedding's matrix.
         dropout: rate after the embedding and in every sublayer, while training; None keeps the sublayers' own.
@@ -221,14 +231,15 @@ def decoder(
     Raises:
         ValueError: sizes or choices that do not fit together.
     """
-    own = attention or Attention(n_heads=n_heads or 4)
-    if (isinstance(own, Attention) and own.cross) or (side == "decoder" and not own.causal):
+    instance("recipe", recipe, Recipe)
+    instance("feed_forward", feed_forward, Sublayer)
+    own = Attention(n_heads=4 if n_heads is None else n_heads) if attention is None else _attending(attention)
+    if own.reads_memory or (side == "decoder" and not own.causal):
         raise ValueError(f"a {side} made here attends to itself, a decoder causally; got {own}")
     if n_heads not in (None, own.n_heads):
         raise ValueError(f"n_heads={n_heads}, but attention has n_heads={own.n_heads}; give it once")
-    if position is None:
-        position = Rotary() if own.position == NoPosition() else own.position
-    on_stream, inside = split_position(position)
+    usual = Rotary() if own.position == NoPosition() else own.position
+    on_stream, inside = split_position(usual if position is None else position)
     if on_stream != NoPosition() and inside == NoPosition():
         inside = own.position
     if own.position not in (NoPosition(), inside):
@@ -242,6 +253,23 @@ def decoder(
         stack=Stack.of(Layer(sublayers=sublayers), depth=depth, d_model=d_model, recipe=recipe, side=side),
         head=Head(tied=tied),
     )
+
+
+def _attending(attention: Sublayer) -> Any:
+    """The attention that was given.
+
+    Raises:
+        ValueError: it does not attend, or has no fields for what is set here.
+    """
+    instance("attention", attention, Sublayer)
+    missing = [name for name in ("n_heads", "position", "causal") if not hasattr(attention, name)]
+    if missing or not attention.attends:
+        lacks = f"no {', '.join(missing)}" if missing else "attends=False"
+        raise ValueError(
+            "attention must be a sublayer that attends, with the fields n_heads, position and causal, which are set "
+            f"here; {type(attention).__name__} has {lacks}. Other sublayers go into a Layer, and that into Stack.of"
+        )
+    return attention
 
 
 def encoder(**options: Any) -> Model:

@@ -12,6 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from stackjax.check import positive
 from stackjax.feed_forward import Activation, FeedForward, identity, silu
 from stackjax.norm import NoNorm, Norm, upcast
 from stackjax.parameter import FanIn, Spec, is_spec, linear, zeros
@@ -235,10 +236,8 @@ class MixtureOfExperts(Sublayer):
     dispatch: Dispatch | None = None
 
     def __post_init__(self):
-        if self.score not in ("softmax", "sigmoid"):
-            raise ValueError(f"score must be 'softmax' or 'sigmoid'; got {self.score!r}")
-        if self.dispatch not in (None, "ragged", "dense"):
-            raise ValueError(f"dispatch must be None, 'ragged' or 'dense'; got {self.dispatch!r}")
+        super().__post_init__()
+        positive(self, "n_experts", "d_hidden")
         if self.n_groups < 1 or self.n_experts % self.n_groups or (self.n_groups > 1 and self.group_size < 2):
             raise ValueError(
                 "n_groups must divide n_experts into groups of two or more; "
@@ -256,6 +255,10 @@ class MixtureOfExperts(Sublayer):
                 "the normalised weight of a single expert is always 1, so the router could not learn; use "
                 "normalised=False with top_k=1"
             )
+
+    @property
+    def mixes_tokens(self) -> bool:
+        return False
 
     @property
     def group_size(self) -> int:

@@ -15,7 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from stackjax.display import Description
+from stackjax.description import Description
 from stackjax.parameter import Constant, Spec, ones, zeros
 
 Params = dict[str, Any]
@@ -156,6 +156,11 @@ class Norm(Description):
         """New values of the parameters of role `statistic`, if there are any."""
         return {}
 
+    @property
+    def mixes_tokens(self) -> bool:
+        """Whether a token's output depends on other tokens, so that one token cannot be decoded after another."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class NoNorm(Norm):
@@ -250,7 +255,7 @@ class DynamicTanh(Norm):
 class BatchNorm(Norm):
     """`batch_norm`. The one norm that mixes examples, and tokens: a causal model with it is not causal.
 
-    Residual forms return its new running statistics in `Result.state`; `stackjax.statistic.update` writes them into the
+    Residual forms return its new running statistics in `Result.state`, and `update_statistics` writes them into the
     parameters.
 
     Args:
@@ -271,6 +276,10 @@ class BatchNorm(Norm):
             "mean": Spec(shape=(d,), role="statistic", init=zeros),
             "variance": Spec(shape=(d,), role="statistic", init=ones),
         }
+
+    @property
+    def mixes_tokens(self) -> bool:
+        return self.training
 
     def _run(self, params: Params, x: jax.Array) -> tuple[jax.Array, Params]:
         return batch_norm(params, x, training=self.training, momentum=self.momentum, eps=self.eps)

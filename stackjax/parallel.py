@@ -31,6 +31,7 @@ class Parallel(Sublayer):
     norm: Norm = NoNorm()
 
     def __post_init__(self):
+        super().__post_init__()
         names = [sublayer.name for sublayer in self.sublayers]
         if not names or len(set(names)) < len(names) or "norm" in names:
             raise ValueError(f"parallel sublayers need distinct names, other than 'norm'; got {names}")
@@ -49,6 +50,10 @@ class Parallel(Sublayer):
     @property
     def reads_memory(self) -> bool:
         return any(sublayer.reads_memory for sublayer in self.sublayers)
+
+    @property
+    def mixes_tokens(self) -> bool:
+        return any(sublayer.mixes_tokens for sublayer in self.sublayers)
 
     def map(self, change: Callable[[Sublayer], Sublayer]) -> Sublayer:
         return replace(self, sublayers=tuple(sublayer.map(change) for sublayer in self.sublayers))

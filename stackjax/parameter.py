@@ -8,6 +8,7 @@ Matrices are stored (in, out) and applied as `x @ w`: the last two axes of a mat
 them (experts, layers) are stacks of matrices.
 """
 
+import difflib
 import math
 import zlib
 from collections.abc import Callable
@@ -27,6 +28,12 @@ _SELF = frozenset({"query", "key", "value", "out", "up", "gate", "down"})
 MATRICES = _SELF | {f"cross_{role}" for role in ("query", "key", "value", "out")}
 """Roles of the hidden matrices inside a sublayer, those that width and depth rules speak of."""
 
+ROLES = MATRICES | {
+    *("embed", "unembed", "position", "final_norm", "head_bias", "embed_scale"),
+    *("bias", "norm", "residual", "mix", "relative", "relative_bias", "router", "adapter", "statistic"),
+}
+"""All roles; what each is for stands with `Spec`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
@@ -42,11 +49,20 @@ class Spec:
             router, adapter (a low-rank factor beside a matrix), and statistic (not trained by the gradient; see
             `Aux.state`).
         init: initialiser; None uses the recipe's default for weight matrices.
+
+    Raises:
+        ValueError: a role that nothing here knows, so that no recipe, optimiser or mesh could treat it right.
     """
 
     shape: tuple[int, ...]
     role: str
     init: Init | None = None
+
+    def __post_init__(self):
+        if self.role not in ROLES:
+            near = difflib.get_close_matches(str(self.role), ROLES, 1)
+            advice = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"role must be one of {', '.join(sorted(ROLES))}; got {self.role!r}{advice}")
 
     @property
     def is_matrix(self) -> bool:

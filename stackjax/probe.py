@@ -101,11 +101,15 @@ def branches(trace: Trace) -> dict[str, jax.Array]:
 
 
 def attention(trace: Trace) -> dict[str, jax.Array]:
-    """Measure attention: attention_entropy in nats, and max_logit, the largest in absolute value, by sublayer."""
+    """Measure attention: attention_entropy in nats, and max_logit, the largest in absolute value, by sublayer.
+
+    A sublayer of your own has the one if it returns `weights` among its intermediates, and the other for `logits`.
+    """
     found = {}
     for name, seen in trace.intermediates.items():
         if "weights" in seen:
             found[f"attention_entropy/{name}"] = attention_entropy(seen["weights"])
+        if "logits" in seen:
             finite = jnp.where(jnp.isfinite(seen["logits"]), jnp.abs(seen["logits"]), 0)
             found[f"max_logit/{name}"] = jnp.max(finite)
     return found

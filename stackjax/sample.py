@@ -1,17 +1,59 @@
 """Choosing a token: small pure functions from logits to logits, and one that draws.
 
-Removed tokens get a logit of -inf. All numbers may be traced, and may be arrays (..., 1) with one number for each row.
+Removed tokens get a logit of -inf. All numbers may be traced, and may be arrays (..., 1) with one number for each row;
+out of their range they are refused where they are known, and make NaN of the logits where they are traced.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from stackjax.check import known
+
+RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "temperature": (lambda t: t >= 0, "0, which is greedy, or more"),
+    "top_k": (lambda k: (k >= 1) & (k % 1 == 0), "a whole number, 1 or more"),
+    "top_p": (lambda p: (p > 0) & (p <= 1), "above 0 and at most 1"),
+}
+"""Of each number: what must hold, and how to say it."""
+
+
+def check(**adjust: Any) -> None:
+    """Refuse numbers out of their range, where they are known.
+
+    Args:
+        **adjust: temperature, top_k, top_p; None is none.
+
+    Raises:
+        ValueError: another name, or a number out of its range.
+    """
+    for name, number in adjust.items():
+        if name not in RULES:
+            raise ValueError(f"drawing is adjusted by {', '.join(RULES)}; got {name}={number}")
+        holds, rule = RULES[name]
+        value = None if number is None else known(number)
+        if value is not None and not holds(value).all():
+            raise ValueError(f"{name} must be {rule}; got {number}")
+
 
 def temperature(logits: jax.Array, t: Any) -> jax.Array:
-    """logits / t: below 1 sharpens, above 1 flattens. (..., V) to (..., V)."""
-    return logits / t
+    """logits / t up to a constant: below 1 sharpens, above 1 flattens, 0 leaves the greatest alone.
+
+    Args:
+        logits: (..., V)
+        t: 0 or more.
+
+    Returns:
+        (..., V)
+    """
+    check(temperature=t)
+    below = logits - jnp.max(logits, -1, keepdims=True)
+    best = jnp.arange(logits.shape[-1]) == jnp.argmax(logits, -1)[..., None]
+    cold = jnp.asarray(t) < jnp.finfo(jnp.float32).tiny
+    cooled = jnp.where(cold, jnp.where(best, below, -jnp.inf), below / jnp.where(cold, 1.0, t))
+    return _where_allowed("temperature", t, cooled)
 
 
 def top_k(logits: jax.Array, k: Any) -> jax.Array:
@@ -23,9 +65,12 @@ def top_k(logits: jax.Array, k: Any) -> jax.Array:
 
     Source: Fan et al. 2018, section 5.2, arXiv:1805.04833.
     """
+    check(top_k=k)
     falling = -jnp.sort(-logits, -1)
-    last = jnp.broadcast_to(jnp.clip(jnp.asarray(k), 1, logits.shape[-1]) - 1, (*logits.shape[:-1], 1))
-    return jnp.where(logits >= jnp.take_along_axis(falling, last, -1), logits, -jnp.inf)
+    last = jnp.clip(jnp.asarray(k), 1, logits.shape[-1]).astype(jnp.int32) - 1
+    last = jnp.broadcast_to(last, (*logits.shape[:-1], 1))
+    kept = logits >= jnp.take_along_axis(falling, last, -1)
+    return _where_allowed("top_k", k, jnp.where(kept, logits, -jnp.inf))
 
 
 def top_p(logits: jax.Array, p: Any) -> jax.Array:
@@ -37,11 +82,13 @@ def top_p(logits: jax.Array, p: Any) -> jax.Array:
 
     Source: Holtzman et al. 2019, eq. (2), arXiv:1904.09751.
     """
+    check(top_p=p)
     order = jnp.argsort(-logits, -1)
     falling = jnp.take_along_axis(jax.nn.softmax(logits, -1), order, -1)
     before = jnp.cumsum(falling, -1) - falling
     kept = (before < p).at[..., 0].set(True)
-    return jnp.where(jnp.take_along_axis(kept, jnp.argsort(order, -1), -1), logits, -jnp.inf)
+    kept = jnp.take_along_axis(kept, jnp.argsort(order, -1), -1)
+    return _where_allowed("top_p", p, jnp.where(kept, logits, -jnp.inf))
 
 
 def draw(key: jax.Array | None, logits: jax.Array, **adjust: Any) -> jax.Array:
@@ -53,11 +100,27 @@ def draw(key: jax.Array | None, logits: jax.Array, **adjust: Any) -> jax.Array:
         **adjust: temperature, top_k, top_p, applied in this order; None leaves one out.
 
     Returns:
-        (...) integers.
+        (...) integers; -1, which is no token, where the logits are NaN or nothing is left of them.
+
+    Raises:
+        ValueError: numbers to draw by without a key, or out of their range.
     """
+    check(**adjust)
+    given = {name: number for name, number in adjust.items() if number is not None}
+    there = jnp.isfinite(jnp.max(logits, -1))
     if key is None:
-        return jnp.argmax(logits, -1).astype(jnp.int32)
-    for change in (temperature, top_k, top_p):
-        number = adjust.get(change.__name__)
-        logits = logits if number is None else change(logits, number)
-    return jax.random.categorical(key, logits).astype(jnp.int32)
+        if given:
+            raise ValueError(
+                f"drawing by {', '.join(given)} needs a key; without one the most probable token is taken, always"
+            )
+        token = jnp.argmax(logits, -1)
+    else:
+        for change in (temperature, top_k, top_p):
+            if change.__name__ in given:
+                logits = change(logits, given[change.__name__])
+        token = jax.random.categorical(key, logits)
+    return jnp.where(there & jnp.isfinite(jnp.max(logits, -1)), token, -1).astype(jnp.int32)
+
+
+def _where_allowed(name: str, number: Any, logits: jax.Array) -> jax.Array:
+    return logits if known(number) is not None else jnp.where(RULES[name][0](number), logits, jnp.nan)

@@ -11,9 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from stackjax import scan
-from stackjax.display import Description, segment_lines
+from stackjax.check import shown
+from stackjax.description import Description
+from stackjax.display import segment_lines
 from stackjax.layer import Layer, Trace
 from stackjax.pin import pin
 from stackjax.sublayer import Params, SideInputs, Sublayer, add_losses
@@ -112,7 +115,7 @@ def scan_body(
             key=x["key"],
         )
         stream = jax.tree.map(lambda new, old: new.astype(old.dtype), stream, entered)
-        return stream, (aux.loss, aux.state, {} if measure is None else measure(trace))
+        return stream, (aux.loss, aux.state, {} if measure is None else _measured(measure, trace))
 
     def body(stream: Any, xs: Params) -> tuple[Any, tuple[Any, Any, Any]]:
         loss: dict[str, jax.Array] = {}
@@ -134,6 +137,24 @@ def scan_body(
     return body
 
 
+def _measured(measure: Measure, trace: Trace) -> dict[str, jax.Array]:
+    """What a measure returns.
+
+    Raises:
+        ValueError: it is not a dict of arrays.
+    """
+    name = getattr(measure, "__name__", type(measure).__name__)
+    values = measure(trace)
+    if not isinstance(values, dict):
+        raise ValueError(f"a measure must return a dict, {{name: array}}; {name} returned {shown(values)}")
+    for key, value in values.items():
+        if not isinstance(key, str) or not isinstance(value, (jax.Array, np.ndarray, np.generic, float, int)):
+            raise ValueError(
+                f"a measure must return a dict, {{name: array}}; {name} returned {shown(value)} under {key!r}"
+            )
+    return {key: jnp.asarray(value) for key, value in values.items()}
+
+
 def stacked_by_layer(measures: list[tuple[int, dict[str, dict[str, jax.Array]]]]) -> dict[str, jax.Array]:
     """Measures of all segments in the order of the layers, NaN where a layer lacks a name.
 
@@ -142,12 +163,21 @@ def stacked_by_layer(measures: list[tuple[int, dict[str, dict[str, jax.Array]]]]
 
     Returns:
         {name: (L, ...)}
+
+    Raises:
+        ValueError: a name with arrays of different shapes.
     """
     shapes = {
         name: value.shape[1:] for _, pattern in measures for layer in pattern.values() for name, value in layer.items()
     }
     columns = {}
     for name, shape in shapes.items():
+        different = {layer[name].shape[1:] for _, pattern in measures for layer in pattern.values() if name in layer}
+        if len(different) > 1:
+            raise ValueError(
+                f"a measure must return arrays of one shape in all layers; {name!r} has {sorted(different)}: reduce "
+                "it, or name it differently where it differs"
+            )
         rows = [
             jnp.stack([layer.get(name, jnp.full((n, *shape), jnp.nan)) for layer in pattern.values()], 1)
             for n, pattern in measures

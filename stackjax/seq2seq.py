@@ -9,19 +9,20 @@ import jax.numpy as jnp
 
 from stackjax.abstract_model import AbstractModel, Path
 from stackjax.attention import Attention
+from stackjax.check import instance, integers, shown
 from stackjax.embedding import Embedding, Head
 from stackjax.feed_forward import FeedForward
 from stackjax.layer import Layer
 from stackjax.model import Model, split_position
 from stackjax.option import BothOptions, HiddenOptions
-from stackjax.parameter import declare, realise, restrict
+from stackjax.parameter import declare, is_spec, realise, restrict
 from stackjax.position.base import NoPosition, Position
 from stackjax.position.sinusoidal import Sinusoidal
 from stackjax.recipe.base import Coefficients, Recipe, multipliers
 from stackjax.recipe.placement import PreNorm
 from stackjax.segment import Measure
-from stackjax.stack import Result, Stack
-from stackjax.sublayer import Params, SideInputs, Sublayer, add_losses
+from stackjax.stack import Stack
+from stackjax.sublayer import Params, Result, SideInputs, Sublayer, add_losses, checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,14 @@ class EncoderDecoder(AbstractModel):
 
     def of_stack(self, values: Any, path: Path) -> Any:
         return values[path[0]]
+
+    def drawn_by(self) -> Params:
+        """The tree of parameters, each leaf the stack whose recipe says how it is drawn."""
+        declared, decoder = self.declaration(), self.decoder.drawn_by()
+        by_encoder = jax.tree.map(lambda _: self.encoder, declared, is_leaf=is_spec)
+        if self.source is None:
+            decoder = {**decoder, "embedding": by_encoder["decoder"]["embedding"]}
+        return {**by_encoder, "decoder": decoder}
 
     def declaration(self) -> Params:
         """The tree of parameters, each leaf a `Declared`: {source, encoder, decoder: {embedding, stack, head}}."""
@@ -127,7 +136,8 @@ class EncoderDecoder(AbstractModel):
             side_inputs: as for `apply`.
             **options: of both stacks, see `Model.hidden`.
         """
-        side_inputs = SideInputs() if side_inputs is None else side_inputs
+        params = self.checked(params)
+        side_inputs = checked(side_inputs, tokens.shape)
         reading = SideInputs(position=side_inputs.memory_position)
 
         def observe(trial: Params, measure: Measure) -> dict[str, jax.Array]:
@@ -169,6 +179,7 @@ class EncoderDecoder(AbstractModel):
         Returns:
             The memory (..., S, D), and the encoder's `Result`.
         """
+        params = self.checked(params)
         reader = Model(embedding=self.source or self.decoder.embedding, stack=self.encoder)
         embedding = params["decoder"]["embedding"] if self.source is None else params["source"]
         if self.shared_tokens:
@@ -207,11 +218,18 @@ class EncoderDecoder(AbstractModel):
             (..., T, V), at least float32, and a `Result` with the losses of both stacks summed, and state and measures
             as {encoder, decoder}.
         """
-        side_inputs = SideInputs() if side_inputs is None else side_inputs
+        params = self.checked(params)
+        integers("source", source)
+        integers("tokens", tokens)
+        side_inputs = checked(side_inputs, tokens.shape)
+        both = {"coefficients": coefficients, "taps": taps, "perturbations": perturbations}
+        for name, value in both.items():
+            if value is not None and (not isinstance(value, Mapping) or value.keys() != {"encoder", "decoder"}):
+                got = sorted(value) if isinstance(value, Mapping) else shown(value)
+                raise ValueError(f"{name} must be a dict {{encoder: .., decoder: ..}}; got {got}")
         keys = (None, None) if key is None else jax.random.split(key)
 
         def of(side: str) -> Any:
-            both = {"coefficients": coefficients, "taps": taps, "perturbations": perturbations}
             return {**options, **{name: value[side] for name, value in both.items() if value is not None}}
 
         reading = SideInputs(position=side_inputs.memory_position)
@@ -233,7 +251,7 @@ def encoder_decoder(
     d_model: int = 256,
     depth: int = 6,
     encoder_depth: int | None = None,
-    n_heads: int = 4,
+    n_heads: int | None = None,
     recipe: Recipe = PreNorm(),
     position: Position = Sinusoidal(),
     attention: Attention | None = None,
@@ -249,18 +267,27 @@ def encoder_decoder(
         d_model: D.
         depth: layers of the decoder.
         encoder_depth: layers of the encoder; None means as many.
-        n_heads: H.
+        n_heads: H; None takes the attention's, or 4.
         recipe: the depth treatment of both; its constants know both depths.
         position: put where it acts, on both streams or inside both self-attentions.
-        attention: for what the other arguments do not say; n_heads, position, causality and dropout are set here.
+        attention: for what the other arguments do not say; position, causality and dropout are set here.
         feed_forward: the feed-forward sublayer.
         tied: whether the output uses the target embedding's matrix.
         dropout: rate after the embeddings and in every sublayer, while training.
 
+    Raises:
+        ValueError: sizes or choices that do not fit together.
+
     Source: Vaswani et al. 2017, section 3.1, arXiv:1706.03762.
     """
     on_stream, inside = split_position(position)
-    attention = replace(attention or Attention(n_heads=n_heads), n_heads=n_heads, dropout=dropout)
+    if attention is None:
+        attention = Attention(n_heads=4 if n_heads is None else n_heads)
+    instance("attention", attention, Attention)
+    instance("feed_forward", feed_forward, Sublayer)
+    if n_heads not in (None, attention.n_heads):
+        raise ValueError(f"n_heads={n_heads}, but attention has n_heads={attention.n_heads}; give it once")
+    attention = replace(attention, dropout=dropout)
     attention.spec(d_model)
     itself = replace(attention, position=inside)
     forward = replace(feed_forward, dropout=dropout)

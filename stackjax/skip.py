@@ -20,8 +20,8 @@ import numpy as np
 
 from stackjax.abstract_model import AbstractModel
 from stackjax.layer import Layer
-from stackjax.recipe.around import AroundForm
-from stackjax.recipe.base import Coefficients
+from stackjax.recipe.around import Around, AroundForm
+from stackjax.recipe.base import Coefficients, Geometry
 from stackjax.recipe.form import Branch, Form, FormCoefficients, Function
 from stackjax.stack import Stack
 from stackjax.sublayer import Aux, Params
@@ -52,14 +52,25 @@ class Skippable(AroundForm):
         return jax.tree.map(lambda a, b: jnp.where(c.keep > 0, a, b), new, stream), aux
 
 
+@dataclass(frozen=True, kw_only=True)
+class Skipping(Around):
+    """Any recipe, with layers that can be left out: `keep` among the coefficients of each, 1 at first."""
+
+    def outer(self, layer: int, geometry: Geometry) -> Form:
+        return Skippable(inner=self.base.outer(layer, geometry) or AsItIs())
+
+    def coefficients(self, geometry: Geometry) -> Coefficients:
+        return keep(self.base.coefficients(geometry), jnp.ones(geometry.depth, jnp.float32))
+
+
 def skippable(stack: Stack) -> Stack:
-    """A stack with the same parameters whose layers can be left out; its coefficients need `keep`."""
+    """A stack with the same parameters whose layers can be left out by `keep` among its coefficients."""
 
     def change(layer: Layer) -> Layer:
-        return replace(layer, outer=Skippable() if layer.outer is None else Skippable(inner=layer.outer))
+        return replace(layer, outer=Skippable(inner=layer.outer or AsItIs()))
 
     segments = tuple(replace(segment, layers=tuple(map(change, segment.layers))) for segment in stack.segments)
-    return replace(stack, segments=segments)
+    return replace(stack, segments=segments, recipe=Skipping(base=stack.recipe))
 
 
 def keep(coefficients: Coefficients, numbers: jax.Array) -> Coefficients:

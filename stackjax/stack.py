@@ -11,36 +11,20 @@ from typing import Any, Literal, Unpack
 import chex
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from stackjax import scan
 from stackjax.abstract_model import AbstractModel
+from stackjax.check import first_axis, hashable, instance
 from stackjax.display import block, stack_lines
 from stackjax.layer import Layer
 from stackjax.option import RunOptions
 from stackjax.parameter import declare, is_spec, realise, restrict, share
 from stackjax.pin import pin
-from stackjax.recipe.base import Coefficients, Geometry, Recipe, multipliers
+from stackjax.recipe.base import Coefficients, Geometry, Recipe, checked_coefficients, multipliers
 from stackjax.recipe.form import Form
 from stackjax.segment import Measure, Segment, fold, scan_body, stacked_by_layer
 from stackjax.statistic import update_statistics
-from stackjax.sublayer import Cache, Params, SideInputs, Sublayer, add_losses
-
-
-@struct.dataclass
-class Result:
-    """The values that a stack returns beside its output.
-
-    Args:
-        loss: {name: scalar}, summed over the layers.
-        state: what the next call needs, nested like the segments: {segment: {layer of the pattern: {sublayer: state}}};
-            and the statistics of the norms at both ends, if there are any, under `enter` and `leave`.
-        measure: {name: (L, ...)} from the `measure` asked for; rows of NaN for layers that do not have the name.
-    """
-
-    loss: dict[str, jax.Array]
-    state: dict[str, Any]
-    measure: dict[str, Any]
+from stackjax.sublayer import Cache, Params, Result, SideInputs, Sublayer, add_losses, checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +90,10 @@ class Stack(AbstractModel):
             ValueError: a depth that is negative, or not whole patterns when looped; forms that cannot meet or be
                 looped.
         """
+        instance("recipe", recipe, Recipe)
+        hashable("recipe", recipe)
+        for layer in layers:
+            instance("a stack's layer", layer, Layer)
         if not layers:
             raise ValueError("a stack needs at least one layer description, also at depth 0")
         if depth < 0:
@@ -193,6 +181,10 @@ class Stack(AbstractModel):
         """The recipe's numbers for this depth: data that `apply` reads, and that may be replaced or vmapped."""
         return self.recipe.coefficients(self.geometry)
 
+    def checked_coefficients(self, coefficients: Coefficients | None) -> Coefficients:
+        """The recipe's numbers if None are given, else what is given, if its names and axes are those of the recipe."""
+        return checked_coefficients(coefficients, self.recipe, self.geometry)
+
     def calibrate(
         self, params: Params, x: jax.Array, side_inputs: SideInputs | None = None, **options: Unpack[RunOptions]
     ) -> Params:
@@ -201,7 +193,7 @@ class Stack(AbstractModel):
         def observe(trial: Params, measure: Measure) -> dict[str, jax.Array]:
             return self.apply(trial, x, side_inputs, **{**options, "measure": measure})[1].measure
 
-        return self.recipe.calibrate(params, self.declaration(), observe)
+        return self.recipe.calibrate(self.checked(params), self.declaration(), observe)
 
     def update_statistics(self, params: Params, state: Params) -> Params:
         """Parameters after a step, with the running statistics that `apply` returned as `Result.state`."""
@@ -270,17 +262,21 @@ class Stack(AbstractModel):
             (..., T, D), and the `Result`.
         """
         chex.assert_shape(x, (..., None, self.d_model))
-        side_inputs = SideInputs() if side_inputs is None else side_inputs
-        coefficients = self.coefficients() if coefficients is None else coefficients
+        if not x.size:
+            raise ValueError(f"a stack needs at least one token; got x of shape {x.shape}")
+        first_axis("taps", taps, self.depth + 1)
+        first_axis("perturbations", perturbations, self.depth)
+        params = self.checked(params)
+        side_inputs = checked(side_inputs, x.shape[:-1])
+        coefficients = self.checked_coefficients(coefficients)
         prepared = self._prepare(params, side_inputs, x.shape[-2], cache)
         by_layer = {
             "sublayer": coefficients["sublayer"],
-            "outer": coefficients["outer"],
+            "outer": coefficients.get("outer", {}),
             "key": None if key is None else jax.vmap(lambda l: jax.random.fold_in(key, l))(jnp.arange(self.depth)),
             "tap": None if taps is None else taps[:-1],
             "perturbation": perturbations,
         }
-        chex.assert_tree_shape_prefix(by_layer, (self.depth,))
         stream, entered = self._enter(params, x)
         loss: dict[str, jax.Array] = {}
         state: Params = {}

@@ -4,7 +4,8 @@ A sublayer maps the (..., T, D) input of its branch to an output of the same sha
 parameter comes through `SideInputs`; everything it returns beside the output goes through `Aux`.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +13,17 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from stackjax.display import Description
+from stackjax.check import known, rate, shown
+from stackjax.description import Description
 
 Params = dict[str, Any]
 Positions = dict[str, jax.Array]
 """Places of tokens, as data: index (..., T) integers; optionally segment (..., T), path (..., T, P).
 
-An index of -1 marks an empty cache entry or a padded token; masks follow from the index alone. Tokens attend only
-within their segment (packed documents). A path is the way from the root of a tree to the token's node, one child
-index (0, 1, ..) a step, padded with -1 behind its end."""
+An index of -1 marks an empty cache entry or a padded token; masks follow from the index alone, so padding that is not
+marked is read like any token. Tokens attend only within their segment: packed documents whose indices begin anew need
+one, or causal attention would look into the document behind. A path is the way from the root of a tree to the token's
+node, one child index (0, 1, ..) a step, padded with -1 behind its end."""
 
 CachedPositions = dict[int, Positions]
 """Positions of the tokens in the decoding cache, -1 where an entry is empty: {capacity: positions (B, capacity)}."""
@@ -79,18 +82,38 @@ class Cache:
         segments: {segment: {layer of the pattern: {sublayer: tree}}}; leaves (n, B, ..., capacity, width), or what the
             sublayer remembers of the memory.
         memory_position: of the memory's tokens; None without a memory.
+        limit: how far apart the indices of held tokens may be before a sublayer that sees all of them loses one; None
+            if none would.
     """
 
     position: CachedPositions
     segments: Params
     memory_position: Positions | None = None
+    limit: int | None = struct.field(pytree_node=False, default=None)
+
+
+@struct.dataclass
+class Result:
+    """What a stack returns beside its output.
+
+    Args:
+        loss: {name: scalar}, summed over the layers.
+        state: what the next call needs, nested like the segments: {segment: {layer of the pattern: {sublayer: state}}};
+            and the statistics of the norms at both ends, if there are any, under `enter` and `leave`.
+        measure: {name: (L, ...)} from the `measure` asked for; rows of NaN for layers that do not have the name.
+    """
+
+    loss: dict[str, jax.Array]
+    state: dict[str, Any]
+    measure: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sublayer(Description):
     """Base of every sublayer: a frozen description with do-nothing defaults.
 
-    A sublayer of your own is a subclass that overrides `spec` and `apply`.
+    A sublayer of your own is a subclass that overrides `spec` and `apply`; and, to be decoded with, either `cache` or,
+    where each token's output depends on that token alone, `mixes_tokens`.
 
     Args:
         name: of its parameters within a layer; unique there.
@@ -101,8 +124,7 @@ class Sublayer(Description):
     dropout: float = 0.0
 
     def __post_init__(self):
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1; got {self.dropout}")
+        rate(self, "dropout")
 
     def spec(self, d_model: int) -> dict[str, Any]:
         """Parameters of one layer's copy."""
@@ -117,6 +139,15 @@ class Sublayer(Description):
     def reads_memory(self) -> bool:
         """True for cross-attention, over `side_inputs.memory`."""
         return False
+
+    @property
+    def mixes_tokens(self) -> bool:
+        """Whether a token's output depends on other tokens of x (attention, convolution, recurrence).
+
+        True until a subclass says otherwise. What mixes tokens needs a `cache` to be decoded with; of a recurrence
+        that is a capacity of 1, the state behind the newest token.
+        """
+        return True
 
     def map(self, change: Callable[["Sublayer"], "Sublayer"]) -> "Sublayer":
         """This sublayer with `change` applied to it and, before that, to every sublayer inside it.
@@ -155,12 +186,24 @@ class Sublayer(Description):
     def cache(self, batch: int, capacity: int, d_model: int, dtype: Any) -> Any:
         """One layer's empty decoding cache, leaves (B, ..., S, width); None if the sublayer needs none.
 
+        `apply` then reads it as `side_inputs.cache` and returns its new entries, of the same leaves with T in place of
+        S, as `Aux.state["cache"]`.
+
         Args:
             batch: B.
             capacity: tokens to be held; a sublayer that sees fewer keeps fewer (S <= capacity).
             d_model: D.
             dtype: of the entries.
+
+        Raises:
+            ValueError: a sublayer that mixes tokens and does not say what of them it keeps.
         """
+        if self.mixes_tokens:
+            raise ValueError(
+                f"decoding goes token by token, and {type(self).__name__} ({self.name!r}) does not say what it keeps "
+                "of earlier ones: override `cache` and return the new entries as Aux(state={'cache': ...}); or, if "
+                "each token's output depends on that token alone, override `mixes_tokens` to be False"
+            )
         return None
 
     def remember(self, params: Params, memory: jax.Array) -> Any:
@@ -168,14 +211,71 @@ class Sublayer(Description):
         return None
 
 
+def checked(side_inputs: SideInputs | None, shape: tuple[int, ...]) -> SideInputs:
+    """The caller's side inputs; None means none.
+
+    Args:
+        side_inputs: what was given.
+        shape: of the tokens, (..., T).
+
+    Raises:
+        ValueError: something else than `SideInputs`; positions that are not those of such tokens, or of the memory's.
+    """
+    if side_inputs is None:
+        return SideInputs()
+    if not isinstance(side_inputs, SideInputs):
+        raise ValueError(
+            "side_inputs must be a SideInputs, as in SideInputs(position={'index': index}), or None; "
+            f"got {shown(side_inputs)}"
+        )
+    memory = side_inputs.memory
+    if memory is not None and memory.shape[:-2] != tuple(shape[:-1]):
+        raise ValueError(
+            f"side_inputs.memory must be (..., S, D) with the leading axes of the tokens, {tuple(shape)}; got "
+            f"{memory.shape}"
+        )
+    if side_inputs.position is not None:
+        check_positions("position", side_inputs.position, shape)
+    if side_inputs.memory_position is not None and memory is not None:
+        check_positions("memory_position", side_inputs.memory_position, memory.shape[:-1])
+    return side_inputs
+
+
+def check_positions(name: str, position: Positions, shape: tuple[int, ...]) -> None:
+    """Refuse what does not say where tokens stand.
+
+    Args:
+        name: of the argument.
+        position: index (..., T), and perhaps others that begin with the same axes.
+        shape: of the tokens, (..., T); one position may serve all leading axes.
+
+    Raises:
+        ValueError: no dict of arrays with an index; entries of other shapes; an index below -1.
+    """
+    if not isinstance(position, Mapping) or "index" not in position:
+        got = f"a dict of {sorted(position)}" if isinstance(position, Mapping) else shown(position)
+        raise ValueError(f"{name} must be a dict with the entry 'index' (..., T), and perhaps others; got {got}")
+    shapes = {entry: jnp.shape(x) for entry, x in position.items()}
+    index = shapes["index"]
+    fits = index[-1:] == shape[-1:] and math.prod(index[:-1]) in (1, math.prod(shape[:-1]))
+    if not fits or any(other[: len(index)] != index for other in shapes.values()):
+        raise ValueError(
+            f"every entry of {name} must begin with the axes of the tokens, {tuple(shape)} or {tuple(shape[-1:])} for "
+            f"all alike; got {shapes}"
+        )
+    numbers = known(position["index"])
+    if numbers is not None and numbers.size and numbers.min() < -1:
+        raise ValueError(f"{name}['index'] must be 0 or more, or -1 for padding; got {numbers.min()}")
+
+
 def add_losses(a: dict[str, jax.Array], b: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Add losses by name."""
     return {**a, **{name: a[name] + x if name in a else x for name, x in b.items()}}
 
 
-def dropout(key: jax.Array | None, x: jax.Array, rate: float) -> jax.Array:
-    """Zero entries with probability `rate` and scale the rest by 1 / (1 - rate); the identity if key is None."""
-    if key is None or rate == 0.0:
+def dropout(key: jax.Array | None, x: jax.Array, share: float) -> jax.Array:
+    """Zero entries with probability `share` and scale the rest by 1 / (1 - share); the identity if key is None."""
+    if key is None or share == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+    keep = jax.random.bernoulli(key, 1.0 - share, x.shape)
+    return jnp.where(keep, x / (1.0 - share), 0).astype(x.dtype)

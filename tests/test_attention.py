@@ -169,6 +169,7 @@ FLIPS = {
     "inner_norm": sj.RMSNorm(),
     "bias": ("value",),
     "dropout": 0.5,
+    "weight_dropout": 0.5,
 }
 
 
@@ -186,13 +187,16 @@ def test_every_option_changes_the_output_or_raises():
     ("options", "message"),
     [
         ({"n_heads": 4, "n_kv_heads": 3}, "n_kv_heads must divide"),
-        ({"n_heads": 4, "n_kv_heads": 0}, "n_kv_heads must divide"),
-        ({"n_heads": 0}, "n_kv_heads must divide"),
-        ({"n_heads": 4, "window": 0}, "window must be at least 1"),
+        ({"n_heads": 4, "n_kv_heads": 0}, "n_kv_heads must be positive"),
+        ({"n_heads": 0}, "n_heads must be positive"),
+        ({"n_heads": 4, "d_head": 0}, "d_head must be positive"),
+        ({"n_heads": 4, "weight_dropout": 1.0}, "weight_dropout must be at least 0 and below 1"),
+        ({"n_heads": 4, "weight_dropout": 0.1, "backend": "xla"}, "backend='plain'"),
+        ({"n_heads": 4, "window": 0}, "window must be positive"),
         ({"n_heads": 4, "soft_cap": 0.0}, "soft_cap must be positive"),
         ({"n_heads": 4, "bias": ("q",)}, "bias names projections"),
-        ({"n_heads": 4, "chunk": 0}, "chunk must be at least 1"),
-        ({"n_heads": 4, "gate": "tanh"}, "gate must be None"),
+        ({"n_heads": 4, "chunk": 0}, "chunk must be positive"),
+        ({"n_heads": 4, "gate": "tanh"}, "gate must be 'head' or 'feature' or None"),
         ({"n_heads": 4, "backend": "flash"}, "backend must be"),
         ({"n_heads": 4, "backend": "xla", "soft_cap": 5.0}, "backend='plain'"),
         ({"n_heads": 4, "backend": "cudnn", "sinks": True}, "backend='plain'"),
@@ -208,3 +212,38 @@ def test_mistakes(options, message):
 def test_heads_that_do_not_divide_are_told_what_would():
     with pytest.raises(ValueError, match="d_model=100, n_heads=8; try n_heads=5 or 10"):
         sj.Attention(n_heads=8).head_width(100)
+
+
+def test_weight_dropout_is_on_the_weights():
+    """With a key, the mean over many keys is the sum without dropout, and a dropped weight's value is not seen."""
+    sublayer = sj.Attention(n_heads=1, d_head=T, causal=False, weight_dropout=0.4)
+    params = drawn(sublayer)
+    identity = {**params, "value": jnp.eye(D, T), "out": jnp.eye(T, D)}
+    x = normal(1, T, D).at[..., :T].set(jnp.eye(T))
+    calm, _ = run(sublayer, identity, x)
+    weights = run(sublayer, identity, x)[1].intermediates["weights"][0, 0]
+    np.testing.assert_allclose(calm[0, :, :T], weights, rtol=1e-5)
+    seen = jax.vmap(lambda key: run(sublayer, identity, x, sj.SideInputs(key=key))[0])(
+        jax.random.split(jax.random.key(1), 4000)
+    )[:, 0, :, :T]
+    dropped = np.asarray(seen == 0)
+    assert abs(dropped.mean() - 0.4) < 5 * np.sqrt(0.24 / dropped.size)
+    scaled = np.broadcast_to(weights / 0.6, seen.shape)
+    np.testing.assert_allclose(np.where(dropped, 0, seen), np.where(dropped, 0, scaled), rtol=1e-5)
+    np.testing.assert_allclose(seen.mean(0), weights, atol=5 * float(weights.max()) * np.sqrt(0.4 / 0.6 / 4000))
+
+
+def test_weight_dropout_and_output_dropout_are_drawn_apart():
+    sublayer = sj.Attention(n_heads=2, weight_dropout=0.5, dropout=0.5)
+    params, x, key = drawn(sublayer), normal(2, T, D), sj.SideInputs(key=jax.random.key(0))
+    both, _ = run(sublayer, params, x, key)
+    output, _ = run(dataclasses.replace(sublayer, weight_dropout=0.0), params, x, key)
+    np.testing.assert_array_equal(both == 0, output == 0)
+    assert not np.allclose(both, output, atol=1e-4)
+    np.testing.assert_array_equal(run(sublayer, params, x)[0], run(sj.Attention(n_heads=2), params, x)[0])
+
+
+@pytest.mark.parametrize("backend", ["blockwise", "xla", "cudnn"])
+def test_weight_dropout_needs_the_weights(backend):
+    with pytest.raises(ValueError, match=r"dropped? weights|drops weights"):
+        sj.Attention(n_heads=2, weight_dropout=0.1, backend=backend)

@@ -5,6 +5,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import stackjax as sj
 from stackjax.testing import perturbed
@@ -104,3 +105,31 @@ def test_one_compile(traced):
             sj.beam.search(MODEL, PARAMS, tokens, where, n_tokens=2, n_beams=2, stop=1, length_penalty=power)
             counts.append(len(traced))
     assert counts == counts[:1] * 4
+
+
+def test_several_stop_tokens():
+    """A beam ends at any of them: the same as trying everything with all of them as ends."""
+    stops = (0, 2)
+    tokens, where = sj.decode.pad(PROMPTS)
+    beams = sj.beam.search(MODEL, PARAMS, tokens, where, n_tokens=N, n_beams=V ** (N - 1), stop=stops)
+    for row, prompt in enumerate(PROMPTS):
+        scores = {}
+        texts = list(itertools.product(range(V), repeat=N))
+        log_prob = np.asarray(FORWARD(PARAMS, jnp.array([[*prompt, *text] for text in texts])))
+        for i, text in enumerate(texts):
+            length = next((j + 1 for j, token in enumerate(text) if token in stops), N)
+            at = len(prompt) - 1 + np.arange(length)
+            line = (*text[:length], *[text[length - 1]] * (N - length))
+            scores[line] = (log_prob[i, at, text[:length]].sum(), length)
+        best = sorted(scores.items(), key=lambda item: -item[1][0])[:5]
+        assert beams.tokens[row, :5].tolist() == [list(text) for text, _ in best]
+        np.testing.assert_allclose(beams.score[row, :5], [score for _, (score, _) in best], rtol=1e-4)
+        assert beams.length[row, :5].tolist() == [length for _, (_, length) in best]
+
+
+def test_beams_that_there_are_not():
+    for n_beams in (0, V + 1):
+        with pytest.raises(ValueError, match=rf"n_beams must be 1 .. V\^n, all continuations there are; got {n_beams}"):
+            sj.beam.search(MODEL, PARAMS, jnp.ones((1, 2), int), n_tokens=1, n_beams=n_beams)
+    with pytest.raises(ValueError, match=r"stop must be 0 .. 3; got 4"):
+        sj.beam.search(MODEL, PARAMS, jnp.ones((1, 2), int), n_tokens=1, n_beams=1, stop=4)

@@ -225,3 +225,217 @@ def test_says_what_is_wrong():
     where = {"index": jnp.arange(4)[None], "path": jnp.zeros((1, 4, 2), jnp.int32)}
     with pytest.raises(ValueError, match="only indices go on"):
         sj.decode.generate(short, params, tokens, sj.SideInputs(position=where), n_tokens=1)
+
+
+def test_temperature_zero_generates_greedily():
+    tokens, where = sj.decode.pad(PROMPTS)
+    greedy = sj.decode.generate(MODEL, PARAMS, tokens, where, n_tokens=6)
+    cold = sj.decode.generate(MODEL, PARAMS, tokens, where, n_tokens=6, key=jax.random.key(0), temperature=0.0)
+    np.testing.assert_array_equal(cold.tokens, greedy.tokens)
+    np.testing.assert_allclose(cold.log_prob, greedy.log_prob, rtol=1e-5)
+
+
+def test_several_stop_tokens():
+    """Each row ends at the first of them that it meets, and repeats that one."""
+    tokens, where = sj.decode.pad(PROMPTS)
+    free = sj.decode.generate(MODEL, PARAMS, tokens, where, n_tokens=8)
+    stops = sorted({int(free.tokens[0, 4]), int(free.tokens[1, 2])})
+    for several in (stops, stops[::-1], jnp.array(stops), [*stops, stops[0]]):
+        out = sj.decode.generate(MODEL, PARAMS, tokens, where, n_tokens=8, stop=several)
+        ends = set()
+        for row in range(3):
+            line = free.tokens[row].tolist()
+            end = next((i + 1 for i, token in enumerate(line) if token in stops), 8)
+            assert out.length[row] == end
+            assert out.tokens[row].tolist() == line[:end] + [line[end - 1]] * (8 - end)
+            np.testing.assert_array_equal(out.log_prob[row, end:], 0)
+            ends |= {line[end - 1]} if end < 8 else set()
+        assert len(ends) > 1 or len(stops) == 1
+
+
+REFUSED = {
+    "a number without a key": ({"temperature": 0.5}, "drawing by temperature needs a key"),
+    "below zero": ({"temperature": -0.5, "key": jax.random.key(0)}, "temperature must be 0, .* got -0.5"),
+    "no token": ({"top_k": 0, "key": jax.random.key(0)}, "top_k must be .* got 0"),
+    "no probability": ({"top_p": 0.0, "key": jax.random.key(0)}, "top_p must be .* got 0.0"),
+    "no such stop": ({"stop": V}, "stop must be 0 .. 10; got 11"),
+    "one of the stops": ({"stop": [1, -1]}, "stop must be 0 .. 10; got -1"),
+    "no stop": ({"stop": []}, "stop must be one token or several"),
+    "stops by row": ({"stop": [[1], [2]]}, "stop must be one token or several"),
+    "a stop that is none": ({"stop": 1.5}, "stop must be an array .* of integers"),
+    "an empty prompt": (
+        {"side_inputs": sj.SideInputs(position={"index": jnp.array([[0, 1], [-1, -1]])})},
+        "every prompt needs a token; got a row whose indices are all -1",
+    ),
+    "indices with a gap": (
+        {"side_inputs": sj.SideInputs(position={"index": jnp.array([[0, 1], [0, 90]])})},
+        r"room for 4 tokens, one for each index",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_before_anything_runs(name):
+    options, message = REFUSED[name]
+    if name == "indices with a gap":
+        run = partial(sj.decode.start, MODEL, PARAMS, jnp.zeros((2, 2), int), options["side_inputs"], 2)
+    else:
+        run = partial(sj.decode.generate, MODEL, PARAMS, jnp.zeros((2, 2), int), n_tokens=2, **options)
+    with pytest.raises(ValueError, match=message):
+        run()
+
+
+def test_prompts_without_a_batch():
+    with pytest.raises(ValueError, match=r"prompts must be \(B, T\), .*got the shape \(3,\)"):
+        sj.decode.generate(MODEL, PARAMS, jnp.arange(3), n_tokens=1)
+
+
+def test_an_empty_prompt_that_is_traced():
+    position = {"index": jnp.array([[0, 1], [-1, -1]])}
+    run = jax.jit(lambda position: sj.decode.start(MODEL, PARAMS, jnp.zeros((2, 2), int), position, 2).logits)
+    assert np.isnan(run(sj.SideInputs(position=position))).all(-1).tolist() == [False, True]
+
+
+def fed(model, params, tokens, capacity, run):
+    """Tokens one by one into a cache: the logits of each."""
+    index = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    cache = sj.cache.empty(model.stack, params["stack"], sj.SideInputs(position={"index": index}), capacity)
+    rows = []
+    for t in range(tokens.shape[1]):
+        x, cache = run(tokens[:, t : t + 1], sj.SideInputs(position={"index": index[:, t : t + 1]}), cache)
+        rows.append(model.logits(params, x))
+    return jnp.concatenate(rows, 1)
+
+
+def test_a_cache_that_is_overrun():
+    """Without a window the oldest token would be lost: refused where it is seen, NaN where it is traced."""
+    tokens = jax.random.randint(jax.random.key(2), (2, 9), 0, V)
+    whole = MODEL.apply(PARAMS, tokens)[0]
+    extend = partial(sj.decode.extend, MODEL, PARAMS)
+    np.testing.assert_allclose(fed(MODEL, PARAMS, tokens[:, :6], 6, extend), whole[:, :6], atol=1e-4)
+    with pytest.raises(ValueError, match=r"room for 6 tokens, .* row 0 would have the indices \[6\]"):
+        fed(MODEL, PARAMS, tokens, 6, extend)
+    traced = fed(MODEL, PARAMS, tokens, 6, jax.jit(extend))
+    np.testing.assert_allclose(traced[:, :6], whole[:, :6], atol=1e-4)
+    assert np.isnan(traced[:, 6:]).all()
+    late = {"index": jnp.arange(100, 106)[None]}
+    cache = sj.cache.empty(MODEL.stack, PARAMS["stack"], sj.SideInputs(position=late), 6)
+    assert np.isfinite(sj.decode.extend(MODEL, PARAMS, tokens[:1, :6], sj.SideInputs(position=late), cache)[0]).all()
+
+
+def test_a_window_overruns_nothing():
+    layer = sj.Layer(sublayers=(sj.Attention(n_heads=2, window=3), sj.FeedForward(d_hidden=24)))
+    stack = sj.Stack.of(layer, depth=2, d_model=D, recipe=sj.recipe.PreNorm())
+    model = dataclasses.replace(MODEL, stack=stack)
+    params = perturbed(model.init(jax.random.key(0)), size=0.3)
+    tokens = jax.random.randint(jax.random.key(2), (2, 9), 0, V)
+    whole = model.apply(params, tokens)[0]
+    seen = fed(model, params, tokens, 4, partial(sj.decode.extend, model, params))
+    np.testing.assert_allclose(seen, whole, atol=1e-4)
+    with pytest.raises(ValueError, match="room for 2 tokens"):
+        fed(model, params, tokens, 2, partial(sj.decode.extend, model, params))
+
+
+def test_packed_prompts_do_not_share_entries():
+    tokens = jnp.zeros((1, 4), jnp.int32)
+    position = {"index": jnp.array([[0, 1, 0, 1]]), "segment": jnp.array([[0, 0, 1, 1]])}
+    packed = sj.SideInputs(position=position)
+    cache = sj.cache.empty(MODEL.stack, PARAMS["stack"], packed, 8)
+    with pytest.raises(ValueError, match="decode packed documents one by one"):
+        sj.decode.extend(MODEL, PARAMS, tokens, packed, cache)
+    assert np.isnan(jax.jit(partial(sj.decode.extend, MODEL, PARAMS))(tokens, packed, cache)[0]).all()
+
+
+def test_a_token_that_the_cache_holds_already():
+    index = sj.SideInputs(position={"index": jnp.array([[0, 1]])})
+    cache = sj.cache.empty(MODEL.stack, PARAMS["stack"], index, 4)
+    _, cache = sj.decode.extend(MODEL, PARAMS, jnp.zeros((1, 2), int), index, cache)
+    with pytest.raises(ValueError, match="for a token that was decoded before, a cache without it"):
+        sj.decode.extend(MODEL, PARAMS, jnp.zeros((1, 2), int), index, cache)
+
+
+class Shift(sj.Sublayer):
+    """Each token gets the one before it."""
+
+    def spec(self, d_model):
+        return {}
+
+    def apply(self, params, x, side_inputs):
+        return jnp.roll(x, 1, -2).at[..., 0, :].set(0), sj.Aux()
+
+
+class Cached(Shift):
+    """The same as a recurrence: the state is the newest token."""
+
+    def cache(self, batch, capacity, d_model, dtype):
+        return {"last": jnp.zeros((batch, 1, d_model), dtype)}
+
+    def apply(self, params, x, side_inputs):
+        if side_inputs.cache is None:
+            return super().apply(params, x, side_inputs)
+        before = jnp.concatenate((side_inputs.cache["last"].astype(x.dtype), x), -2)[:, :-1]
+        return before, sj.Aux(state={"cache": {"last": x}})
+
+
+class ByItself(Shift):
+    """Each token by itself."""
+
+    mixes_tokens = False
+
+    def apply(self, params, x, side_inputs):
+        return jnp.tanh(x), sj.Aux()
+
+
+def with_mixer(mixer, rule=sj.recipe.PreNorm()):
+    layer = sj.Layer(sublayers=(mixer, sj.FeedForward(d_hidden=24)))
+    stack = sj.Stack.of(layer, depth=2, d_model=D, recipe=rule)
+    model = dataclasses.replace(MODEL, stack=stack)
+    return model, perturbed(model.init(jax.random.key(0)), size=0.3)
+
+
+@pytest.mark.parametrize("wrap", [lambda mixer: mixer, lambda mixer: sj.Parallel(sublayers=(mixer, sj.FeedForward()))])
+def test_a_mixer_of_your_own_needs_a_cache(wrap):
+    model, params = with_mixer(wrap(Shift(name="shift")))
+    tokens = jnp.array([[1, 2, 3]])
+    with pytest.raises(
+        ValueError, match=r"Shift \('shift'\) does not say what it keeps .*override `cache`.*mixes_tokens"
+    ):
+        sj.decode.generate(model, params, tokens, n_tokens=2)
+    with pytest.raises(ValueError, match="override `cache`"):
+        sj.beam.search(model, params, tokens, n_tokens=2, n_beams=2)
+
+
+@pytest.mark.parametrize("mixer", [Cached(name="shift"), ByItself(name="tanh")], ids=lambda one: one.name)
+def test_what_keeps_a_state_or_needs_none_is_decoded(mixer):
+    model, params = with_mixer(mixer)
+    out = sj.decode.generate(model, params, jnp.array([[1, 2, 3]]), n_tokens=6)
+    assert out.tokens[0].tolist() == again(model, params, [1, 2, 3], 6)[0]
+
+
+def test_sublayers_say_whether_they_mix_tokens():
+    attention = sj.Attention(n_heads=2)
+    assert attention.mixes_tokens and sj.LatentAttention(n_heads=2, d_head=4, d_rotary=4, d_latent=4).mixes_tokens
+    assert not dataclasses.replace(attention, cross=True).mixes_tokens and not sj.FeedForward().mixes_tokens
+    assert not sj.MixtureOfExperts(n_experts=2, d_hidden=4).mixes_tokens
+    assert sj.Parallel(sublayers=(attention, sj.FeedForward())).mixes_tokens
+    assert not sj.Parallel(sublayers=(sj.FeedForward(),)).mixes_tokens
+    (layer,) = with_mixer(attention, sj.recipe.SigmaReparam())[0].stack.segments[0].layers
+    assert [sublayer.mixes_tokens for sublayer in layer.sublayers] == [True, False]
+
+
+def test_norms_over_the_batch_are_not_decoded_with():
+    forms = {training: sj.residual.Pre(norm=sj.BatchNorm(training=training)) for training in (True, False)}
+    model, params = with_mixer(sj.Attention(n_heads=2), sj.recipe.PreNorm(residual=forms[True]))
+    tokens = jnp.array([[1, 2, 3]])
+    with pytest.raises(ValueError, match=r"BatchNorm\(\) normalises over the tokens of a batch; .*training=False"):
+        sj.decode.generate(model, params, tokens, n_tokens=2)
+    model, params = with_mixer(sj.Attention(n_heads=2), sj.recipe.PreNorm(residual=forms[False]))
+    out = sj.decode.generate(model, params, tokens, n_tokens=4)
+    assert out.tokens[0].tolist() == again(model, params, [1, 2, 3], 4)[0]
+
+
+@pytest.mark.parametrize("attention", [None, sj.LatentAttention(n_heads=2, d_head=4, d_rotary=4, d_latent=4)])
+def test_an_encoder_is_not_decoded_with(attention):
+    model = sj.encoder(**SIZES, depth=1, attention=attention)
+    with pytest.raises(ValueError, match="decoding needs causal attention; 'attention' has causal=False"):
+        sj.decode.generate(model, model.init(jax.random.key(0)), jnp.array([[1, 2]]), n_tokens=1)

@@ -50,17 +50,64 @@ def test_what_is_left_out_has_no_say_whatever_it_holds():
     assert not np.any(clean[1][TARGETS < 0])
 
 
-def test_nothing_to_count_is_zero():
+NOTHING = {"no target": (np.full((2, 4), -1), None), "no weight": (TARGETS, np.zeros((2, 4)))}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_nothing_to_count_has_no_mean(name):
+    targets, weights = NOTHING[name]
     logits = normal(2, 4, 5)
-    value, gradient = jax.value_and_grad(loss.cross_entropy)(logits, jnp.full((2, 4), -1))
-    assert value == 0 and not np.any(gradient)
-    assert loss.cross_entropy(logits, TARGETS, jnp.zeros((2, 4))) == 0
+    with pytest.raises(ValueError, match="at least one target that counts; got weights from 0"):
+        loss.cross_entropy(logits, targets, weights)
+    assert np.isnan(jax.jit(loss.cross_entropy)(logits, targets, weights))
+
+
+def test_weights_below_zero():
+    logits, weights = normal(2, 4, 5), np.ones((2, 4)) - 2 * np.eye(2, 4)
+    with pytest.raises(ValueError, match=r"weights of 0 or more .* got weights from -1.0 to 1.0"):
+        loss.cross_entropy(logits, TARGETS, weights)
+
+
+def test_targets_beyond_the_classes():
+    logits, targets = normal(2, 4, 5), TARGETS.copy()
+    targets[1, 3] = 5
+    with pytest.raises(ValueError, match=r"targets must be 0 .. 4; got 0 .. 5"):
+        loss.cross_entropy(logits, targets)
+    assert np.isnan(jax.jit(loss.cross_entropy)(logits, targets))
+    weights = (targets < 5).astype(float)
+    value, gradient = jax.jit(jax.value_and_grad(loss.cross_entropy))(logits, targets, weights)
+    assert value == loss.cross_entropy(logits, np.where(targets == 5, -1, targets)) and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(
+    ("targets", "weights"),
+    [(TARGETS[0], None), (TARGETS, np.ones(4)), (TARGETS, np.ones((2, 3))), (TARGETS[:, :3], None)],
+)
+def test_other_shapes(targets, weights):
+    with pytest.raises(ValueError, match="targets and weights must have the shape of the logits without V"):
+        loss.cross_entropy(normal(2, 4, 5), targets, weights)
 
 
 def test_next_token(x64):
     logits, tokens = normal(2, 5, 7), jax.random.randint(jax.random.key(0), (2, 5), 0, 7)
-    expected = numpy_terms(logits[:, :-1], np.asarray(tokens[:, 1:])).mean()
-    np.testing.assert_allclose(loss.next_token(logits, tokens), expected, rtol=1e-12)
+    terms = numpy_terms(logits[:, :-1], np.asarray(tokens[:, 1:]))
+    np.testing.assert_allclose(loss.next_token(logits, tokens), terms.mean(), rtol=1e-12)
+    weights = np.abs(np.asarray(normal(2, 5, key=1)))
+    expected = (terms * weights[:, 1:]).sum() / weights[:, 1:].sum()
+    np.testing.assert_allclose(loss.next_token(logits, tokens, weights), expected, rtol=1e-12)
+    smooth = numpy_terms(logits[:, :-1], np.asarray(tokens[:, 1:]), 0.1, 0.01).mean()
+    np.testing.assert_allclose(loss.next_token(logits, tokens, label_smoothing=0.1, z_loss=0.01), smooth, rtol=1e-12)
+
+
+def test_next_token_has_a_weight_for_each_token():
+    logits, tokens = normal(2, 5, 7), jnp.zeros((2, 5), int)
+    for weights in (jnp.ones((2, 4)), jnp.ones(5), jnp.ones((2, 5, 1))):
+        with pytest.raises(
+            ValueError, match=r"weights \(..., T\) must be of the same T, .*the first one's is not read"
+        ):
+            loss.next_token(logits, tokens, weights)
+    with pytest.raises(ValueError, match="at least 2"):
+        loss.next_token(logits[:, :1], tokens[:, :1])
 
 
 def test_uniform_logits_cost_the_log_of_the_classes():

@@ -202,3 +202,31 @@ def test_look_at_a_model_and_at_a_stack(x64):
     assert exact["stream_gradient"].shape == (DEPTH + 1,) and exact["jacobian_gain"].shape == (DEPTH,)
     stack = probe.look(model.stack, params["stack"], normal(2, T, D), jnp.sum, jax.random.key(1), remat="layer")
     assert set(stack) == set(exact) and stack["rank_residual"].shape == (DEPTH,)
+
+
+@pytest.mark.parametrize(
+    "shown", [(), ("weights",), ("logits",), ("weights", "logits")], ids=lambda s: "+".join(s) or "none"
+)
+def test_standard_measures_what_an_attention_of_your_own_shows(shown):
+    class Mean(sj.Sublayer):
+        attends = True
+
+        def spec(self, d_model):
+            return {}
+
+        def apply(self, params, x, side_inputs):
+            weights = jnp.full((2, 1, T, T), 1 / T)
+            seen = {"weights": weights, "logits": 3 - 5 * weights}
+            return jnp.broadcast_to(x.mean(-2, keepdims=True), x.shape), sj.Aux(
+                intermediates={name: seen[name] for name in shown}
+            )
+
+    layer = sj.Layer(sublayers=(Mean(name="mean"), sj.FeedForward(d_hidden=16)))
+    stack = sj.Stack.of(layer, depth=2, d_model=D, recipe=sj.recipe.PreNorm())
+    measured = stack.apply(stack.init(jax.random.key(0)), normal(2, T, D), measure=probe.standard)[1].measure
+    assert ("attention_entropy/mean" in measured) == ("weights" in shown)
+    assert ("max_logit/mean" in measured) == ("logits" in shown)
+    if shown == ("weights", "logits"):
+        np.testing.assert_allclose(measured["attention_entropy/mean"], np.log(T), rtol=1e-5)
+        np.testing.assert_allclose(measured["max_logit/mean"], 3 - 5 / T, rtol=1e-5)
+    assert np.isfinite(measured["branch_rms/mean"]).all()

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from stackjax import sample
 
@@ -60,7 +61,72 @@ def test_drawn_as_often_as_they_should_be():
 
 
 def test_without_a_key_the_best():
-    assert sample.draw(None, LOGITS, temperature=9.0) == 1
+    assert sample.draw(None, LOGITS) == 1
     assert np.isfinite(sample.draw(jax.random.key(0), jnp.where(jnp.arange(5) == 2, 0, -jnp.inf))) and (
         sample.draw(jax.random.key(0), jnp.where(jnp.arange(5) == 2, 0, -jnp.inf)) == 2
     )
+
+
+@pytest.mark.parametrize("logits", [LOGITS, -LOGITS, LOGITS.at[1].set(0.0) - 5.0, jnp.zeros(5)], ids=range(4))
+def test_temperature_zero_is_greedy(logits):
+    keys = jax.random.split(jax.random.key(0), 100)
+
+    def draw(t):
+        return jax.vmap(lambda key: sample.draw(key, logits, temperature=t))(keys)
+
+    for drawn in (draw(0.0), draw(0), jax.jit(draw)(0.0)):
+        assert (drawn == jnp.argmax(logits)).all()
+    tiny = jax.vmap(lambda key: sample.draw(key, logits + 100.0 * jnp.arange(5), temperature=1e-38))(keys)
+    assert (tiny == 4).all()
+
+
+def test_temperature_zero_in_some_rows():
+    rows = jnp.broadcast_to(LOGITS, (2, 20_000, 5))
+    t = jnp.array([0.0, 0.5])[:, None, None]
+    for draw in (sample.draw, jax.jit(sample.draw)):
+        greedy, drawn = draw(jax.random.key(0), rows, temperature=t)
+        assert (greedy == 1).all()
+        wanted = PROBABILITIES**2 / (PROBABILITIES**2).sum()
+        error = np.sqrt(wanted * (1 - wanted) / 20_000)
+        assert (np.abs(np.bincount(drawn, minlength=5) / 20_000 - wanted) <= 5 * error).all()
+
+
+OUT_OF_RANGE = [
+    ("temperature", -1.0, "temperature must be 0, which is greedy, or more; got -1.0"),
+    ("temperature", float("nan"), "temperature must be"),
+    ("top_k", 0, "top_k must be a whole number, 1 or more; got 0"),
+    ("top_k", -1, "top_k must be"),
+    ("top_k", 2.5, "top_k must be"),
+    ("top_p", 0.0, "top_p must be above 0 and at most 1; got 0.0"),
+    ("top_p", 1.5, "top_p must be"),
+    ("top_p", float("nan"), "top_p must be"),
+]
+
+
+@pytest.mark.parametrize(("name", "number", "message"), OUT_OF_RANGE)
+def test_numbers_out_of_their_range(name, number, message):
+    key, change = jax.random.key(0), getattr(sample, name)
+    with pytest.raises(ValueError, match=message):
+        sample.draw(key, LOGITS, **{name: number})
+    with pytest.raises(ValueError, match=message):
+        change(LOGITS, number)
+    assert np.isnan(jax.jit(change)(LOGITS, number)).all()
+    assert jax.jit(lambda n: sample.draw(key, LOGITS, **{name: n}))(number) == -1
+    good = {"temperature": 1.0, "top_k": 5, "top_p": 1.0}[name]
+    mixed = jax.jit(change)(jnp.stack((LOGITS, LOGITS)), jnp.array([[good], [number]]))
+    assert np.isfinite(mixed[0]).all() and np.isnan(mixed[1]).all()
+
+
+def test_numbers_without_a_key():
+    for name, number in {"temperature": 1.0, "top_k": 3, "top_p": 0.5}.items():
+        with pytest.raises(ValueError, match=f"drawing by {name} needs a key"):
+            sample.draw(None, LOGITS, **{name: number})
+    with pytest.raises(ValueError, match=r"drawing is adjusted by temperature, top_k, top_p; got temprature=1.0"):
+        sample.draw(jax.random.key(0), LOGITS, temprature=1.0)
+
+
+def test_no_token_where_there_is_none_to_choose():
+    key = jax.random.key(0)
+    rows = jnp.stack((LOGITS, LOGITS.at[2].set(jnp.nan), jnp.full(5, -jnp.inf)))
+    for drawn in (sample.draw(None, rows), sample.draw(key, rows), sample.draw(key, rows, top_k=2, top_p=0.9)):
+        assert drawn[0] >= 0 and drawn[1:].tolist() == [-1, -1]

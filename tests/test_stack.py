@@ -230,7 +230,7 @@ def test_streams_of_different_kinds_cannot_meet():
 )
 def test_shapes_of_another_depth_are_refused(options):
     deep = stack(depth=3)
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match=r"must (have a first axis|begin with the axes)"):
         deep.apply(deep.init(jax.random.key(0)), normal(T, D), **options)
 
 

@@ -239,6 +239,7 @@ class Squared(sj.Sublayer):
     """(x W)²"""
 
     name: str = "squared"
+    mixes_tokens = False
 
     def spec(self, d_model):
         return sj.parameter.matrix(d_model, d_model, "up")

@@ -41,6 +41,10 @@ class LowRank(Sublayer):
     def reads_memory(self) -> bool:
         return self.inner.reads_memory
 
+    @property
+    def mixes_tokens(self) -> bool:
+        return self.inner.mixes_tokens
+
     def map(self, change: Callable[[Sublayer], Sublayer]) -> Sublayer:
         return replace(self, inner=self.inner.map(change))
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from stackjax.display import Description
+from stackjax.description import Description
 from stackjax.sublayer import Params, Positions
 
 STREAM_HOOKS = ("embed",)

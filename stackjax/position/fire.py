@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from stackjax.check import positive
 from stackjax.parameter import Constant, FanIn, Spec, ones, zeros
 from stackjax.position.relation import LearnedBias, distance
 from stackjax.sublayer import Params, Positions
@@ -27,6 +28,9 @@ class FIRE(LearnedBias):
 
     d_hidden: int = 32
     threshold: float = 512.0
+
+    def __post_init__(self):
+        positive(self, "d_hidden", "threshold")
 
     def bias_spec(self, n_heads: int, d_head: int) -> dict[str, Any]:
         return {

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from stackjax.check import positive, rows
 from stackjax.parameter import Normal, Spec
 from stackjax.position.base import Position
 from stackjax.sublayer import Params, Positions
@@ -15,8 +16,8 @@ from stackjax.sublayer import Params, Positions
 class Learned(Position):
     """x_t + P[first + t], with a learned table P (n_positions, D).
 
-    Undefined from `n_positions - first` on: the model refuses a longer sequence, and an explicit index beyond gives
-    NaN. Padded slots (index -1) get zeros.
+    Undefined from `n_positions - first` on: the model refuses a longer sequence and an index beyond; where the index is
+    traced such rows are NaN. Padded tokens (index -1) get zeros.
 
     Args:
         n_positions: rows of the table.
@@ -30,6 +31,9 @@ class Learned(Position):
     first: int = 0
     std: float = 0.02
 
+    def __post_init__(self):
+        positive(self, "n_positions")
+
     @property
     def limit(self) -> int | None:
         return self.n_positions - self.first
@@ -39,6 +43,5 @@ class Learned(Position):
 
     def embed(self, params: Params, position: Positions, x: jax.Array) -> jax.Array:
         index = position["index"]
-        row = params["table"].at[self.first + index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-        row = jnp.where(index[..., None] < 0, 0, row)
+        row = jnp.where(index[..., None] < 0, 0, rows(params["table"], self.first + index))
         return x + row.astype(x.dtype)

@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from stackjax.check import positive
 from stackjax.position.base import Position
 from stackjax.position.rotary_scaling import Scaling
 from stackjax.sublayer import Params, Positions
@@ -87,6 +88,9 @@ class Rotary(Position):
     base: float = 10_000.0
     interleaved: bool = False
     scaling: Scaling = Scaling()
+
+    def __post_init__(self):
+        positive(self, "base", "d_rotary")
 
     def prepare(
         self, shared: Params, *, query: Positions, key: Positions, new_key: Positions, d_head: int, **_: Any

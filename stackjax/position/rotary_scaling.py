@@ -10,14 +10,24 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from stackjax.check import positive
+from stackjax.description import Description
+
 
 def exponents(width: int) -> jax.Array:
     """2k / R for k = 0 .. R/2 - 1."""
     return jnp.arange(0, width, 2, dtype=float) / width
 
 
+def _exponent(width: int) -> float:
+    """R / (R - 2)."""
+    if width <= 2:
+        raise ValueError(f"NTK scaling stretches all pairs but the first; got R={width}, a single pair")
+    return width / (width - 2)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Scaling:
+class Scaling(Description):
     """base^(-2k/R): no scaling. A scaling of your own overrides `frequencies` and perhaps `attention`."""
 
     @property
@@ -48,6 +58,9 @@ class Linear(Scaling):
 
     factor: float
 
+    def __post_init__(self):
+        positive(self, "factor")
+
     def frequencies(self, width: int, base: float, length: jax.Array) -> jax.Array:
         return super().frequencies(width, base, length) / self.factor
 
@@ -61,8 +74,11 @@ class NTK(Scaling):
 
     factor: float
 
+    def __post_init__(self):
+        positive(self, "factor")
+
     def frequencies(self, width: int, base: float, length: jax.Array) -> jax.Array:
-        return (base * self.factor ** (width / (width - 2))) ** -exponents(width)
+        return (base * self.factor ** _exponent(width)) ** -exponents(width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +98,12 @@ class DynamicNTK(Scaling):
     factor: float = 1.0
     original_length: int
 
+    def __post_init__(self):
+        positive(self, "factor", "original_length")
+
     def frequencies(self, width: int, base: float, length: jax.Array) -> jax.Array:
         n = jnp.maximum(length, self.original_length).astype(float) / self.original_length
-        return (base * (self.factor * n - (self.factor - 1)) ** (width / (width - 2))) ** -exponents(width)
+        return (base * (self.factor * n - (self.factor - 1)) ** _exponent(width)) ** -exponents(width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +130,9 @@ class YaRN(Scaling):
     beta_slow: float = 1.0
     truncate: bool = True
     attention_factor: float | None = None
+
+    def __post_init__(self):
+        positive(self, "factor", "original_length", "beta_fast", "beta_slow")
 
     @property
     def attention(self) -> float:
@@ -151,6 +173,9 @@ class Llama3(Scaling):
     low: float = 1.0
     high: float = 4.0
 
+    def __post_init__(self):
+        positive(self, "factor", "original_length")
+
     def frequencies(self, width: int, base: float, length: jax.Array) -> jax.Array:
         plain = super().frequencies(width, base, length)
         turns = self.original_length * plain / (2 * math.pi)
@@ -180,6 +205,9 @@ class LongRoPE(Scaling):
     short: tuple[float, ...]
     long: tuple[float, ...]
     attention_factor: float | None = None
+
+    def __post_init__(self):
+        positive(self, "factor", "original_length")
 
     @property
     def attention(self) -> float:
@@ -212,6 +240,9 @@ class Proportional(Scaling):
 
     share: float
     factor: float = 1.0
+
+    def __post_init__(self):
+        positive(self, "share", "factor")
 
     def frequencies(self, width: int, base: float, length: jax.Array) -> jax.Array:
         turning = jnp.arange(width // 2) < int(self.share * width // 2)

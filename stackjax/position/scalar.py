@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from stackjax.check import positive
 from stackjax.parameter import FanIn, Spec
 from stackjax.position.base import Position
 from stackjax.sublayer import Params, Positions
@@ -24,6 +25,9 @@ class Scalar(Position):
     """
 
     period: float = 1.0
+
+    def __post_init__(self):
+        positive(self, "period")
 
     def stream_spec(self, d_model: int) -> dict[str, Any]:
         return {"direction": Spec(shape=(1, d_model), role="position", init=FanIn())}

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from stackjax.check import positive
 from stackjax.position.base import Position
 from stackjax.sublayer import Params, Positions
 
@@ -47,6 +48,9 @@ class Sinusoidal(Position):
 
     base: float = 10_000.0
     interleaved: bool = True
+
+    def __post_init__(self):
+        positive(self, "base")
 
     def embed(self, params: Params, position: Positions, x: jax.Array) -> jax.Array:
         table = sinusoid(position["index"], x.shape[-1], base=self.base, interleaved=self.interleaved)

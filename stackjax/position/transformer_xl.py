@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from stackjax.check import positive
 from stackjax.parameter import Normal, Spec
 from stackjax.position.base import Position
 from stackjax.position.sinusoidal import sinusoid
@@ -32,6 +33,9 @@ class TransformerXL(Position):
 
     d_relative: int | None = None
     base: float = 10_000.0
+
+    def __post_init__(self):
+        positive(self, "d_relative", "base")
 
     def _width(self, n_heads: int, d_head: int) -> int:
         return n_heads * d_head if self.d_relative is None else self.d_relative

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from stackjax.check import positive
 from stackjax.parameter import FanIn, Spec, zeros
 from stackjax.position.base import Position
 from stackjax.position.tree import depth_of, path_of
@@ -45,6 +46,9 @@ class TreePath(Position):
     arity: int = 2
     depth: int = 32
     n_decays: int | None = None
+
+    def __post_init__(self):
+        positive(self, "arity", "depth", "n_decays")
 
     def _decays(self, d_model: int) -> int:
         return max(1, d_model // (self.arity * self.depth)) if self.n_decays is None else self.n_decays

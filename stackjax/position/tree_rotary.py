@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from stackjax.check import positive
 from stackjax.position.base import Position
 from stackjax.position.rotary import turn
 from stackjax.position.tree import depth_of, path_of
@@ -39,6 +40,9 @@ class TreeRotary(Position):
     n_levels: int = 4
     arity: int = 16
     base: float = 100.0
+
+    def __post_init__(self):
+        positive(self, "arity", "base")
 
     def prepare(self, shared: Params, *, query: Positions, new_key: Positions, d_head: int, **_: Any) -> Any:
         width = 2 * (self.n_depth + self.n_levels)

@@ -12,6 +12,7 @@ What makes depth work is never one thing. A recipe holds all of it, so that no h
 A recipe of your own is a subclass, in your own file, that overrides what differs from the plain one.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -19,10 +20,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from stackjax.display import Description
+from stackjax.description import Description
 from stackjax.embedding import Head
 from stackjax.norm import NoNorm
-from stackjax.parameter import Gain, Init, is_spec, xavier
+from stackjax.parameter import Gain, Init, is_spec, path_name, xavier
 from stackjax.recipe.form import Form
 from stackjax.sublayer import Params, Sublayer
 
@@ -164,6 +165,68 @@ class Recipe(Description):
 def multipliers(declaration: Params, recipe: Recipe, geometry: Geometry) -> Params:
     """A tree of `Declared` as a tree of the recipe's `Multiplier`."""
     return jax.tree.map(lambda d: recipe.multiplier(d.spec.role, geometry), declaration, is_leaf=is_spec)
+
+
+def checked_coefficients(coefficients: Coefficients | None, recipe: Recipe, geometry: Geometry) -> Coefficients:
+    """The caller's coefficients; None means the recipe's.
+
+    Args:
+        coefficients: what was given.
+        recipe: whose numbers they replace.
+        geometry: of the stack.
+
+    Raises:
+        ValueError: other names than the recipe's, or other leading axes.
+    """
+    name, axes = type(recipe).__name__, _coefficient_axes(recipe, geometry)
+    if coefficients is None:
+        return recipe.coefficients(geometry)
+    given = _shapes(coefficients)
+    missing, unknown = sorted(axes.keys() - given.keys()), sorted(given.keys() - axes.keys())
+    if missing or unknown:
+        raise ValueError(
+            f"{name} has the coefficients {', '.join(axes)}; missing: {missing}, unknown: {unknown}. Start from "
+            "`stack.coefficients()`, and let `with_coefficients` replace some of them"
+        )
+    _check_axes(given, axes)
+    return coefficients
+
+
+@functools.lru_cache(maxsize=512)
+def _coefficient_axes(recipe: Recipe, geometry: Geometry) -> dict[str, tuple[int, ...]]:
+    """The leading axes of each coefficient: {sublayer/alpha: (L, S), .., embed: (), unembed: ()}.
+
+    Raises:
+        ValueError: the recipe returns something else.
+    """
+    groups = {
+        "sublayer": (geometry.depth, geometry.n_sublayers),
+        "outer": (geometry.depth,),
+        "embed": (),
+        "unembed": (),
+    }
+    returned = _shapes(jax.eval_shape(lambda: recipe.coefficients(geometry)))
+    top = {path.partition("/")[0] for path in returned}
+    if not top <= groups.keys() or not {"embed", "unembed"} <= top:
+        raise ValueError(
+            f"{type(recipe).__name__}.coefficients must return {{{', '.join(groups)}}}; got {sorted(returned)}"
+        )
+    axes = {path: groups[path.partition("/")[0]] for path in returned}
+    _check_axes(returned, axes)
+    return axes
+
+
+def _shapes(coefficients: Any) -> dict[str, tuple[int, ...]]:
+    return {path_name(path): jnp.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(coefficients)}
+
+
+def _check_axes(given: dict[str, tuple[int, ...]], axes: dict[str, tuple[int, ...]]) -> None:
+    for path, leading in axes.items():
+        if given[path][: len(leading)] != leading:
+            raise ValueError(
+                f"the coefficient {path} must begin with the axes {leading} (layers, sublayers); got {given[path]}. "
+                "`with_coefficients` broadcasts"
+            )
 
 
 def with_coefficients(coefficients: Coefficients, **numbers: Any) -> Coefficients:

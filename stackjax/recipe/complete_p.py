@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from stackjax.check import positive
 from stackjax.parameter import MATRICES, Normal
 from stackjax.recipe.base import Coefficients, Geometry, Multiplier, Recipe, with_coefficients
 from stackjax.recipe.form import Form
@@ -45,6 +46,9 @@ class CompleteP(Recipe):
     alpha: float = 1.0
     base_depth: int = 2
     base_width: int | None = None
+
+    def __post_init__(self):
+        positive(self, "base_depth", "base_width")
 
     def _ratios(self, geometry: Geometry) -> tuple[float, float]:
         return max(geometry.depth, 1) / self.base_depth, geometry.d_model / (self.base_width or geometry.d_model)

@@ -26,7 +26,8 @@ from typing import Any, ClassVar
 
 import jax
 
-from stackjax.display import Description
+from stackjax.check import shown
+from stackjax.description import Description
 from stackjax.norm import Norm, upcast
 from stackjax.sublayer import Aux, Params
 
@@ -179,7 +180,8 @@ class Form(Description):
         if len(branch.returned) != 1:
             n = len(branch.returned)
             raise ValueError(f"{name}.update must call its branch f once; it called it {n} times")
-        if (got := _shapes(new)) != (expected := _shapes(stream)):
+        got, expected = jax.tree.map(_shape, new), jax.tree.map(_shape, stream)
+        if got != expected:
             raise ValueError(
                 f"{name}.update must return the stream with the shapes it came with, {expected}; it returned {got}"
             )
@@ -202,7 +204,10 @@ class Form(Description):
             def normalise(x: jax.Array) -> jax.Array:
                 if new := norm.state(params[name], x):
                     statistics[name] = new
-                return norm.apply(params[name], x)
+                y = norm.apply(params[name], x)
+                if y.shape != x.shape:
+                    raise ValueError(f"{type(norm).__name__} must keep the shape {x.shape}; it returned {y.shape}")
+                return y
 
             return normalise
 
@@ -218,8 +223,9 @@ class Form(Description):
         return found
 
 
-def _shapes(stream: Any) -> Any:
-    return jax.tree.map(lambda a: a.shape, stream)
+def _shape(leaf: Any) -> Any:
+    """The shape of an array; of anything else, what it is."""
+    return tuple(leaf.shape) if hasattr(leaf, "shape") else shown(leaf)
 
 
 def add(alpha: Any, x: jax.Array, beta: Any, y: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from stackjax.check import positive
 from stackjax.norm import upcast, without_statistics
 from stackjax.parameter import Constant, Spec, ones, zeros
 from stackjax.recipe.base import Geometry, Recipe
@@ -46,6 +47,7 @@ class Streams(Normed):
     n: int = 4
 
     def __post_init__(self):
+        positive(self, "n")
         without_statistics(norm=self.norm)
 
     @property

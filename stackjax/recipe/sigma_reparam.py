@@ -71,6 +71,10 @@ class Reparametrised(Sublayer):
     def reads_memory(self) -> bool:
         return self.inner.reads_memory
 
+    @property
+    def mixes_tokens(self) -> bool:
+        return self.inner.mixes_tokens
+
     def spec(self, d_model: int) -> dict[str, Any]:
         specs = self.inner.spec(d_model)
 
