@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import stackjax as sj
-from tests.helpers import largest_difference, perturbed
+from stackjax.testing import largest_difference, perturbed
 
 V, D, T, DEPTH = 11, 8, 5, 3
 RULE = sj.recipe.DeepNorm()

@@ -39,7 +39,7 @@ ACTIVATIONS = (
 )
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=range(len(ACTIVATIONS)))
 def test_activations_of_every_kind(activation):
     forward = sj.FeedForward(activation=activation)
     for again in (copy.deepcopy(forward), pickle.loads(pickle.dumps(forward))):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import stackjax as sj
-from tests.helpers import perturbed
+from stackjax.testing import perturbed
 
 V, D, T = 11, 8, 5
 SIZES = {"vocab": V, "d_model": D, "n_heads": 2, "feed_forward": sj.FeedForward(d_hidden=12)}
