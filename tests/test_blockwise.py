@@ -152,5 +152,5 @@ def parts(attention, n_tokens):
 
 
 def test_weights_that_are_no_softmax_are_refused():
-    with pytest.raises(ValueError, match="whole rows"):
+    with pytest.raises(ValueError, match="never has a row"):
         sj.recipe.shaped.ShapedAttention(n_heads=2, backend="blockwise")

@@ -21,6 +21,7 @@ from rich.console import Console
 from experiments.depth_sweep import report
 from experiments.lab import command_line, compile_cache, cost, data, progress
 from experiments.lab.command_line import FAILED, INTERRUPTED, OK, UNDONE, asked_to_stop
+from experiments.lab.corpus import Corpus
 from experiments.lab.data.found import printable
 from experiments.lab.grid import Grid, Setting
 from experiments.lab.headline import sentences
@@ -151,7 +152,7 @@ def dry_run(sweep: Sweep) -> str:
     setting = sweep.setting
     lines = [
         progress.header(sweep),
-        *map(printable, sweep.corpus.origin.lines()),
+        *(map(printable, sweep.corpus.origin.lines()) if isinstance(sweep.corpus, Corpus) else ()),
         "",
         f"{'recipe':<20}{'depth':>6}{'cells':>7}{'done':>6}{'params':>13}{'FLOPs':>10}{'memory':>11}",
     ]

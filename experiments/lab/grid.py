@@ -134,7 +134,7 @@ class Setting(Sizes):
         """
         made, position = TASKS.get(self.task), self.position
         if made is None or position is not None:
-            encoding = names.position_named(position or "rotary", self.context)
+            encoding = names.position_named("rotary" if position is None else position, self.context)
         else:
             encoding = made.position(self.context)
         return sj.decoder(

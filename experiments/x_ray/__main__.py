@@ -74,13 +74,13 @@ def prepared(words: Sequence[str], line: str) -> tuple[Subject, Path, str]:
         raise ValueError("give a folder, or --random and an architecture")
     if options.text is not None and not Path(options.text).is_file():
         raise ValueError(f"--text {options.text}: no such file")
+    added = {} if options.architectures is None else names.architectures_named(options.architectures)
     dtype = jnp.dtype(options.dtype)
     if options.out:
         command_line.check_file(options.out)
     with Console(stderr=True).status("loading"):
         if options.folder:
-            own = names.architectures_named(options.architectures) if options.architectures else {}
-            found = subject.of_folder(options.folder, dtype, {**hf.ARCHITECTURES, **own})
+            found = subject.of_folder(options.folder, dtype, {**hf.ARCHITECTURES, **added})
         else:
             found = subject.of_random(str(options.random), options.seed, dtype)
         seen = subject.prepare(found, options.text, context=options.context, windows=options.windows, dtype=dtype)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from stackjax.attention import Attention
 from stackjax.convert import unstack
@@ -30,8 +31,10 @@ def check_prefix(recipe: Recipe, *, depth: int = 3) -> None:
         """The matrices of each layer, divided by their gains."""
         stack = Stack.of(layer, depth=depth, d_model=16, recipe=recipe)
 
-        def plain(declared: Any, value: jax.Array) -> jax.Array | None:
-            return value / declared.spread(stack.gain(declared.spec.role)) if declared.spec.is_matrix else None
+        def plain(declared: Any, value: jax.Array) -> jax.Array:
+            if not declared.spec.is_matrix:
+                return jnp.zeros_like(value)
+            return value / declared.spread(stack.gain(declared.spec.role))
 
         params = stack.init(jax.random.key(0))
         return unstack(stack, jax.tree.map(plain, stack.declaration(), params, is_leaf=is_spec))

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib
 import itertools
-import json
 import os
 import re
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.lab import command_line
+from experiments.lab import command_line, store
 from experiments.lab.command_line import OK, USAGE
 from tests.experiments.conftest import SIZES, arguments
 from tests.experiments.test_data import bad_inputs
@@ -340,13 +339,13 @@ def test_a_cell_in_another_cells_place(refused, sweep_of):
     folder, words = sweep_of
     one, other = sorted(folder.glob("cells/*/config.json"))[:2]
     shutil.copy(one, other)
-    assert f"{other} is that of {one.parent.name}; remove its folder" in refused("depth_sweep", *words, out=folder)
+    assert f"{other} is that of {one.parent.name}; remove {other.parent}" in refused("depth_sweep", *words, out=folder)
 
 
 def test_a_sweep_of_another_version(refused, sweep_of):
     folder, words = sweep_of
-    record = json.loads((folder / "sweep.json").read_text())
-    (folder / "sweep.json").write_text(json.dumps({**record, "schema": 99}))
+    record = store.read_sealed(folder / "sweep.json")
+    store.write_sealed(folder / "sweep.json", {**record, "schema": 99})
     assert "another version of this program" in refused("depth_sweep", *words, out=folder)
 
 
@@ -355,7 +354,7 @@ def test_a_cell_that_layers_cannot_be_left_out_of(refused, sweep_of, corpus):
     cell = next(path for path in sorted((folder / "cells").iterdir()) if "-L2-" in path.name)
     words = ("--cells", cell, "--data", corpus)
     assert "run the sweep with --keep-params" in refused("layer_drop", *words)
-    whole = (cell / "config.json").read_text()
+    config = store.read_sealed(cell / "config.json")
     np.savez(cell / "params.npz", embedding=np.zeros(3))
     assert "params.npz is damaged, or another model's" in refused("layer_drop", *words)
     (cell / "params.npz").write_bytes((cell / "params.npz").read_bytes()[:40])
@@ -363,7 +362,6 @@ def test_a_cell_that_layers_cannot_be_left_out_of(refused, sweep_of, corpus):
     for text, how in damaged(cell / "config.json"):
         (cell / "config.json").write_text(text)
         assert "config.json" in refused("layer_drop", *words), how
-    config = json.loads(whole)
     for changes, said in (
         ({"recipe": "no_such_recipe"}, "unknown recipe"),
         ({"setting": {**config["setting"], "wings": 2}}, "wings"),
@@ -371,7 +369,7 @@ def test_a_cell_that_layers_cannot_be_left_out_of(refused, sweep_of, corpus):
         ({"depth": "deep"}, "config.json"),
         ({"data": {"sha256": "other", "name": "another text"}}, "which --data has to name"),
     ):
-        (cell / "config.json").write_text(json.dumps({**config, **changes}))
+        store.write_sealed(cell / "config.json", {**config, **changes})
         assert said in refused("layer_drop", *words), changes
 
 

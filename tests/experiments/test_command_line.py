@@ -1,7 +1,6 @@
 """The command line: bad usage is one line and exit status 2, before anything is written."""
 
 import dataclasses
-import json
 import os
 import re
 from pathlib import Path
@@ -164,9 +163,9 @@ def test_a_recipe_that_changed_is_not_mixed_with_its_old_self(tmp_path, corpus, 
 
 
 def test_other_versions_are_a_warning(copy, corpus, capsys):
-    record = json.loads((copy / "sweep.json").read_text())
+    record = store.read_sealed(copy / "sweep.json")
     record["versions"]["jax"] = "0.0.1"
-    (copy / "sweep.json").write_text(json.dumps(record))
+    store.write_sealed(copy / "sweep.json", record)
     assert depth_sweep.main(arguments(copy, corpus, *GRID)) == 0
     captured = capsys.readouterr()
     assert captured.err.startswith("depth_sweep: warning: ") and "jax 0.0.1 (now" in captured.err

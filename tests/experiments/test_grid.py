@@ -39,7 +39,7 @@ def test_repeated_values_are_one():
         (lambda: Grid(learning_rates=(1e-3, -1e-3)), "positive; got 0.001 -0.001"),
         (lambda: Grid(learning_rates=(float("nan"),)), "positive"),
         (lambda: Grid(seeds=0), "1 or more"),
-        (lambda: Grid(seeds=10**9), "1000000 cells at most; got 9000000000"),
+        (lambda: Grid(seeds=10**9), "1000000 cells at most; got 36000000000"),
         (lambda: Setting(steps=0), "--steps must be 1 or more"),
         (lambda: Setting(eval_batches=0), "--eval-batches"),
         (lambda: Setting(warmup=200), "less than --steps 200; got 200"),
