@@ -82,9 +82,8 @@ def lesson(rows: Rows) -> str:
         f"Predicting the next byte of program text with {', '.join(map(str, DEPTHS))} layers ends at {losses} nats. "
         f"Most is won by the first layer, which lets tokens see each other at all; the next seven are worth "
         f"{np.mean(gain):.3f} nats more. One layer that is wide enough to have as many "
-        f"parameters ({wide['params']:,} against {deep['params']:,}) ends at {best(wide).mean():.3f}. These are "
-        f"{deep['steps']} steps; depth pays late, and the gap grows with training: runs so short that they end where "
-        "counting pairs of bytes does show nothing of it."
+        f"parameters ({wide['params']:,} against {deep['params']:,}) ends at {best(wide).mean():.3f}, after "
+        f"{deep['steps']} steps each."
     )
 
 
