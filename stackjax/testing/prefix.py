@@ -33,11 +33,12 @@ def check_prefix(recipe: Recipe, *, depth: int = 3) -> None:
 
         def plain(declared: Any, value: jax.Array) -> jax.Array:
             if not declared.spec.is_matrix:
-                return jnp.zeros_like(value)
+                return jnp.full_like(value, jnp.nan)
             return value / declared.spread(stack.gain(declared.spec.role))
 
         params = stack.init(jax.random.key(0))
-        return unstack(stack, jax.tree.map(plain, stack.declaration(), params, is_leaf=is_spec))
+        layers = unstack(stack, jax.tree.map(plain, stack.declaration(), params, is_leaf=is_spec))
+        return [[leaf for leaf in jax.tree.leaves(layer) if not jnp.isnan(leaf).any()] for layer in layers]
 
     with promise(f"{recipe!r}", f"the first {depth} of {2 * depth} layers begin as a stack of {depth} does"):
         check_equal(matrices(2 * depth)[:depth], matrices(depth), 1e-6)
