@@ -17,7 +17,7 @@ def known(x: Any) -> np.ndarray | None:
 
 
 def shown(value: Any) -> str:
-    """What was given, as an error says it."""
+    """A value as an error names it."""
     if isinstance(value, type):
         return f"the class {value.__name__}; make one of it: {value.__name__}(...)"
     if isinstance(value, str):

@@ -79,7 +79,7 @@ def shown_value(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Wanted:
-    """What a field accepts, in words and as a predicate."""
+    """The values that a field accepts, in words and as a predicate."""
 
     name: str
     accepts: Callable[[Any], bool]
@@ -127,7 +127,7 @@ def _check_class(cls: type) -> None:
 
 
 def _wanted(hint: Any) -> _Wanted | None:
-    """What a field of this type accepts, if that is descriptions, tuples of them, functions or one of a few words."""
+    """The values that a field of this type accepts, if they are descriptions, tuples of them, functions or one of a few words."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(hint, type) and issubclass(hint, Description):
         return _Wanted(f"an instance of {hint.__name__}", lambda value: isinstance(value, hint))

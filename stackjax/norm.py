@@ -158,7 +158,7 @@ class Norm(Description):
 
     @property
     def mixes_tokens(self) -> bool:
-        """Whether a token's output depends on other tokens, so that one token cannot be decoded after another."""
+        """True if a token's output depends on other tokens, so that one token cannot be decoded after another."""
         return False
 
 

@@ -17,7 +17,7 @@ RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "top_k": (lambda k: (k >= 1) & (k % 1 == 0), "a whole number, 1 or more"),
     "top_p": (lambda p: (p > 0) & (p <= 1), "above 0 and at most 1"),
 }
-"""Of each number: what must hold, and how to say it."""
+"""The condition on each number, and how an error says it."""
 
 
 def check(**adjust: Any) -> None:

@@ -138,7 +138,7 @@ def scan_body(
 
 
 def _measured(measure: Measure, trace: Trace) -> dict[str, jax.Array]:
-    """What a measure returns.
+    """The values of a measure, checked.
 
     Raises:
         ValueError: it is not a dict of arrays.

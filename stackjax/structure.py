@@ -83,7 +83,7 @@ def _differences(given: Shapes, declared: Shapes) -> str:
 
 
 def _advice(params: Mapping[str, Any], given: Shapes, declared: Shapes) -> str:
-    """What may have happened, and what to do."""
+    """A sentence on what may have happened and what to do."""
     groups = dict.fromkeys(group for name in declared for group in _groups(name))
     for group in groups:
         if given and given == _below(declared, group):

@@ -94,7 +94,7 @@ class Cache:
 
 @struct.dataclass
 class Result:
-    """What a stack returns beside its output.
+    """The values that a stack returns beside its output.
 
     Args:
         loss: {name: scalar}, summed over the layers.
@@ -142,7 +142,7 @@ class Sublayer(Description):
 
     @property
     def mixes_tokens(self) -> bool:
-        """Whether a token's output depends on other tokens of x (attention, convolution, recurrence).
+        """True if a token's output depends on other tokens of x (attention, convolution, recurrence).
 
         True until a subclass says otherwise. What mixes tokens needs a `cache` to be decoded with; of a recurrence
         that is a capacity of 1, the state behind the newest token.

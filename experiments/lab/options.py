@@ -37,7 +37,7 @@ def one_or_more(options: Any, *fields: str) -> None:
 
 
 def at_least(least: int, options: Any, *fields: str) -> None:
-    """The same for what has another least number.
+    """Refuse a number below its least.
 
     Raises:
         ValueError: one of them is below it, or beyond `LARGEST`.

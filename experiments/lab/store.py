@@ -34,7 +34,7 @@ ROWS = ("metrics.jsonl", "layers.jsonl")
 """Files of a cell that hold a row for each step that was measured."""
 
 DAMAGED = (OSError, EOFError, KeyError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error)
-"""What reading an npz file raises that is not whole."""
+"""Errors that reading an npz file raises where it is not whole."""
 
 
 @contextlib.contextmanager

@@ -181,8 +181,8 @@ def checked_coefficients(coefficients: Coefficients | None, recipe: Recipe, geom
     name, axes = type(recipe).__name__, _coefficient_axes(recipe, geometry)
     if coefficients is None:
         return recipe.coefficients(geometry)
-    given = _shapes(coefficients)
-    missing, unknown = sorted(axes.keys() - given.keys()), sorted(given.keys() - axes.keys())
+    shapes = _shapes(coefficients)
+    missing, unknown = sorted(axes.keys() - shapes.keys()), sorted(shapes.keys() - axes.keys())
     if missing or unknown:
         raise ValueError(
             f"{name} has the coefficients {', '.join(axes)}; missing: {missing}, unknown: {unknown}. Start from "
@@ -220,11 +220,11 @@ def _shapes(coefficients: Any) -> dict[str, tuple[int, ...]]:
     return {path_name(path): jnp.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(coefficients)}
 
 
-def _check_axes(given: dict[str, tuple[int, ...]], axes: dict[str, tuple[int, ...]]) -> None:
+def _check_axes(shapes: dict[str, tuple[int, ...]], axes: dict[str, tuple[int, ...]]) -> None:
     for path, leading in axes.items():
-        if given[path][: len(leading)] != leading:
+        if shapes[path][: len(leading)] != leading:
             raise ValueError(
-                f"the coefficient {path} must begin with the axes {leading} (layers, sublayers); got {given[path]}. "
+                f"the coefficient {path} must begin with the axes {leading} (layers, sublayers); got {shapes[path]}. "
                 "`with_coefficients` broadcasts"
             )
 

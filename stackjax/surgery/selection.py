@@ -67,8 +67,8 @@ class _OfLayers(Around):
 
     def coefficients(self, geometry: Geometry) -> Coefficients:
         numbers = self.base.coefficients(self.geometry)
-        by_layer = {name: jax.tree.map(self._chosen, numbers[name]) for name in ("sublayer", "outer")}
-        return {**numbers, **by_layer}
+        rows = np.array(self.layers[: geometry.depth], np.int32)
+        return {**numbers, **jax.tree.map(lambda x: x[rows], {name: numbers[name] for name in ("sublayer", "outer")})}
 
     def gain(self, role: str, geometry: Geometry) -> Gain:
         return self._chosen(self.base.gain(role, self.geometry))

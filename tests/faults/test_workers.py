@@ -32,9 +32,9 @@ def test_frozen_past_its_heartbeat_and_continued(bench, tmp_path):
     while frozen.poll() is None and not list(out.glob("groups/*/checkpoint.npz")):
         time.sleep(0.005)
     os.kill(frozen.pid, signal.SIGSTOP)
-    past = time.time() - 2 * claim.STALE
+    long_ago = time.time() - 2 * claim.STALE
     for path in out.glob("groups/*/claim.json"):
-        os.utime(path, (past, past))
+        os.utime(path, (long_ago, long_ago))
     status, said = bench.run(out)
     assert status == 0, said
     before = numbers(out)

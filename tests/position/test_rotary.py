@@ -60,9 +60,11 @@ def test_converted_weights_give_the_same_scores(d_rotary, x64):
 
 
 def test_ranges_of_features_are_checked():
-    for d_rotary in (3, 10, 0):
+    for d_rotary in (3, 10):
         with pytest.raises(ValueError, match="rotary features must be even"):
             prepared(position.Rotary(d_rotary=d_rotary), AT)
+    with pytest.raises(ValueError, match="d_rotary must be positive; got 0"):
+        position.Rotary(d_rotary=0)
 
 
 SCALINGS = {
