@@ -127,7 +127,7 @@ def _check_class(cls: type) -> None:
 
 
 def _wanted(hint: Any) -> _Wanted | None:
-    """The values that a field of this type accepts, if they are descriptions, tuples of them, functions or one of a few words."""
+    """The values that a field of this type accepts, where they are descriptions, functions or one of a few words."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(hint, type) and issubclass(hint, Description):
         return _Wanted(f"an instance of {hint.__name__}", lambda value: isinstance(value, hint))

@@ -188,7 +188,7 @@ def checked_coefficients(coefficients: Coefficients | None, recipe: Recipe, geom
             f"{name} has the coefficients {', '.join(axes)}; missing: {missing}, unknown: {unknown}. Start from "
             "`stack.coefficients()`, and let `with_coefficients` replace some of them"
         )
-    _check_axes(given, axes)
+    _check_axes(shapes, axes)
     return coefficients
 
 

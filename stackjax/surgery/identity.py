@@ -10,6 +10,8 @@ import numpy as np
 
 from stackjax.abstract_model import AbstractModel, Path, at, put
 from stackjax.parameter import is_spec, realise
+from stackjax.recipe.attention_residuals import AttentionResidual
+from stackjax.recipe.value_residual import WithValue
 from stackjax.segment import Segment
 from stackjax.stack import Stack
 from stackjax.sublayer import Aux, Params, SideInputs, Sublayer
@@ -54,6 +56,10 @@ def insert_identity(
     path, old = stack_at(model, stack)
     if any(segment.looped for segment in old.segments):
         raise ValueError("all layers of a loop share their parameters, so none can be the identity alone")
+    forms = {form for segment in old.segments for layer in segment.layers for form in layer.forms}
+    if any(isinstance(form, (AttentionResidual, WithValue)) for form in forms):
+        name = type(old.recipe).__name__
+        raise ValueError(f"{name} records what its layers made, so that no layer leaves the stream as it was")
     if wrong := [layer for layer in after if not 0 <= layer < old.depth]:
         raise ValueError(f"layers must be 0 .. {old.depth - 1}; got {wrong[0]}")
     order = duplicated(old.depth, after)
