@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from stackjax.check import positive
-from stackjax.feed_forward import Activation, FeedForward, identity, silu
+from stackjax.feed_forward import Activation, identity, silu
 from stackjax.norm import NoNorm, Norm, upcast
 from stackjax.parameter import FanIn, Spec, is_spec, linear, zeros
 from stackjax.sublayer import Aux, Params, SideInputs, Sublayer, dropout
@@ -223,7 +223,7 @@ class MixtureOfExperts(Sublayer):
     activation: Activation = silu
     up_activation: Activation = identity
     bias: bool = False
-    shared_expert: FeedForward | None = None
+    shared_expert: Sublayer | None = None
     score: Score = "softmax"
     normalised: bool = True
     scale: float = 1.0
