@@ -35,11 +35,13 @@ class Origin:
     left_out: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def lines(self, most: int = 10) -> list[str]:
-        """Account of what was read, and of everything that was not with its reason, for people.
+        """Account of what was read, and of everything that was not with its reason, for people; empty without files.
 
         Args:
             most: names of files read.
         """
+        if not self.files:
+            return []
         n = "" if self.documents is None else f", {self.documents:,} documents"
         more = [f"  and {len(self.files) - most:,} more"] if len(self.files) > most else []
         out = [f"  {name}: {reason}" for name, reason in self.left_out.items()]
