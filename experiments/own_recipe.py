@@ -9,6 +9,8 @@ stream kept its size, and sublayer s = 1 .. S were mixed in as the s-th term of 
 
 For independent terms the variance stays 1, and at the end each of the S + 1 terms holds 1 / (S + 1) of it. S updates
 that agree move x_S by S / sqrt(S + 1), so the learning rate of the matrices is divided by sqrt(S + 1).
+
+`stackjax.testing.check_recipe(recipe)` says whether it keeps the promises that recipes inside the library keep.
 """
 
 from dataclasses import dataclass

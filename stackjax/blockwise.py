@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from stackjax.dot_product import attention_logits, may_meet, ranges, visible, weighted_sum
 from stackjax.norm import upcast
@@ -88,14 +89,14 @@ class Scores:
 def blockwise_attention(
     scores: Scores,
     params: Params,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Float[Array, "B T H K"],
+    key: Float[Array, "B S G K"],
+    value: Float[Array, "B S G K_v"],
     where: Where,
     *,
-    sinks: jax.Array | None = None,
+    sinks: Float[Array, " H"] | None = None,
     block: int | None = None,
-) -> jax.Array:
+) -> Float[Array, "B T H K_v"]:
     """Softmax attention, block by block.
 
     Args:
@@ -103,14 +104,14 @@ def blockwise_attention(
         params: {position: of the encoding, shared: with other layers}.
         query: (B, T, H, K)
         key: (B, S, G, K)
-        value: (B, S, G, K')
+        value: (B, S, G, K_v)
         where: positions of the queries and of the keys, dicts of arrays (B or 1, T or S, ...); an `index` of -1 is a
             key that nobody sees.
         sinks: (H,) a logit for each head that takes part in the softmax and has no value.
         block: tokens in a block; None means `BLOCK`.
 
     Returns:
-        (B, T, H, K'), dtype of value; zeros for a query that may look nowhere.
+        (B, T, H, K_v), dtype of value; zeros for a query that may look nowhere.
     """
     n_queries, n_heads = query.shape[1], query.shape[2]
     block = BLOCK if block is None else block

@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from stackjax.check import known
 from stackjax.norm import upcast
@@ -17,7 +18,7 @@ from stackjax.sublayer import Positions
 
 
 @jax.custom_jvp
-def softmax(logits: jax.Array) -> jax.Array:
+def softmax(logits: Float[Array, "... S"]) -> Float[Array, "... S"]:
     """exp(logits) / sum exp(logits) over the last axis; a row of -inf alone gives zeros.
 
     The backward pass keeps the result alone.
@@ -35,15 +36,15 @@ def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array,
 
 
 def attention_logits(
-    query: jax.Array,
-    key: jax.Array,
+    query: Float[Array, "B T H K"],
+    key: Float[Array, "B S G K"],
     *,
     scale: float,
-    mask: jax.Array | None = None,
-    score: jax.Array | None = None,
-    bias: jax.Array | None = None,
+    mask: Bool[Array, "#B #H T S"] | None = None,
+    score: Float[Array, "#B #H T S"] | None = None,
+    bias: Float[Array, "#B #H T S"] | None = None,
     soft_cap: float | None = None,
-) -> jax.Array:
+) -> Float[Array, "B H T S"]:
     """cap(scale (q·k + score)) + bias, -inf where the mask is False.
 
     Args:
@@ -74,8 +75,12 @@ def attention_logits(
 
 
 def attention_weights(
-    query: jax.Array, key: jax.Array, *, sinks: jax.Array | None = None, **options: Any
-) -> tuple[jax.Array, jax.Array]:
+    query: Float[Array, "B T H K"],
+    key: Float[Array, "B S G K"],
+    *,
+    sinks: Float[Array, " H"] | None = None,
+    **options: Any,
+) -> tuple[Float[Array, "B H T S"], Float[Array, "B H T S"]]:
     """Softmax of the logits over the keys, and the logits.
 
     Args:
@@ -94,7 +99,7 @@ def attention_weights(
     return softmax(jnp.concatenate((logits, sink), -1))[..., :-1], logits
 
 
-def weighted_sum(weights: jax.Array, value: jax.Array) -> jax.Array:
+def weighted_sum(weights: Float[Array, "B H T S"], value: Float[Array, "B S G K"]) -> Float[Array, "B T H K"]:
     """Sum values by attention weights.
 
     Args:
@@ -113,17 +118,19 @@ def weighted_sum(weights: jax.Array, value: jax.Array) -> jax.Array:
     return summed.reshape(batch, n_queries, n_heads, value.shape[-1])
 
 
-def dot_product_attention(query: jax.Array, key: jax.Array, value: jax.Array, **options: Any) -> jax.Array:
+def dot_product_attention(
+    query: Float[Array, "B T H K"], key: Float[Array, "B S G K"], value: Float[Array, "B S G K_v"], **options: Any
+) -> Float[Array, "B T H K_v"]:
     """Scaled dot-product attention, written out.
 
     Args:
         query: (B, T, H, K)
         key: (B, S, G, K)
-        value: (B, S, G, K)
+        value: (B, S, G, K_v)
         **options: those of `attention_weights`.
 
     Returns:
-        (B, T, H, K), dtype of value.
+        (B, T, H, K_v), dtype of value.
 
     Source: Vaswani et al. 2017, eq. (1), arXiv:1706.03762; grouped keys: Ainslie et al. 2023, arXiv:2305.13245.
     """
@@ -132,17 +139,17 @@ def dot_product_attention(query: jax.Array, key: jax.Array, value: jax.Array, **
 
 
 def fused_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Float[Array, "B T H K"],
+    key: Float[Array, "B S G K"],
+    value: Float[Array, "B S G K"],
     *,
     backend: Literal["xla", "cudnn"],
     scale: float,
     causal: bool = False,
     window: int | None = None,
-    mask: jax.Array | None = None,
-    bias: jax.Array | None = None,
-) -> jax.Array:
+    mask: Bool[Array, "#B #H T S"] | None = None,
+    bias: Float[Array, "#B #H T S"] | None = None,
+) -> Float[Array, "B T H K"]:
     """Scaled dot-product attention by `jax.nn`'s fused kernels: no soft cap, no sinks, no value positions.
 
     Args:
@@ -190,7 +197,7 @@ def visible(
     causal: bool = False,
     window: int | None = None,
     chunk: int | None = None,
-) -> jax.Array:
+) -> Bool[Array, "... 1 T S"]:
     """The mask of keys that each query may look at, from positions alone.
 
     Args:
@@ -216,7 +223,7 @@ def visible(
     return jnp.broadcast_to(seen, jnp.broadcast_shapes(seen.shape, i.shape[:-1] + j.shape[-1:]))[..., None, :, :]
 
 
-Ranges = dict[str, tuple[jax.Array, jax.Array]]
+Ranges = dict[str, tuple[Int[Array, ""], Int[Array, ""]]]
 """Smallest and largest value of each kind of position in a block of tokens; of an empty block, the first is larger."""
 
 
@@ -235,7 +242,7 @@ def ranges(position: Positions) -> Ranges:
 
 def may_meet(
     query: Ranges, key: Ranges, *, causal: bool = False, window: int | None = None, chunk: int | None = None
-) -> jax.Array:
+) -> Bool[Array, ""]:
     """True if `visible` can be True anywhere between two blocks of tokens, from their ranges alone, or if in doubt.
 
     Args:

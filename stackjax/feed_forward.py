@@ -9,17 +9,18 @@ import chex
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
 
 from stackjax.check import positive
 from stackjax.norm import NoNorm, Norm, without_statistics
 from stackjax.parameter import linear, matrix
 from stackjax.sublayer import Aux, Params, SideInputs, Sublayer, dropout
 
-Activation = Callable[[jax.Array], jax.Array]
+Activation = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def keep_slope(function: Activation, x: jax.Array) -> jax.Array:
+def keep_slope(function: Activation, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """function(x), elementwise; the backward pass keeps the slope function'(x) and nothing else.
 
     Left alone, the backward pass of a GELU keeps five arrays of its input's size.
@@ -33,28 +34,28 @@ def _(function: Activation, primals: tuple[jax.Array], tangents: tuple[jax.Array
     return y, slope * tangents[0]
 
 
-def relu(x: jax.Array) -> jax.Array:
+def relu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """max(x, 0)."""
     return jax.nn.relu(x)
 
 
-def squared_relu(x: jax.Array) -> jax.Array:
+def squared_relu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """max(x, 0)². Source: So et al. 2021, section 3.1, arXiv:2109.08668."""
     h = jax.nn.relu(x)
     return h * h
 
 
-def gelu(x: jax.Array) -> jax.Array:
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """x Phi(x), exact. Source: Hendrycks & Gimpel 2016, section 2, arXiv:1606.08415."""
     return keep_slope(partial(jax.nn.gelu, approximate=False), x)
 
 
-def gelu_tanh(x: jax.Array) -> jax.Array:
+def gelu_tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """GELU in the tanh approximation that GPT-2 uses. Source: arXiv:1606.08415, section 2."""
     return keep_slope(jax.nn.gelu, x)
 
 
-def silu(x: jax.Array) -> jax.Array:
+def silu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """x sigmoid(x), also called swish."""
     return keep_slope(jax.nn.silu, x)
 
@@ -81,12 +82,14 @@ class ShiftedClip:
         return 1 + jnp.clip(x, -self.limit, self.limit)
 
 
-def identity(x: jax.Array) -> jax.Array:
+def identity(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """x: the control that shows what the non-linearity is for."""
     return x
 
 
-def two_layer(params: Params, x: jax.Array, *, activation: Activation = gelu_tanh, norm: Norm = NoNorm()) -> jax.Array:
+def two_layer(
+    params: Params, x: Float[Array, "... D"], *, activation: Activation = gelu_tanh, norm: Norm = NoNorm()
+) -> Float[Array, "... D"]:
     """norm(activation(x W_up + b_up)) W_down + b_down.
 
     Args:
@@ -105,7 +108,9 @@ def two_layer(params: Params, x: jax.Array, *, activation: Activation = gelu_tan
     return _project(params, hidden, norm)
 
 
-def gated(params: Params, x: jax.Array, *, activation: Activation = silu, norm: Norm = NoNorm()) -> jax.Array:
+def gated(
+    params: Params, x: Float[Array, "... D"], *, activation: Activation = silu, norm: Norm = NoNorm()
+) -> Float[Array, "... D"]:
     """norm(activation(x W_gate) * (x W_up)) W_down: SwiGLU with SiLU, GeGLU with GELU.
 
     Args:

@@ -2,19 +2,20 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Num
 
 from stackjax.check import ids, known
 from stackjax.norm import upcast
 
 
 def cross_entropy(
-    logits: jax.Array,
-    targets: jax.Array,
-    weights: jax.Array | None = None,
+    logits: Float[Array, "*shape V"],
+    targets: Int[Array, "*shape"],
+    weights: Num[Array, "*shape"] | None = None,
     *,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
-) -> jax.Array:
+) -> Float[Array, ""]:
     """Mean cross-entropy in nats.
 
     Args:
@@ -58,13 +59,13 @@ def cross_entropy(
 
 
 def next_token(
-    logits: jax.Array,
-    tokens: jax.Array,
-    weights: jax.Array | None = None,
+    logits: Float[Array, "*B T V"],
+    tokens: Int[Array, "*B T"],
+    weights: Num[Array, "*B T"] | None = None,
     *,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
-) -> jax.Array:
+) -> Float[Array, ""]:
     """`cross_entropy` of each token given those before it.
 
     Args:

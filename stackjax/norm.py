@@ -14,6 +14,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Num
 
 from stackjax.description import Description
 from stackjax.parameter import Constant, Spec, ones, zeros
@@ -21,13 +22,13 @@ from stackjax.parameter import Constant, Spec, ones, zeros
 Params = dict[str, Any]
 
 
-def upcast(x: jax.Array) -> jax.Array:
+def upcast(x: Num[Array, "..."]) -> Num[Array, "..."]:
     """Cast to at least float32, the dtype in which statistics and residual sums are taken."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def unit_rms(x: jax.Array, eps: float) -> jax.Array:
+def unit_rms(x: Float[Array, "... D"], eps: float) -> Float[Array, "... D"]:
     """y = x / sqrt(mean x² + eps) over the last axis; its backward pass keeps y and the root alone."""
     return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
 
@@ -40,7 +41,7 @@ def _(eps: float, primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tupl
     return y, inverse * (t - y * jnp.mean(y * t, -1, keepdims=True))
 
 
-def layer_norm(params: Params, x: jax.Array, *, eps: float = 1e-5) -> jax.Array:
+def layer_norm(params: Params, x: Float[Array, "... D"], *, eps: float = 1e-5) -> Float[Array, "... D"]:
     """(x - mean x) / sqrt(var x + eps) * scale + bias, over the last axis.
 
     Args:
@@ -59,7 +60,7 @@ def layer_norm(params: Params, x: jax.Array, *, eps: float = 1e-5) -> jax.Array:
     return _affine(params, h).astype(x.dtype)
 
 
-def rms_norm(params: Params, x: jax.Array, *, eps: float = 1e-6) -> jax.Array:
+def rms_norm(params: Params, x: Float[Array, "... D"], *, eps: float = 1e-6) -> Float[Array, "... D"]:
     """x / sqrt(mean x² + eps) * scale, over the last axis.
 
     Args:
@@ -76,7 +77,7 @@ def rms_norm(params: Params, x: jax.Array, *, eps: float = 1e-6) -> jax.Array:
     return _affine(params, unit_rms(upcast(x), eps)).astype(x.dtype)
 
 
-def dynamic_tanh(params: Params, x: jax.Array) -> jax.Array:
+def dynamic_tanh(params: Params, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     """scale * tanh(alpha x) + bias: a norm's shape without its statistics.
 
     Args:
@@ -93,12 +94,12 @@ def dynamic_tanh(params: Params, x: jax.Array) -> jax.Array:
 
 def batch_norm(
     params: Params,
-    x: jax.Array,
+    x: Float[Array, "... D"],
     *,
     training: bool,
     momentum: float = 0.1,
     eps: float = 1e-5,
-) -> tuple[jax.Array, Params]:
+) -> tuple[Float[Array, "... D"], dict[str, Float[Array, " D"]]]:
     """Normalise each feature by its statistics over every leading axis; running statistics go in and come out.
 
     Args:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from stackjax.check import known
 
@@ -38,7 +39,7 @@ def check(**adjust: Any) -> None:
             raise ValueError(f"{name} must be {rule}; got {number}")
 
 
-def temperature(logits: jax.Array, t: Any) -> jax.Array:
+def temperature(logits: Float[Array, "... V"], t: Any) -> Float[Array, "... V"]:
     """logits / t up to a constant: below 1 sharpens, above 1 flattens, 0 leaves the greatest alone.
 
     Args:
@@ -56,7 +57,7 @@ def temperature(logits: jax.Array, t: Any) -> jax.Array:
     return _where_allowed("temperature", t, cooled)
 
 
-def top_k(logits: jax.Array, k: Any) -> jax.Array:
+def top_k(logits: Float[Array, "... V"], k: Any) -> Float[Array, "... V"]:
     """Keep the k largest, and what equals the k-th.
 
     Args:
@@ -73,7 +74,7 @@ def top_k(logits: jax.Array, k: Any) -> jax.Array:
     return _where_allowed("top_k", k, jnp.where(kept, logits, -jnp.inf))
 
 
-def top_p(logits: jax.Array, p: Any) -> jax.Array:
+def top_p(logits: Float[Array, "... V"], p: Any) -> Float[Array, "... V"]:
     """Keep the smallest set of most probable tokens whose probability is at least p.
 
     Args:
@@ -91,7 +92,7 @@ def top_p(logits: jax.Array, p: Any) -> jax.Array:
     return _where_allowed("top_p", p, jnp.where(kept, logits, -jnp.inf))
 
 
-def draw(key: jax.Array | None, logits: jax.Array, **adjust: Any) -> jax.Array:
+def draw(key: PRNGKeyArray | None, logits: Float[Array, "*B V"], **adjust: Any) -> Int[Array, "*B"]:
     """Draw a token from softmax(logits), adjusted; without a key, the most probable one.
 
     Args:

@@ -41,7 +41,7 @@ class Strangers(Recipe):
 
 @pytest.mark.parametrize("norm", [sj.RMSNorm(), sj.BatchNorm()], ids=lambda norm: type(norm).__name__)
 def test_a_strangers_recipe_passes(norm):
-    testing.check_recipe(Strangers(residual=Twice(norm=norm)), depth=4)
+    testing.check_recipe(Strangers(residual=Twice(norm=norm)), depth=2)
 
 
 CALLS = []
@@ -142,27 +142,33 @@ class Levelling(PreNorm):
         return jax.tree.map(lambda x: x / (jnp.max(jnp.abs(x)) + 1e-6), params)
 
 
-BROKEN = {
-    "counting": (Recipe(residual=Counting()), "scan equals the loop: .* differs by"),
-    "branching": (Recipe(residual=Branching()), "runs in a scan as it does in a loop: TracerBoolConversionError"),
-    "idle": (Recipe(residual=Idle()), "every parameter has an effect: the gradient of .*attention/gate is zero"),
-    "rooted": (Recipe(residual=Rooted()), "values and gradients are finite: gradient/.* is not finite"),
-    "promoting": (Recipe(residual=Promoting()), "output dtype = input dtype: .* is float32; .* bfloat16"),
-    "calling": (Recipe(residual=Calling()), "coefficients are data under vmap: "),
-    "levelling": (Levelling(), "the first 1 of 2 layers begin as a stack of 1 does: .* differs by"),
-    "forgetful": (Recipe(residual=Forgetful()), "statistics are returned: .*norm_in/mean has no new value"),
-    "mingling": (Recipe(residual=Mingling()), "causality: token 0 depends on another example, by"),
-    "peeping": (Recipe(residual=Peeping()), "causality: token 0 depends on token 1, which comes later, by"),
-    "summing": (Recipe(residual=Summing()), "decoding equals the full forward: the logits of .* differ by"),
-}
+BROKEN = [
+    (testing.check_scan, Counting(), "scan equals the loop: .* differs by"),
+    (testing.check_scan, Branching(), "runs in a scan as it does in a loop: TracerBoolConversionError"),
+    (testing.check_scan, Idle(), "every parameter has an effect: the gradient of .*attention/gate is zero"),
+    (testing.check_scan, Rooted(), "values and gradients are finite: gradient/.* is not finite"),
+    (testing.check_dtype, Promoting(), "output dtype = input dtype: .* is float32; .* bfloat16"),
+    (testing.check_vmap, Calling(), "coefficients are data under vmap: "),
+    (testing.check_statistics, Forgetful(norm=sj.BatchNorm()), "statistics are returned: .*norm_in/mean has no new"),
+    (testing.check_causality, Mingling(), "causality: token 0 depends on another example, by"),
+    (testing.check_causality, Peeping(), "causality: token 0 depends on token 1, which comes later, by"),
+    (testing.check_decoding, Summing(), "decoding equals the full forward: the logits of .* differ by"),
+]
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_recipe_is_named(name):
-    rule, message = BROKEN[name]
-    with pytest.raises(AssertionError, match=message) as caught:
-        testing.check_recipe(rule, depth=2)
-    assert type(rule.residual).__name__ in str(caught.value) or type(rule).__name__ in str(caught.value)
+@pytest.mark.parametrize(("check", "form", "message"), BROKEN, ids=lambda value: type(value).__name__)
+def test_a_broken_form_is_named(check, form, message):
+    with pytest.raises(AssertionError, match=f"{type(form).__name__}.*: {message}"):
+        check(suite.small_decoder(recipe=Recipe(residual=form)))
+
+
+def test_a_broken_recipe_is_named():
+    with pytest.raises(
+        AssertionError, match=r"Levelling.*: the first 1 of 2 layers begin as a stack of 1 does: .* differs"
+    ):
+        testing.check_prefix(Levelling(), depth=1)
+    with pytest.raises(AssertionError, match=r"Promoting.*: output dtype = input dtype"):
+        testing.check_recipe(Recipe(residual=Promoting()), depth=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,16 +217,11 @@ def test_a_strangers_position_passes():
     testing.check_shift(Slope())
 
 
-@pytest.mark.parametrize(
-    ("encoding", "message"),
-    [
-        (ByEntry(), "ByEntry.*: decoding equals the full forward: the logits of .* differ by"),
-        (Blind(), "Blind.*: every parameter has an effect: the gradient of .*position/slope is zero"),
-    ],
-)
-def test_a_broken_position_is_named(encoding, message):
-    with pytest.raises(AssertionError, match=message):
-        testing.check_position(encoding)
+def test_a_broken_position_is_named():
+    with pytest.raises(AssertionError, match=r"Blind.*: every parameter has an effect: .*position/slope is zero"):
+        testing.check_position(Blind())
+    with pytest.raises(AssertionError, match=r"decoding equals the full forward: the logits of .* differ by"):
+        testing.check_decoding(suite.small_decoder(position=ByEntry()))
 
 
 def test_promises_inside_attention_can_be_broken():
@@ -287,16 +288,22 @@ def test_sublayers_of_the_library_pass(sublayer):
 
 
 @pytest.mark.parametrize(
-    ("sublayer", "message"),
+    ("check", "sublayer", "message"),
     [
-        (Rising(), "Rising.*: output dtype = input dtype: the output of squared is float32"),
-        (Neighbour(), "Neighbour.*: causality: token 0 depends on token 1, which comes later"),
-        (Counter(), "Counter.*: statistics are returned: .*squared/count has no new value"),
+        (testing.check_dtype, Rising(), "output dtype = input dtype: the output of squared is float32"),
+        (testing.check_causality, Neighbour(), "causality: token 0 depends on token 1, which comes later"),
+        (testing.check_statistics, Counter(), r"statistics are returned: .*squared/count has no new value"),
     ],
+    ids=lambda value: type(value).__name__,
 )
-def test_a_broken_sublayer_is_named(sublayer, message):
+def test_a_broken_sublayer_is_named(check, sublayer, message):
     with pytest.raises(AssertionError, match=message):
-        testing.check_sublayer(sublayer)
+        check(suite.model_around(sublayer))
+
+
+def test_messages_name_the_sublayer():
+    with pytest.raises(AssertionError, match=r"Rising\(\): output dtype = input dtype"):
+        testing.check_sublayer(Rising())
 
 
 def test_differences_have_names():
@@ -317,7 +324,25 @@ def test_no_test_runner_is_needed():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def test_every_check_is_part_of_a_suite():
-    """A check that is written and never run checks nothing."""
-    alone = {"check_shift", "check_recipe", "check_position", "check_sublayer"}
-    assert {name for name in testing.__all__ if name.startswith("check_")} - alone <= set(vars(suite))
+EVERYWHERE = {"check_scan", "check_dtype", "check_causality", "check_decoding"}
+INSIDE = {"check_cached_attention", "check_packing"}
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        (lambda: testing.check_recipe(PreNorm()), EVERYWHERE | {"check_vmap", "check_prefix", "check_statistics"}),
+        (lambda: testing.check_position(Slope()), EVERYWHERE | INSIDE),
+        (lambda: testing.check_position(sj.position.Learned()), EVERYWHERE),
+        (lambda: testing.check_sublayer(Squared()), EVERYWHERE | {"check_statistics"}),
+        (lambda: testing.check_sublayer(Squared(), causal=False), {"check_scan", "check_dtype", "check_statistics"}),
+    ],
+    ids=["recipe", "position", "position on the stream", "sublayer", "sublayer of an encoder"],
+)
+def test_what_each_suite_runs(run, expected, monkeypatch):
+    ran = set()
+    for name in testing.__all__:
+        if name.startswith("check_") and hasattr(suite, name):
+            monkeypatch.setattr(suite, name, lambda *_, name=name, **options: ran.add(name))
+    run()
+    assert ran == expected

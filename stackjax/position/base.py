@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+from jaxtyping import Array, Float
 
 from stackjax.description import Description
 from stackjax.sublayer import Params, Positions
@@ -94,7 +95,7 @@ class NoPosition(Position):
     """
 
 
-def total(terms: list[jax.Array | None]) -> jax.Array | None:
+def total(terms: list[Float[Array, "..."] | None]) -> Float[Array, "..."] | None:
     """Sum of the terms that are there; None if none is."""
     there = [term for term in terms if term is not None]
     return sum(there[1:], there[0]) if there else None

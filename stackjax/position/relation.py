@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from stackjax.position.base import Position
 from stackjax.sublayer import Params, Positions
 
 
-def distance(query: Positions, key: Positions) -> jax.Array:
+def distance(query: Positions, key: Positions) -> Int[Array, "... T S"]:
     """j - i, negative for keys before the query.
 
     Args:
@@ -68,6 +69,6 @@ class LearnedBias(Position):
         return self.logits(params, table) if self.per_layer else table
 
 
-def look_up(table: jax.Array, row: jax.Array) -> jax.Array:
+def look_up(table: Float[Array, "R H"], row: Int[Array, "*B T S"]) -> Float[Array, "*B H T S"]:
     """Rows of a table (R, H) by relation (..., T, S), as logits (..., H, T, S)."""
     return jnp.moveaxis(table[row], -1, -3)

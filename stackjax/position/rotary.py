@@ -6,6 +6,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from stackjax.check import positive
 from stackjax.position.base import Position
@@ -13,7 +14,13 @@ from stackjax.position.rotary_scaling import Scaling
 from stackjax.sublayer import Params, Positions
 
 
-def turn(x: jax.Array, cosine: jax.Array, sine: jax.Array, *, interleaved: bool = False) -> jax.Array:
+def turn(
+    x: Float[Array, "*B T H K"],
+    cosine: Float[Array, "*#B T half"],
+    sine: Float[Array, "*#B T half"],
+    *,
+    interleaved: bool = False,
+) -> Float[Array, "*B T H K"]:
     """Rotate pairs of features: (a, b) to (a cos - b sin, a sin + b cos).
 
     Args:
@@ -40,7 +47,9 @@ def turn(x: jax.Array, cosine: jax.Array, sine: jax.Array, *, interleaved: bool 
     return jnp.concatenate((turned.astype(x.dtype), rest), -1) if rest.shape[-1] else turned.astype(x.dtype)
 
 
-def to_halves(weight: jax.Array, *, d_head: int, d_rotary: int | None = None) -> jax.Array:
+def to_halves(
+    weight: Float[Array, "*lead HK"], *, d_head: int, d_rotary: int | None = None
+) -> Float[Array, "*lead HK"]:
     """Reorder a query or key projection trained with interleaved pairs, for use with pairs (k, k + R/2).
 
     Rotating the reordered features in halves equals rotating the original ones interleaved and reordering then; scores
@@ -58,7 +67,9 @@ def to_halves(weight: jax.Array, *, d_head: int, d_rotary: int | None = None) ->
     return _reorder(weight, d_head, [*range(0, width, 2), *range(1, width, 2), *range(width, d_head)])
 
 
-def to_interleaved(weight: jax.Array, *, d_head: int, d_rotary: int | None = None) -> jax.Array:
+def to_interleaved(
+    weight: Float[Array, "*lead HK"], *, d_head: int, d_rotary: int | None = None
+) -> Float[Array, "*lead HK"]:
     """The inverse of `to_halves`."""
     width = d_head if d_rotary is None else d_rotary
     pairs = [k + offset for k in range(width // 2) for offset in (0, width // 2)]

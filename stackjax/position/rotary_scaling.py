@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from stackjax.check import positive
 from stackjax.description import Description
 
 
-def exponents(width: int) -> jax.Array:
+def exponents(width: int) -> Float[Array, " {width}//2"]:
     """2k / R for k = 0 .. R/2 - 1."""
     return jnp.arange(0, width, 2, dtype=float) / width
 

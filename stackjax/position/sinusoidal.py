@@ -5,13 +5,16 @@ from dataclasses import dataclass
 import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Real
 
 from stackjax.check import positive
 from stackjax.position.base import Position
 from stackjax.sublayer import Params, Positions
 
 
-def sinusoid(index: jax.Array, d: int, *, base: float = 10_000.0, interleaved: bool = True) -> jax.Array:
+def sinusoid(
+    index: Real[Array, "*B T"], d: int, *, base: float = 10_000.0, interleaved: bool = True
+) -> Float[Array, "*B T {d}"]:
     """p[t, 2k] = sin(t base^(-2k/d)), p[t, 2k+1] = cos(t base^(-2k/d)).
 
     Args:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 from stackjax.parameter import Normal, Spec
 from stackjax.position.relation import LearnedBias, distance, look_up
@@ -29,7 +30,9 @@ def thresholds(n_buckets: int, max_distance: int) -> tuple[int, ...]:
     return tuple(range(1, exact + 1)) + tuple(far)
 
 
-def bucket(relative: jax.Array, *, n_buckets: int = 32, max_distance: int = 128, bidirectional: bool) -> jax.Array:
+def bucket(
+    relative: Int[Array, "*shape"], *, n_buckets: int = 32, max_distance: int = 128, bidirectional: bool
+) -> Int[Array, "*shape"]:
     """The bucket of each distance: exact when near, logarithmic when far, one for all from `max_distance` on.
 
     Args:

@@ -7,11 +7,12 @@ node (the bytes of a word) have the same path. A node deeper than P steps stands
 import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 from stackjax.sublayer import Positions
 
 
-def path_of(position: Positions, reader: str) -> jax.Array:
+def path_of(position: Positions, reader: str) -> Int[Array, "... T P"]:
     """The path (..., T, P) among the positions.
 
     Raises:
@@ -22,12 +23,14 @@ def path_of(position: Positions, reader: str) -> jax.Array:
     return position["path"]
 
 
-def depth_of(path: jax.Array) -> jax.Array:
+def depth_of(path: Int[Array, "*B P"]) -> Int[Array, "*B"]:
     """Steps from the root, (..., P) to (...)."""
     return jnp.sum(path >= 0, -1)
 
 
-def relate(query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def relate(
+    query: Int[Array, "*#B T P"], key: Int[Array, "*#B S P"]
+) -> tuple[Int[Array, "*B T S"], Int[Array, "*B T S"], Int[Array, "*B T S"]]:
     """The relation of each key's node to each query's, by way of their lowest common ancestor.
 
     Args:
@@ -55,7 +58,7 @@ def relate(query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.
     return depth_of(query)[..., :, None] - common, depth_of(key)[..., None, :] - common, apart
 
 
-def left_child_right_sibling(path: jax.Array, n_steps: int) -> jax.Array:
+def left_child_right_sibling(path: Int[Array, "*B P"], n_steps: int) -> Int[Array, "*B {n_steps}"]:
     """Rewrite a tree with two children a node: 0 goes to the first child, 1 to the next sibling.
 
     A step to child b becomes a 0 and b ones.

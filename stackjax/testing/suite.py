@@ -1,5 +1,7 @@
 """All checks that apply to a recipe, to a position encoding and to a sublayer."""
 
+from typing import Any
+
 from stackjax.attention import Attention
 from stackjax.embedding import Embedding
 from stackjax.feed_forward import FeedForward
@@ -22,6 +24,25 @@ from stackjax.testing.statistic import check_statistics, in_evaluation, with_bat
 VOCAB = 11
 
 
+def small_decoder(**options: Any) -> Model:
+    """A decoder in which recipes and positions are tried; options are those of `stackjax.decoder`."""
+    sizes = {"vocab": VOCAB, "d_model": 16, "depth": 2, "n_heads": 2, "feed_forward": FeedForward(d_hidden=24)}
+    return decoder(**{**sizes, **options})
+
+
+def model_around(sublayer: Sublayer, *, d_model: int = 16, recipe: Recipe = PreNorm()) -> Model:
+    """A model in which a sublayer is tried, beside attention or, if it attends itself, a feed-forward network.
+
+    Args:
+        sublayer: what is tried.
+        d_model: D.
+        recipe: the depth treatment.
+    """
+    beside = FeedForward(name="beside", d_hidden=24) if sublayer.attends else Attention(name="beside", n_heads=2)
+    stack = Stack.of(Layer(sublayers=(beside, sublayer)), depth=2, d_model=d_model, recipe=recipe)
+    return Model(embedding=Embedding(vocab=VOCAB), stack=stack)
+
+
 def check_recipe(recipe: Recipe, *, depth: int = 6) -> None:
     """Check a recipe in a small decoder with rotary positions.
 
@@ -34,8 +55,7 @@ def check_recipe(recipe: Recipe, *, depth: int = 6) -> None:
         AssertionError: what does not hold, for what, by how much; see `stackjax.testing`.
         ValueError: what the library refuses.
     """
-    sizes = {"vocab": VOCAB, "d_model": 16, "n_heads": 2, "feed_forward": FeedForward(d_hidden=24)}
-    model = decoder(depth=depth, recipe=recipe, **sizes)
+    model = small_decoder(recipe=recipe, depth=depth)
     evaluated = in_evaluation(model)
     check_scan(evaluated)
     check_dtype(evaluated)
@@ -58,8 +78,7 @@ def check_position(position: Position) -> None:
         ValueError: what the library refuses.
     """
     subject = repr(position)
-    sizes = {"vocab": VOCAB, "d_model": 16, "n_heads": 2, "feed_forward": FeedForward(d_hidden=24)}
-    model = decoder(depth=2, position=position, **sizes)
+    model = small_decoder(position=position)
     check_scan(model, in_order(), subject=subject)
     check_dtype(model, subject=subject)
     check_causality(model, subject=subject)
@@ -82,14 +101,8 @@ def check_sublayer(sublayer: Sublayer, *, causal: bool = True, d_model: int = 16
         AssertionError: what does not hold, for what, by how much; see `stackjax.testing`.
         ValueError: what the library refuses.
     """
-    beside = FeedForward(name="beside", d_hidden=24) if sublayer.attends else Attention(name="beside", n_heads=2)
-    layer = Layer(sublayers=(beside, sublayer))
-    stack = Stack.of(layer, depth=2, d_model=d_model, recipe=recipe)
-    model = Model(embedding=Embedding(vocab=VOCAB), stack=stack)
-    side_inputs = SideInputs()
-    if sublayer.reads_memory:
-        side_inputs = SideInputs(memory=normal(N_BATCH, 4, d_model, key=5))
-    subject = repr(sublayer)
+    model, subject = model_around(sublayer, d_model=d_model, recipe=recipe), repr(sublayer)
+    side_inputs = SideInputs(memory=normal(N_BATCH, 4, d_model, key=5) if sublayer.reads_memory else None)
     check_scan(model, side_inputs, subject=subject)
     check_dtype(model, side_inputs, subject=subject)
     check_statistics(model, side_inputs, subject=subject)
