@@ -143,6 +143,17 @@ def test_bias_balances_without_a_loss():
     np.testing.assert_allclose(load[-50:].mean(0), 1 / E, atol=0.02)
 
 
+def test_an_expert_with_its_exact_share_stays_where_it_is():
+    """5 of 20 choices each; compiled, 5 / 20 need not be 1 / 4."""
+    sublayer = replace(SUB, n_experts=4, bias_rate=0.1)
+    params = {**parameters(sublayer, jnp.float32), "router": jnp.eye(D, 4), "bias": jnp.zeros(4)}
+    pairs = np.array([(0, 1), (1, 2), (2, 3), (3, 0)] * 2 + [(0, 1), (2, 3)])
+    x = 3 * jax.nn.one_hot(pairs[:, 0], D) + 2 * jax.nn.one_hot(pairs[:, 1], D)
+    aux = jax.jit(lambda x: sublayer.apply(params, x, sj.SideInputs())[1])(x)
+    np.testing.assert_array_equal(aux.intermediates["load"], 1 / 4)
+    np.testing.assert_array_equal(aux.state["statistic"]["bias"], 0)
+
+
 def test_dense_layers_first_and_the_probes():
     attention = sj.Attention(n_heads=2)
     dense = sj.Layer(sublayers=(attention, sj.FeedForward(d_hidden=12)))

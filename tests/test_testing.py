@@ -167,8 +167,6 @@ def test_a_broken_recipe_is_named():
         AssertionError, match=r"Levelling.*: the first 1 of 2 layers begin as a stack of 1 does: .* differs"
     ):
         testing.check_prefix(Levelling(), depth=1)
-    with pytest.raises(AssertionError, match=r"Promoting.*: output dtype = input dtype"):
-        testing.check_recipe(Recipe(residual=Promoting()), depth=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,8 +278,11 @@ def test_a_strangers_sublayer_passes():
 
 @pytest.mark.parametrize(
     "sublayer",
-    [sj.Attention(n_heads=2, cross=True), sj.MixtureOfExperts(n_experts=3, d_hidden=8, bias_rate=0.1)],
-    ids=lambda sublayer: sublayer.name,
+    [
+        sj.Attention(n_heads=2, cross=True),
+        pytest.param(sj.MixtureOfExperts(n_experts=4, d_hidden=8, bias_rate=0.1), marks=pytest.mark.slow),
+    ],
+    ids=["cross-attention", "experts"],
 )
 def test_sublayers_of_the_library_pass(sublayer):
     testing.check_sublayer(sublayer)
@@ -299,11 +300,6 @@ def test_sublayers_of_the_library_pass(sublayer):
 def test_a_broken_sublayer_is_named(check, sublayer, message):
     with pytest.raises(AssertionError, match=message):
         check(suite.model_around(sublayer))
-
-
-def test_messages_name_the_sublayer():
-    with pytest.raises(AssertionError, match=r"Rising\(\): output dtype = input dtype"):
-        testing.check_sublayer(Rising())
 
 
 def test_differences_have_names():
@@ -339,10 +335,13 @@ INSIDE = {"check_cached_attention", "check_packing"}
     ],
     ids=["recipe", "position", "position on the stream", "sublayer", "sublayer of an encoder"],
 )
-def test_what_each_suite_runs(run, expected, monkeypatch):
-    ran = set()
+def test_what_each_suite_runs_and_calls_it(run, expected, monkeypatch):
+    ran = {}
     for name in testing.__all__:
         if name.startswith("check_") and hasattr(suite, name):
-            monkeypatch.setattr(suite, name, lambda *_, name=name, **options: ran.add(name))
+            monkeypatch.setattr(suite, name, lambda *_, name=name, **options: ran.update({name: options}))
     run()
-    assert ran == expected
+    assert set(ran) == expected
+    subjects = {options["subject"] for options in ran.values() if "subject" in options}
+    assert subjects <= {repr(Slope()), repr(sj.position.Learned()), repr(Squared())}
+    assert len(subjects) == ("check_prefix" not in ran)
