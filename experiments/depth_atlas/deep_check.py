@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.lab import compile_cache
 from experiments.lab.corpus import Corpus
-from experiments.lab.grid import Cell, Setting
+from experiments.lab.grid import Setting
 from experiments.lab.lanes import RUNS_ONCE, number, stack_hyper
 from experiments.lab.made import Made
 from experiments.lab.outcome import failure
@@ -86,8 +86,7 @@ def check(
 def _check(
     setting: Setting, name: str, recipe: Recipe, depth: int, corpus: Corpus | Made, learning_rate: float, shallow: int
 ) -> Check:
-    cell = Cell(recipe=name, depth=depth, learning_rate=learning_rate, seed=0)
-    hyper = jax.tree.map(lambda x: x[0], stack_hyper([setting.hyper(cell)]))
+    hyper = jax.tree.map(lambda x: x[0], stack_hyper([setting.hyper(learning_rate=learning_rate, seed=0)]))
     size = {"batch": setting.batch, "context": setting.context}
     read = [corpus.batch(seed=0, step=step, **size) for step in range(setting.steps)]
     batches = jax.tree.map(lambda *xs: jnp.stack([jnp.asarray(x) for x in xs]), *read)

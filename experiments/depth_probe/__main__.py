@@ -24,7 +24,7 @@ from experiments.depth_probe import claims
 from experiments.depth_probe.claims import Arrays, Looked
 from experiments.lab import command_line, data, environment, finding, names, page, profile_chart
 from experiments.lab.corpus import Corpus
-from experiments.lab.grid import Cell, Setting
+from experiments.lab.grid import Setting
 from experiments.lab.options import Recipes, Training, one_or_more, plain, some
 from experiments.lab.store import Json
 from stackjax import probe
@@ -131,7 +131,7 @@ def _stacked(each: Sequence[dict[str, Any]]) -> Arrays:
 def _trained(setting: Setting, recipe: Recipe, depth: int, corpus: Corpus, options: Options) -> Any:
     """Parameters of the first seed after the steps."""
     trainer = setting.trainer(recipe, depth, corpus.vocab)
-    hyper = setting.hyper(Cell(recipe="", depth=depth, learning_rate=options.learning_rate, seed=0))
+    hyper = setting.hyper(learning_rate=options.learning_rate, seed=0)
     size = {"batch": options.batch, "context": options.context}
     batches = jnp.stack([jnp.asarray(corpus.batch(seed=0, step=step, **size)) for step in range(options.steps)])
     state = jax.jit(trainer.start)(hyper, batches[0])

@@ -1,11 +1,12 @@
 """The laboratory: modules that two or more experiments import.
 
-Reading order: `names` (words on the command line to objects), `corpus` and `data` (files to batches), `train` (one run
-as pure functions), `lanes` (several runs side by side in one program), `cost` (FLOPs and memory, counted); then `grid`
-(cells, groups and their names), `store` (a run's folder), `claim` (workers that share it), `outcome` (how a cell
-ended), `sweep` (the loop over groups), `progress`; then `results` (the folder read back as tables), `headline`,
-`chart`, `profile_chart` and `page`. Beside them, `command_line` and `finding` are the beginning and the end of an
-experiment with predictions, and `trees` holds documents with their trees.
+Reading order: `names` (words on the command line to objects), `options` (those that experiments share), `corpus` and
+`data` (files to batches), `task` and those beside it (what is learned), `train` (one run as pure functions), `lanes`
+(several runs side by side in one program), `cost` (FLOPs and memory, counted); then `grid` (cells, groups and jobs, and
+their names), `store` (a run's folder), `claim` (workers that share it), `outcome` (how a cell ended), `sweep` (the loop
+over jobs), `progress`; then `results` (the folder read back as tables), `headline`, `chart`, `profile_chart` and
+`page`. Beside them, `command_line` and `finding` are the beginning and the end of every experiment, and `trees` holds
+documents with their trees.
 
 In a notebook:
 
@@ -14,4 +15,16 @@ In a notebook:
     corpus = data.standard_library()
     trainer = train.Trainer(task=train.NextToken(model=model))
     history = lanes.fit(trainer, corpus, learning_rates=(1e-3, 3e-3), steps=200)
+
+or a sweep, resumable as at the command line, of recipes that no table knows:
+
+    from experiments.lab import progress, sweep
+    from experiments.lab.grid import Grid, Setting
+    from experiments.lab.results import Results
+    from experiments.lab.store import Folder
+
+    grid = Grid(depths=(2, 8), recipes={"pre-norm": PreNorm(), "another": Another()})
+    mine = sweep.Sweep(folder=Folder("runs/mine"), grid=grid, setting=Setting(), corpus=corpus)
+    left_to_others = sweep.run(mine, progress.Plain())
+    best = Results.of("runs/mine").best()
 """

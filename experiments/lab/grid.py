@@ -160,11 +160,11 @@ class Setting(Sizes):
         task = self.learned(recipe, depth, vocab)
         return Trainer(task=task, optimizer=self.optimizer, schedule=self.schedule, remat=self.remat)
 
-    def hyper(self, cell: "Cell") -> Hyper:
-        """A cell's numbers."""
+    def hyper(self, *, learning_rate: float, seed: int) -> Hyper:
+        """The numbers of one run."""
         return Hyper(
-            learning_rate=cell.learning_rate,
-            seed=cell.seed,
+            learning_rate=learning_rate,
+            seed=seed,
             steps=self.steps,
             warmup=self.warmup_steps,
             weight_decay=self.weight_decay,

@@ -283,7 +283,7 @@ def _trained(sweep: Sweep, job: Job, claim: Claim, show: Show) -> Run:
     size = {"batch": setting.batch, "context": setting.context}
     run = Run(
         setting.trainer(job.recipe, job.group.depth, corpus.vocab),
-        [setting.hyper(cell) for cell in job.group.cells],
+        [setting.hyper(learning_rate=cell.learning_rate, seed=cell.seed) for cell in job.group.cells],
         lambda seed, step: corpus.batch(seed=seed, step=step, **size),
         corpus.valid_batches(setting.eval_batches, **size),
         eval_every=min(setting.eval_every, setting.steps),

@@ -1,6 +1,7 @@
 """Sweeps of tiny models: what they write, and that nothing stops them for good."""
 
 import csv
+import dataclasses
 import json
 import os
 import random
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 
 from experiments.depth_sweep import __main__ as depth_sweep
-from experiments.lab import names, outcome, results, store, sweep
+from experiments.lab import names, outcome, progress, results, store, sweep
 from experiments.lab.grid import Setting
+from stackjax import residual
+from stackjax.recipe import PreNorm
 from tests.experiments.conftest import GRID, LANES, PART, arguments, prepared
 
 TIMES = {"compile_seconds", "step_seconds", "sha256"}
@@ -225,6 +228,23 @@ def test_a_torn_checkpoint_is_begun_again(tmp_path, corpus, finished, monkeypatc
     torn.write_bytes(torn.read_bytes()[:100])
     assert depth_sweep.main(arguments(out, corpus, *PART)) == 0
     assert numbers(out) == part_of(finished)
+
+
+def test_a_notebook_sweeps_recipes_that_no_table_knows(finished, tmp_path, corpus):
+    """Objects by names of one's own: the same numbers as by their names in the table, in cells with names of theirs."""
+    sweeping = prepared(arguments(tmp_path / "out", corpus, "--depths", 2, "--recipes", "pre_norm", *LANES))
+    mine = {"mine / usual": PreNorm(), "mine: no final norm": PreNorm(residual=residual.Pre(final=False))}
+    sweeping = dataclasses.replace(sweeping, grid=dataclasses.replace(sweeping.grid, recipes=mine))
+    assert sweep.run(sweeping, progress.Plain()) == []
+    cells = results.Results.of(tmp_path / "out").cells
+    assert {cell["recipe"] for cell in cells} == set(mine)
+    assert {cell["cell"].partition("-L2")[0] for cell in cells} == {"mine---usual", "mine--no-final-norm"}
+    found = {(cell["recipe"], cell["learning_rate"], cell["seed"]): cell["valid_loss"] for cell in cells}
+    usual = [cell for cell in results.Results.of(finished).cells if (cell["recipe"], cell["depth"]) == ("pre_norm", 2)]
+    assert len(usual) == 4
+    for cell in usual:
+        numbers = [found[name, cell["learning_rate"], cell["seed"]] for name in mine]
+        assert numbers[0] == cell["valid_loss"] and (numbers[1] != numbers[0] or cell["status"] == "diverged")
 
 
 def test_results_can_be_read_back(finished):
