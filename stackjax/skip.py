@@ -53,7 +53,7 @@ class Skippable(AroundForm):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Skipping(Around):
+class _Skipping(Around):
     """Any recipe, with layers that can be left out: `keep` among the coefficients of each, 1 at first."""
 
     def outer(self, layer: int, geometry: Geometry) -> Form:
@@ -70,7 +70,7 @@ def skippable(stack: Stack) -> Stack:
         return replace(layer, outer=Skippable(inner=layer.outer or AsItIs()))
 
     segments = tuple(replace(segment, layers=tuple(map(change, segment.layers))) for segment in stack.segments)
-    return replace(stack, segments=segments, recipe=Skipping(base=stack.recipe))
+    return replace(stack, segments=segments, recipe=_Skipping(base=stack.recipe))
 
 
 def keep(coefficients: Coefficients, numbers: jax.Array) -> Coefficients:
