@@ -79,16 +79,24 @@ def test_every_parameter_is_drawn_by_a_stack_of_the_model(case):
 def test_look_is_each_of_its_parts(case):
     model, params, batch = case
     key = jax.random.key(2)
-    seen = jax.jit(lambda p: sj.probe.look(model, p, batch, loss, key))(params)
-    gain = sj.probe.jacobian_gain(model, params, batch, key)
-    gradient = jax.grad(lambda p: loss(model.apply(p, *inputs_of(batch))[0]))(params)
-    result = model.apply(params, *inputs_of(batch), measure=sj.probe.everything)[1]
+
+    @jax.jit
+    def run(params):
+        def objective(params):
+            y, result = model.apply(params, *inputs_of(batch), measure=sj.probe.everything)
+            return loss(y), result.measure
+
+        gradient, measured = jax.grad(objective, has_aux=True)(params)
+        seen = sj.probe.look(model, params, batch, loss, key)
+        return seen, gradient, measured, sj.probe.jacobian_gain(model, params, batch, key)
+
+    seen, gradient, measured, gain = run(params)
     for path, stack in model.stacks().items():
         one = model.of_stack(seen, path)
         assert one["stream_gradient"].shape == (stack.depth + 1,) and one["grad_norm"].shape == (stack.depth,)
         assert largest_difference(one["jacobian_gain"], model.of_stack(gain, path)) < 1e-4
-        measured = model.of_stack(result.measure, path)
-        assert largest_difference({name: one[name] for name in measured}, measured) < 1e-4
+        expected = model.of_stack(measured, path)
+        assert largest_difference({name: one[name] for name in expected}, expected) < 1e-4
         for l in range(stack.depth):
             squares = [jnp.sum(g**2) for g in jax.tree.leaves(model.layer_params(gradient, l, path))]
             np.testing.assert_allclose(one["grad_norm"][l], jnp.sqrt(sum(squares)), rtol=1e-4)
@@ -96,26 +104,32 @@ def test_look_is_each_of_its_parts(case):
 
 def test_a_layer_left_out_counts_in_its_own_place(case):
     model, params, batch = case
-    whole, left_out = jax.jit(lambda p: sj.skip.losses(model, p, batch, loss))(params)
-    np.testing.assert_allclose(whole, loss(model.apply(params, *inputs_of(batch))[0]), rtol=1e-5)
     skipping = model.with_stacks({path: sj.skip.skippable(stack) for path, stack in model.stacks().items()})
-    y = skipping.apply(params, *inputs_of(batch))[0]
-    np.testing.assert_allclose(loss(y), whole, rtol=1e-5)
+
+    @jax.jit
+    def run(params, coefficients):
+        return loss(skipping.apply(params, *inputs_of(batch), coefficients=coefficients)[0])
+
+    def without(path, layer):
+        return skipping.per_stack(
+            lambda other, stack: sj.skip.keep(
+                stack.coefficients(), jnp.ones(stack.depth).at[layer].set(1.0 if other != path else 0.0)
+            )
+        )
+
+    whole, left_out = jax.jit(lambda p: sj.skip.losses(model, p, batch, loss))(params)
+    np.testing.assert_allclose(whole, loss(jax.jit(model.apply)(params, *inputs_of(batch))[0]), rtol=1e-5)
+    np.testing.assert_allclose(run(params, skipping.per_stack(lambda _, stack: stack.coefficients())), whole, rtol=1e-5)
     for path, stack in model.stacks().items():
         values = model.of_stack(left_out, path)
         assert values.shape == (stack.depth,)
-        keep = skipping.per_stack(
-            lambda other, one, path=path: sj.skip.keep(
-                one.coefficients(), jnp.ones(one.depth).at[1].set(1.0 if other != path else 0.0)
-            )
-        )
-        y = skipping.apply(params, *inputs_of(batch), coefficients=keep)[0]
-        np.testing.assert_allclose(values[1], loss(y), rtol=1e-5)
+        np.testing.assert_allclose(values[1], run(params, without(path, 1)), rtol=1e-5)
         assert abs(values[1] - whole) > 1e-6
 
 
 def test_layers_are_read_and_replaced(case):
     model, params, batch = case
+    run = jax.jit(lambda params: model.apply(params, *inputs_of(batch))[0])
     for path, stack in model.stacks().items():
         layers = [model.layer_params(params, l, path) for l in range(stack.depth)]
         for l, layer in enumerate(sj.convert.unstack(stack, sj.abstract_model.at(params, path))):
@@ -126,8 +140,7 @@ def test_layers_are_read_and_replaced(case):
         assert largest_difference(model.layer_params(swapped, 0, path), layers[1]) == 0
         twice = model.with_layer_params(model.with_layer_params(swapped, 0, layers[0], path), 1, layers[1], path)
         assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), twice, params))
-        y, other = (model.apply(p, *inputs_of(batch))[0] for p in (params, swapped))
-        assert not np.allclose(y, other, atol=1e-4)
+        assert not np.allclose(run(params), run(swapped), atol=1e-4)
 
 
 def test_the_stack_must_be_named_where_there_are_several():

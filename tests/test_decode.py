@@ -296,31 +296,33 @@ def test_an_empty_prompt_that_is_traced():
     assert np.isnan(run(sj.SideInputs(position=position))).all(-1).tolist() == [False, True]
 
 
-def fed(model, params, tokens, capacity, run):
-    """Tokens one by one into a cache: the logits of each."""
+def fed(model, params, tokens, capacity):
+    """Tokens one by one into a cache: the logits of each, and the cache before the last of them."""
+    extend = jax.jit(partial(sj.decode.extend, model))
     index = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     cache = sj.cache.empty(model.stack, params["stack"], sj.SideInputs(position={"index": index}), capacity)
     rows = []
     for t in range(tokens.shape[1]):
-        x, cache = run(tokens[:, t : t + 1], sj.SideInputs(position={"index": index[:, t : t + 1]}), cache)
+        before = cache
+        where = sj.SideInputs(position={"index": index[:, t : t + 1]})
+        x, cache = extend(params, tokens[:, t : t + 1], where, cache)
         rows.append(model.logits(params, x))
-    return jnp.concatenate(rows, 1)
+    return jnp.concatenate(rows, 1), before
 
 
 def test_a_cache_that_is_overrun():
     """Without a window the oldest token would be lost: refused where it is seen, NaN where it is traced."""
-    tokens = jax.random.randint(jax.random.key(2), (2, 9), 0, V)
-    whole = MODEL.apply(PARAMS, tokens)[0]
-    extend = partial(sj.decode.extend, MODEL, PARAMS)
-    np.testing.assert_allclose(fed(MODEL, PARAMS, tokens[:, :6], 6, extend), whole[:, :6], atol=1e-4)
-    with pytest.raises(ValueError, match=r"room for 6 tokens, .* row 0 would have the indices \[6\]"):
-        fed(MODEL, PARAMS, tokens, 6, extend)
-    traced = fed(MODEL, PARAMS, tokens, 6, jax.jit(extend))
+    tokens = jax.random.randint(jax.random.key(2), (2, 7), 0, V)
+    whole = jax.jit(MODEL.apply)(PARAMS, tokens)[0]
+    traced, cache = fed(MODEL, PARAMS, tokens, 6)
     np.testing.assert_allclose(traced[:, :6], whole[:, :6], atol=1e-4)
     assert np.isnan(traced[:, 6:]).all()
-    late = {"index": jnp.arange(100, 106)[None]}
-    cache = sj.cache.empty(MODEL.stack, PARAMS["stack"], sj.SideInputs(position=late), 6)
-    assert np.isfinite(sj.decode.extend(MODEL, PARAMS, tokens[:1, :6], sj.SideInputs(position=late), cache)[0]).all()
+    seventh = sj.SideInputs(position={"index": jnp.full((2, 1), 6)})
+    with pytest.raises(ValueError, match=r"room for 6 tokens, .* row 0 would have the indices \[6\]"):
+        sj.decode.extend(MODEL, PARAMS, tokens[:, 6:], seventh, cache)
+    late = sj.SideInputs(position={"index": jnp.arange(100, 106)[None]})
+    cache = sj.cache.empty(MODEL.stack, PARAMS["stack"], late, 6)
+    assert np.isfinite(sj.decode.extend(MODEL, PARAMS, tokens[:1, :6], late, cache)[0]).all()
 
 
 def test_a_window_overruns_nothing():
@@ -329,11 +331,9 @@ def test_a_window_overruns_nothing():
     model = dataclasses.replace(MODEL, stack=stack)
     params = perturbed(model.init(jax.random.key(0)), size=0.3)
     tokens = jax.random.randint(jax.random.key(2), (2, 9), 0, V)
-    whole = model.apply(params, tokens)[0]
-    seen = fed(model, params, tokens, 4, partial(sj.decode.extend, model, params))
-    np.testing.assert_allclose(seen, whole, atol=1e-4)
-    with pytest.raises(ValueError, match="room for 2 tokens"):
-        fed(model, params, tokens, 2, partial(sj.decode.extend, model, params))
+    np.testing.assert_allclose(fed(model, params, tokens, 4)[0], jax.jit(model.apply)(params, tokens)[0], atol=1e-4)
+    short = fed(model, params, tokens[:, :3], 2)[0]
+    assert np.isfinite(short[:, :2]).all() and np.isnan(short[:, 2]).all()
 
 
 def test_packed_prompts_do_not_share_entries():
