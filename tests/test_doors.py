@@ -296,6 +296,12 @@ def test_positions_beyond_a_table(where):
     assert np.isfinite(apply(model, params, side_inputs=at(index=[-1, 0, 1, 2, 5]))).all()
 
 
+@pytest.mark.parametrize("first", [-1, 6])
+def test_a_table_begins_at_one_of_its_rows(first):
+    with pytest.raises(ValueError, match=rf"first must be a row of the table, 0 .. 5; got {first}"):
+        sj.position.Learned(n_positions=6, first=first)
+
+
 def test_tokens_that_are_no_integers():
     for tokens in (jnp.zeros((2, T)), [[1, 2]], jnp.int32(3)):
         with pytest.raises(ValueError, match=r"tokens must be an array .* of integers; got"):

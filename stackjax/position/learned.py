@@ -33,6 +33,8 @@ class Learned(Position):
 
     def __post_init__(self):
         positive(self, "n_positions")
+        if not 0 <= self.first < self.n_positions:
+            raise ValueError(f"first must be a row of the table, 0 .. {self.n_positions - 1}; got {self.first}")
 
     @property
     def limit(self) -> int | None:
