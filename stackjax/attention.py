@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
 
 from stackjax import blockwise, dot_product
-from stackjax.check import positive, rate
+from stackjax.check import nearest_divisors, positive, rate
 from stackjax.dot_product import flat_positions, visible, with_cached
 from stackjax.norm import NoNorm, Norm, upcast, without_statistics
 from stackjax.parameter import Spec, linear, matrix, zeros
@@ -134,14 +134,9 @@ class Attention(Sublayer):
         if self.d_head is not None:
             return self.d_head
         if d_model % self.n_heads:
-            small = [n for n in range(1, math.isqrt(d_model) + 1) if d_model % n == 0]
-            divisors = sorted({*small, *(d_model // n for n in small)})
-            below = max(n for n in divisors if n <= self.n_heads)
-            above = min((n for n in divisors if n > self.n_heads), default=below)
-            nearest = " or ".join(map(str, dict.fromkeys((below, above))))
             raise ValueError(
                 f"n_heads must divide d_model; got d_model={d_model}, n_heads={self.n_heads}; "
-                f"try n_heads={nearest}, or give d_head"
+                f"try n_heads={nearest_divisors(d_model, self.n_heads)}, or give d_head"
             )
         return d_model // self.n_heads
 

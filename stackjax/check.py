@@ -1,5 +1,6 @@
 """Checks at the library's doors: a mistake is a `ValueError` where it can be seen, and NaN where it is traced."""
 
+import math
 import re
 from typing import Any
 
@@ -73,6 +74,15 @@ def positive(described: Any, *names: str) -> None:
         number = getattr(described, name)
         if number is not None and not number > 0:
             raise ValueError(f"{type(described).__name__}: {name} must be positive; got {number}")
+
+
+def nearest_divisors(size: int, wanted: int) -> str:
+    """The divisors of a size next below and above what was wanted, as an error advises them."""
+    small = [n for n in range(1, math.isqrt(size) + 1) if size % n == 0]
+    divisors = sorted({*small, *(size // n for n in small)})
+    below = max(n for n in divisors if n <= wanted)
+    above = min((n for n in divisors if n > wanted), default=below)
+    return " or ".join(map(str, dict.fromkeys((below, above))))
 
 
 def rate(described: Any, *names: str) -> None:
