@@ -258,7 +258,7 @@ class MixtureOfExperts(Sublayer):
 
     @property
     def mixes_tokens(self) -> bool:
-        return False
+        return self.shared_expert is not None and self.shared_expert.mixes_tokens
 
     @property
     def group_size(self) -> int:
