@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -47,7 +47,7 @@ class Structure:
             )
         leaves, tree = jax.tree.flatten(params)
         if (tree, list(map(_shape, leaves))) == self._expected:
-            return dict(params)
+            return cast(Params, params)
         given, declared = _by_path(params), _by_path(self.declaration)
         if given != declared:
             raise ValueError(
