@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from stackjax.attention import Attention
 from stackjax.convert import unstack
@@ -32,13 +31,15 @@ def check_prefix(recipe: Recipe, *, depth: int = 3) -> None:
         stack = Stack.of(layer, depth=depth, d_model=16, recipe=recipe)
 
         def plain(declared: Any, value: jax.Array) -> jax.Array:
-            if not declared.spec.is_matrix:
-                return jnp.full_like(value, jnp.nan)
-            return value / declared.spread(stack.gain(declared.spec.role))
+            return value / declared.spread(stack.gain(declared.spec.role)) if declared.spec.is_matrix else value
 
-        params = stack.init(jax.random.key(0))
-        layers = unstack(stack, jax.tree.map(plain, stack.declaration(), params, is_leaf=is_spec))
-        return [[leaf for leaf in jax.tree.leaves(layer) if not jnp.isnan(leaf).any()] for layer in layers]
+        params = jax.tree.map(plain, stack.declaration(), stack.init(jax.random.key(0)), is_leaf=is_spec)
+        layers = [one for segment in stack.segments for _ in range(segment.n) for one in segment.layers]
+        specs = [jax.tree.leaves(one.spec(stack.d_model, depth), is_leaf=is_spec) for one in layers]
+        return [
+            [leaf for leaf, spec in zip(jax.tree.leaves(tree), of_layer, strict=True) if spec.is_matrix]
+            for tree, of_layer in zip(unstack(stack, params), specs, strict=True)
+        ]
 
     with promise(f"{recipe!r}", f"the first {depth} of {2 * depth} layers begin as a stack of {depth} does"):
         check_equal(matrices(2 * depth)[:depth], matrices(depth), 1e-6)
