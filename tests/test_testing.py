@@ -166,7 +166,7 @@ def test_a_broken_recipe_is_named():
     with pytest.raises(
         AssertionError, match=r"Levelling.*: the first 1 of 2 layers begin as a stack of 1 does: .* differs"
     ):
-        testing.check_prefix(Levelling(), depth=1)
+        testing.check_prefix(Levelling(), depth=2)
 
 
 @dataclass(frozen=True, kw_only=True)

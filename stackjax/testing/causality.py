@@ -6,8 +6,8 @@ import numpy as np
 
 from stackjax.model import Model
 from stackjax.sublayer import SideInputs
-from stackjax.testing.compare import perturbed, promise
-from stackjax.testing.inputs import N_BATCH, N_TOKENS, in_order, named, normal
+from stackjax.testing.compare import promise
+from stackjax.testing.inputs import N_BATCH, N_TOKENS, drawn, in_dtype, in_order, named, normal
 
 
 def influence(model: Model, side_inputs: SideInputs | None = None) -> np.ndarray:
@@ -17,9 +17,8 @@ def influence(model: Model, side_inputs: SideInputs | None = None) -> np.ndarray
         model: any.
         side_inputs: positions of `N_TOKENS` tokens and the like; None for 0, 1, ...
     """
-    side_inputs = in_order() if side_inputs is None else side_inputs
-    params = perturbed(model.init(jax.random.key(0)))
-    x = normal(N_BATCH, N_TOKENS, model.stack.d_model)
+    side_inputs = in_dtype(side_inputs or in_order(), jnp.float64)
+    params, x = drawn(model), normal(N_BATCH, N_TOKENS, model.stack.d_model)
 
     def run(x: jax.Array) -> jax.Array:
         # Positions on the stream act on the tokens one by one, so the stream before them may be varied.
@@ -49,8 +48,8 @@ def check_causality(
     Raises:
         AssertionError: a token that depends on a later one or on another example, or not on an earlier one.
     """
-    by = influence(model, side_inputs)
-    with promise(subject or named(model), "causality"):
+    with jax.enable_x64(True), promise(subject or named(model), "causality"):
+        by = influence(model, side_inputs)
         for t, b, s in np.argwhere(by > 0):
             if b:
                 raise AssertionError(f"token {t} depends on another example, by {by[t, b, s]:.1e}")

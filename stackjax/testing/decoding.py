@@ -12,8 +12,8 @@ from stackjax import cache, decode
 from stackjax.model import Model
 from stackjax.seq2seq import EncoderDecoder
 from stackjax.sublayer import SideInputs
-from stackjax.testing.compare import perturbed, promise
-from stackjax.testing.inputs import PATHS, arguments, located, named
+from stackjax.testing.compare import promise
+from stackjax.testing.inputs import PATHS, arguments, drawn, located, named
 
 LENGTHS = (4, 2)
 """Lengths of the two prompts."""
@@ -55,7 +55,7 @@ def check_decoding(
         return where if paths else {"index": where["index"]}
 
     with jax.enable_x64(dtype == jnp.float64), promise(subject or named(model), "decoding equals the full forward"):
-        params = perturbed(model.init(jax.random.key(0), dtype))
+        params = drawn(model, dtype)
         prompt = at(np.where((columns >= 0) & (columns < lengths), columns, -1))
         steps = at((np.array(LENGTHS) + np.arange(n_tokens - n_read)[:, None])[..., None])
         *inputs, read = arguments(model, side_inputs, dtype, n_tokens)

@@ -10,7 +10,7 @@ from stackjax.layer import Trace
 from stackjax.model import Model
 from stackjax.sublayer import SideInputs
 from stackjax.testing.compare import promise
-from stackjax.testing.inputs import N_BATCH, N_TOKENS, in_dtype, in_order, named, normal
+from stackjax.testing.inputs import N_BATCH, N_TOKENS, drawn, in_dtype, in_order, named, normal
 
 
 def check_dtype(model: Model, side_inputs: SideInputs | None = None, *, subject: str | None = None) -> None:
@@ -27,7 +27,7 @@ def check_dtype(model: Model, side_inputs: SideInputs | None = None, *, subject:
         AssertionError: another dtype or shape, or a value that is not finite.
     """
     side_inputs = in_dtype(side_inputs or in_order(), jnp.bfloat16)
-    params = model.init(jax.random.key(0))
+    params = drawn(model, jnp.float32)
     x = normal(N_BATCH, N_TOKENS, model.stack.d_model, key=1, dtype=jnp.bfloat16)
     dtypes: dict[str, Any] = {}
 

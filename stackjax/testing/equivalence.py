@@ -10,8 +10,8 @@ from stackjax import probe
 from stackjax.abstract_model import AbstractModel
 from stackjax.parameter import is_spec, path_name
 from stackjax.sublayer import SideInputs
-from stackjax.testing.compare import check_equal, differences, perturbed, promise
-from stackjax.testing.inputs import arguments, named, normal
+from stackjax.testing.compare import check_equal, differences, promise
+from stackjax.testing.inputs import arguments, drawn, named, normal
 
 KEY = 3
 """Seed of dropout and stochastic depth, which must not depend on how a stack is run either."""
@@ -23,7 +23,7 @@ UNFELT = ("key_bias",)
 def check_scan(model: AbstractModel, side_inputs: SideInputs | None = None, *, subject: str | None = None) -> None:
     """A scan equals the plain loop over the layers, and so does every rematerialisation; every parameter matters.
 
-    Compared in float64 are logits, losses, measures, the gradient of every parameter and the taps of every layer.
+    Compared in float64 are logits, losses, measures, state, the gradient of each parameter and each layer's taps.
 
     Args:
         model: any model; its parameters are drawn and perturbed here.
@@ -35,15 +35,14 @@ def check_scan(model: AbstractModel, side_inputs: SideInputs | None = None, *, s
     """
     subject = subject or named(model)
     with jax.enable_x64(True):
-        params = perturbed(model.init(jax.random.key(0), jnp.float64))
-        inputs = arguments(model, side_inputs, jnp.float64)
+        params, inputs = drawn(model), arguments(model, side_inputs, jnp.float64)
         taps = model.per_stack(lambda path, stack: jnp.zeros(stack.depth + 1))
 
         def loss(params: Any, taps: Any, **options: Any) -> tuple[jax.Array, Any]:
             options = {**options, "dtype": jnp.float64, "key": jax.random.key(KEY), "measure": probe.standard}
             logits, result = model.apply(params, *inputs, taps=taps, **options)
             total = jnp.sum(logits * normal(*logits.shape, key=2)) + sum(result.loss.values())
-            return total, {"logits": logits, "measure": result.measure}
+            return total, {"logits": logits, "measure": result.measure, "state": result.state}
 
         def run(params: Any, **options: Any) -> dict[str, Any]:
             (value, seen), slopes = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, taps, **options)
@@ -89,8 +88,7 @@ def check_vmap(model: AbstractModel, side_inputs: SideInputs | None = None, *, s
     """
     subject = subject or named(model)
     with jax.enable_x64(True):
-        params = perturbed(model.init(jax.random.key(0), jnp.float64))
-        inputs = arguments(model, side_inputs, jnp.float64)
+        params, inputs = drawn(model), arguments(model, side_inputs, jnp.float64)
 
         def lanes(path: Any, stack: Any) -> Any:
             numbers = stack.coefficients()

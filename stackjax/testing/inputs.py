@@ -12,6 +12,7 @@ from stackjax.embedding import Embedding
 from stackjax.model import Model
 from stackjax.seq2seq import EncoderDecoder
 from stackjax.sublayer import Positions, SideInputs
+from stackjax.testing.compare import perturbed
 
 N_BATCH, N_TOKENS = 2, 5
 
@@ -35,6 +36,12 @@ def in_order() -> SideInputs:
 def normal(*shape: int, key: int = 0, dtype: Any = None) -> jax.Array:
     """Gaussian numbers, in the widest float dtype in use unless said."""
     return jax.random.normal(jax.random.key(key), shape, dtype or jnp.result_type(float))
+
+
+def drawn(model: AbstractModel, dtype: Any = jnp.float64) -> Any:
+    """Parameters of a model, perturbed; drawn in x64 mode everywhere, so that its programs are compiled once."""
+    with jax.enable_x64(True):
+        return perturbed(model.init(jax.random.key(0), dtype))
 
 
 def tokens(embedding: Embedding, n_tokens: int = N_TOKENS, *, key: int = 1) -> jax.Array:

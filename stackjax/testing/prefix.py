@@ -14,12 +14,12 @@ from stackjax.stack import Stack
 from stackjax.testing.compare import check_equal, promise
 
 
-def check_prefix(recipe: Recipe, *, depth: int = 3) -> None:
+def check_prefix(recipe: Recipe, *, depth: int = 6) -> None:
     """The matrices of a stack's layers are, up to the recipe's gains, those of the first layers of a deeper one.
 
     Args:
         recipe: any.
-        depth: L; the deeper stack has twice as many layers.
+        depth: of the deeper stack; the shallow one has half as many layers, rounded down.
 
     Raises:
         AssertionError: matrices that differ.
@@ -41,5 +41,9 @@ def check_prefix(recipe: Recipe, *, depth: int = 3) -> None:
             for tree, of_layer in zip(unstack(stack, params), specs, strict=True)
         ]
 
-    with promise(f"{recipe!r}", f"the first {depth} of {2 * depth} layers begin as a stack of {depth} does"):
-        check_equal(matrices(2 * depth)[:depth], matrices(depth), 1e-6)
+    half = depth // 2
+    with (
+        jax.enable_x64(True),
+        promise(f"{recipe!r}", f"the first {half} of {depth} layers begin as a stack of {half} does"),
+    ):
+        check_equal(matrices(depth)[:half], matrices(half), 1e-6)

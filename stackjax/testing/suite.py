@@ -60,7 +60,7 @@ def check_recipe(recipe: Recipe, *, depth: int = 6) -> None:
     check_scan(evaluated)
     check_dtype(evaluated)
     check_vmap(evaluated)
-    check_prefix(recipe, depth=depth // 2)
+    check_prefix(recipe, depth=depth)
     for normed in (model, with_batch_norm(model)):
         check_statistics(normed)
     check_causality(evaluated)
