@@ -20,11 +20,12 @@ import jax
 import jax.numpy as jnp
 
 import stackjax as sj
-from experiments.lab import command_line, environment, finding
-from experiments.lab.names import recipe_named
-from experiments.lab.options import Finding, Sizes, at_least, one_or_more, plain, some
 from stackjax.history import History
 from stackjax.recipe.around import Around, AroundForm
+
+from .lab import command_line, environment, finding
+from .lab.names import recipe_named
+from .lab.options import Finding, Sizes, at_least, one_or_more, plain, some
 
 Remat = Literal["none", "layer", "nested"]
 

@@ -20,12 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import stackjax as sj
-from experiments.lab import chart, command_line, data, environment, finding, lanes, names, profile_chart, store
-from experiments.lab.corpus import Corpus
-from experiments.lab.finding import Estimate, Prediction
-from experiments.lab.grid import Setting
-from experiments.lab.options import Recipes, Training, one_or_more, plain
 from stackjax.recipe import Recipe
+
+from .lab import chart, command_line, data, environment, finding, lanes, names, profile_chart, store
+from .lab.corpus import Corpus
+from .lab.finding import Estimate, Prediction
+from .lab.grid import Setting
+from .lab.options import Recipes, Training, one_or_more, plain
 
 USED = 0.01
 """Nats: a layer whose absence costs less is hardly used."""

@@ -28,13 +28,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import stackjax as sj
-from experiments.lab import command_line, data, environment, finding, lanes, train
-from experiments.lab.corpus import Corpus
-from experiments.lab.finding import Estimate, Prediction
-from experiments.lab.options import Training, one_or_more, plain
-from experiments.lab.table_recipe import TableRecipe
 from stackjax import position
 from stackjax.position import rotary_scaling
+
+from .lab import command_line, data, environment, finding, lanes, train
+from .lab.corpus import Corpus
+from .lab.finding import Estimate, Prediction
+from .lab.options import Training, one_or_more, plain
+from .lab.table_recipe import TableRecipe
 
 TIMES = (1, 2, 4, 8)
 READ = 32

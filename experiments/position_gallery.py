@@ -21,12 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import stackjax as sj
-from experiments.lab import command_line, environment, finding
-from experiments.lab.options import Finding, at_least, one_or_more, plain
-from experiments.lab.trees import grammar
 from stackjax import position
 from stackjax.parameter import Normal, Spec
 from stackjax.position import tree
+
+from .lab import command_line, environment, finding
+from .lab.options import Finding, at_least, one_or_more, plain
+from .lab.trees import grammar
 
 D_MODEL, N_HEADS = 64, 4
 TREES = (position.TreePath, position.TreeRotary, position.TreeBias)

@@ -19,12 +19,12 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 
-from experiments.bench import agree, alone, decoding, machine, page, peers, program, verdict, vmapped
-from experiments.bench.peers.base import Size
-from experiments.bench.program import Row
-from experiments.lab import command_line, environment
-from experiments.lab.command_line import OK
-from experiments.lab.options import one_or_more, some
+from ..lab import command_line, environment
+from ..lab.command_line import OK
+from ..lab.options import one_or_more, some
+from . import agree, alone, decoding, machine, page, peers, program, verdict, vmapped
+from .peers.base import Size
+from .program import Row
 
 Part = Literal["agree", "remat", "compile", "sweep", "decode", "train"]
 PARTS: tuple[Part, ...] = ("agree", "remat", "compile", "sweep", "decode", "train")

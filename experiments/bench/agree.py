@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.bench import peers
-from experiments.bench.peers.base import JaxPeer, Size, Weights
-from experiments.bench.program import Row, tokens_of
+from . import peers
+from .peers.base import JaxPeer, Size, Weights
+from .program import Row, tokens_of
 
 STEPS = 3
 

@@ -5,9 +5,9 @@ import subprocess
 import sys
 from dataclasses import asdict
 
-from experiments.bench import program
-from experiments.bench.peers.base import Size
-from experiments.bench.program import Row
+from . import program
+from .peers.base import Size
+from .program import Row
 
 
 def measure(name: str, size: Size, remat: str, rounds: int) -> Row:

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.bench.machine import clock
-from experiments.bench.program import Row
 from stackjax import decode
 from stackjax.interop import hf
+
+from .machine import clock
+from .program import Row
 
 NEEDED = ("torch", "transformers", "safetensors")
 

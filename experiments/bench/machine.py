@@ -6,7 +6,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from experiments.bench.peers.base import Size
+from .peers.base import Size
 
 PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
 """FLOP/s of dense products in 16 bits by part of a device's name, from the vendor's data sheets."""

@@ -6,11 +6,11 @@ from typing import Any
 
 import altair as alt
 
-from experiments.bench.peers import PEERS
-from experiments.bench.program import Row
-from experiments.bench.verdict import TORCH, best_peer, groups, judge
-from experiments.lab import chart, store
-from experiments.lab.finding import table
+from ..lab import chart, store
+from ..lab.finding import table
+from .peers import PEERS
+from .program import Row
+from .verdict import TORCH, best_peer, groups, judge
 
 WIDTH, HEIGHT = 240, 180
 

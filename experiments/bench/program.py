@@ -12,10 +12,10 @@ import jax
 import numpy as np
 from jax.extend.core import Jaxpr
 
-from experiments.bench import peers
-from experiments.bench.machine import clock
-from experiments.bench.peers.base import JaxPeer, Size
-from experiments.lab import cost
+from ..lab import cost
+from . import peers
+from .machine import clock
+from .peers.base import JaxPeer, Size
 
 Row = dict[str, Any]
 """One measurement, as plain JSON."""

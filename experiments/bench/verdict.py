@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.bench.program import Row
+from .program import Row
 
 OWN, TORCH = "stackjax", "torch"
 JAX_PEERS = ("linen", "nnx", "equinox", "haiku")

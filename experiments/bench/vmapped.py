@@ -7,9 +7,10 @@ import jax
 import numpy as np
 
 import stackjax as sj
-from experiments.bench.machine import clock
-from experiments.bench.program import Row
-from experiments.lab import lanes, train
+
+from ..lab import lanes, train
+from .machine import clock
+from .program import Row
 
 RATES, SEEDS = (3e-4, 1e-3, 3e-3, 1e-2), (0, 1)
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from experiments.claims import report, suite
-from experiments.claims.claim import Claim
-from experiments.lab import command_line
+from ..lab import command_line
+from . import report, suite
+from .claim import Claim
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import altair as alt
 import numpy as np
 
-from experiments.lab.finding import Estimate, Prediction
-from experiments.lab.store import Json
+from ..lab.finding import Estimate, Prediction
+from ..lab.store import Json
 
 Rows = Mapping[str, Json]
 """The numbers of each unit that has been run, by its name."""

@@ -6,11 +6,12 @@ import altair as alt
 import numpy as np
 
 import stackjax as sj
-from experiments.claims import drawing
-from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, seeds
-from experiments.claims.training import best, train_on_text
-from experiments.lab.store import Json
 from stackjax.recipe.base import Recipe
+
+from ..lab.store import Json
+from . import drawing
+from .claim import About, Check, Claim, Relation, Rows, Unit, seeds
+from .training import best, train_on_text
 
 RECIPES: dict[str, Recipe] = {
     "pre-norm": sj.recipe.PreNorm(),

@@ -6,10 +6,11 @@ import altair as alt
 import numpy as np
 
 import stackjax as sj
-from experiments.claims import drawing
-from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, seeds
-from experiments.claims.training import best, train_on_text
-from experiments.lab.store import Json
+
+from ..lab.store import Json
+from . import drawing
+from .claim import About, Check, Claim, Relation, Rows, Unit, seeds
+from .training import best, train_on_text
 
 DEPTHS = (0, 1, 2, 4, 8)
 WIDE = "1 wide layer"

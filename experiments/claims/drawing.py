@@ -5,8 +5,8 @@ from typing import Any
 
 import altair as alt
 
-from experiments.lab import chart
-from experiments.lab.finding import Estimate
+from ..lab import chart
+from ..lab.finding import Estimate
 
 POWERS = alt.Axis(format=".0e", tickCount=6)
 """Labels of a logarithmic axis over many decades."""

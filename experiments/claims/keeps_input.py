@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import stackjax as sj
-from experiments.claims import drawing
-from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, seeds
-from experiments.lab.store import Json
 from stackjax.recipe.base import Recipe
+
+from ..lab.store import Json
+from . import drawing
+from .claim import About, Check, Claim, Relation, Rows, Unit, seeds
 
 DEPTHS = (2, 8, 24, 48)
 RECIPES: dict[str, Recipe] = {

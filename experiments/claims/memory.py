@@ -9,9 +9,10 @@ import numpy as np
 import optax
 
 import stackjax as sj
-from experiments.claims import drawing
-from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, plain, seeds
-from experiments.lab.store import Json
+
+from ..lab.store import Json
+from . import drawing
+from .claim import About, Check, Claim, Relation, Rows, Unit, plain, seeds
 
 VALUES = 64
 TIMES = (1, 2, 4)

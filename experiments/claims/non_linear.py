@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import stackjax as sj
-from experiments.claims import drawing
-from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, seeds
-from experiments.claims.training import best, train_on_text
-from experiments.lab.store import Json
 from stackjax.parameter import declare, realise, xavier
+
+from ..lab.store import Json
+from . import drawing
+from .claim import About, Check, Claim, Relation, Rows, Unit, seeds
+from .training import best, train_on_text
 
 EXACT = "attention at birth"
 GELU, IDENTITY, NONE = (

@@ -3,10 +3,10 @@
 import altair as alt
 import numpy as np
 
-from experiments.claims import drawing, norms_rates
-from experiments.claims.claim import Check, Claim, Rows, Unit
-from experiments.claims.norms_rates import PRE, SMALL, name
-from experiments.claims.training import best
+from . import drawing, norms_rates
+from .claim import Check, Claim, Rows, Unit
+from .norms_rates import PRE, SMALL, name
+from .training import best
 
 ARMS = ((PRE, 8), (SMALL, 8), (PRE, 32), (SMALL, 32))
 

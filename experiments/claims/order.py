@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import stackjax as sj
-from experiments.claims import drawing
-from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, seeds
-from experiments.lab.store import Json
+
+from ..lab.store import Json
+from . import drawing
+from .claim import About, Check, Claim, Relation, Rows, Unit, seeds
 
 ENCODER, ROTARY, DECODER = "encoder without positions", "encoder with rotary positions", "decoder without positions"
 

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.claims import drawing
-from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, seeds
-from experiments.lab.store import Json
 from stackjax.norm import batch_norm, layer_norm
+
+from ..lab.store import Json
+from . import drawing
+from .claim import About, Check, Claim, Relation, Rows, Unit, seeds
 
 SAMPLES, TOKENS, OWN = "other samples", "other tokens of the sample", "the token itself"
 

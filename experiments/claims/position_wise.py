@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import stackjax as sj
-from experiments.claims import drawing
-from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, seeds
-from experiments.lab.store import Json
 from stackjax.parameter import declare, realise, xavier
 from stackjax.sublayer import Sublayer
+
+from ..lab.store import Json
+from . import drawing
+from .claim import About, Check, Claim, Relation, Rows, Unit, seeds
 
 SUBLAYERS: dict[str, Sublayer] = {"feed-forward": sj.FeedForward(), "attention": sj.Attention(n_heads=4, causal=False)}
 

@@ -7,14 +7,15 @@ import jax
 import numpy as np
 
 import stackjax as sj
-from experiments.claims import drawing
-from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, seeds
-from experiments.claims.training import best, text, train
-from experiments.lab.store import Json
-from experiments.lab.task import Filled
-from experiments.lab.train import Batch
 from stackjax.position import Position
 from stackjax.sublayer import Params
+
+from ..lab.store import Json
+from ..lab.task import Filled
+from ..lab.train import Batch
+from . import drawing
+from .claim import About, Check, Claim, Relation, Rows, Unit, seeds
+from .training import best, text, train
 
 READ = 16
 """Bytes at the end of a window whose loss is read."""

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import stackjax as sj
-from experiments.claims import drawing
-from experiments.claims.claim import Check, Claim, Relation, Rows, Unit, plain, seeds
-from experiments.lab.store import Json
 from stackjax.parameter import FanIn, Init
 from stackjax.recipe.base import Geometry
+
+from ..lab.store import Json
+from . import drawing
+from .claim import Check, Claim, Relation, Rows, Unit, plain, seeds
 
 FACTORS = (0.9, 1.0, 1.1)
 CLOSE = 0.03

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.claims import suite
-from experiments.claims.claim import Check, Claim, Rows, judge
-from experiments.lab import chart, environment, finding, page
-from experiments.lab.finding import Prediction
-from experiments.lab.store import Json, write
+from ..lab import chart, environment, finding, page
+from ..lab.finding import Prediction
+from ..lab.store import Json, write
+from . import suite
+from .claim import Check, Claim, Rows, judge
 
 TITLE = "The claims of the founding text, each put to a test it could fail"
 

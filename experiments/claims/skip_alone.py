@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import stackjax as sj
-from experiments.claims import drawing
-from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, plain, seeds
-from experiments.lab.store import Json
 from stackjax.parameter import FanIn, Init
 from stackjax.recipe.base import Recipe
+
+from ..lab.store import Json
+from . import drawing
+from .claim import About, Check, Claim, Relation, Rows, Unit, plain, seeds
 
 GROWTH = 3**0.5
 """Factor of a layer on the stream: attention, whose tokens grow alike, doubles its square, ReLU adds half."""

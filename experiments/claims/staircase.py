@@ -4,14 +4,15 @@ import altair as alt
 import jax
 import numpy as np
 
-from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, seeds
-from experiments.claims.training import train
-from experiments.lab import task_hops
-from experiments.lab.store import Json
-from experiments.lab.task import Filled
-from experiments.lab.task_hops import reach
-from experiments.lab.train import Batch
 from stackjax.sublayer import Params
+
+from ..lab import task_hops
+from ..lab.store import Json
+from ..lab.task import Filled
+from ..lab.task_hops import reach
+from ..lab.train import Batch
+from .claim import About, Check, Claim, Relation, Rows, Unit, seeds
+from .training import train
 
 ASKED = {1: (1, 2, 3, 4), 2: (1, 2, 3, 4, 5, 8), 3: (1, 2, 4, 8)}
 """Hops on which a stack of so many layers is trained; more kinds take longer to learn."""

@@ -6,7 +6,9 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.claims import (
+from ..lab import environment
+from ..lab.store import Json, read, write
+from . import (
     corrections,
     depth_helps,
     keeps_input,
@@ -24,9 +26,7 @@ from experiments.claims import (
     tree,
     warm_up,
 )
-from experiments.claims.claim import Claim, Rows, Unit
-from experiments.lab import environment
-from experiments.lab.store import Json, read, write
+from .claim import Claim, Rows, Unit
 
 CLAIMS: tuple[Claim, ...] = tuple(
     module.CLAIM

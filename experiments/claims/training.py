@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import stackjax as sj
-from experiments.claims.claim import plain
-from experiments.lab import data, lanes
-from experiments.lab.corpus import Corpus
-from experiments.lab.store import Json
-from experiments.lab.train import Batch, Hyper, NextToken, Task, Trainer
 from stackjax.sublayer import Params
+
+from ..lab import data, lanes
+from ..lab.corpus import Corpus
+from ..lab.store import Json
+from ..lab.train import Batch, Hyper, NextToken, Task, Trainer
+from .claim import plain
 
 Score = Callable[[Params, Batch], Mapping[str, jax.Array]]
 """Numbers of one lane's parameters on a batch, each ()."""

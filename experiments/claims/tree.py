@@ -8,15 +8,16 @@ import jax
 import numpy as np
 
 import stackjax as sj
-from experiments.claims import drawing
-from experiments.claims.claim import About, Check, Claim, Relation, Rows, Unit, seeds
-from experiments.claims.training import best, train
-from experiments.lab import task_tree
-from experiments.lab.store import Json
-from experiments.lab.table_recipe import TableRecipe
-from experiments.lab.task import Filled
-from experiments.lab.train import Batch
 from stackjax.sublayer import Params
+
+from ..lab import task_tree
+from ..lab.store import Json
+from ..lab.table_recipe import TableRecipe
+from ..lab.task import Filled
+from ..lab.train import Batch
+from . import drawing
+from .claim import About, Check, Claim, Relation, Rows, Unit, seeds
+from .training import best, train
 
 LINE, TREE, WRONG = "rotary", "rotary and tree", "rotary and another text's tree"
 

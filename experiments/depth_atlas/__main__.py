@@ -17,16 +17,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from experiments.depth_atlas import atlas
-from experiments.depth_atlas.deep_check import check
-from experiments.lab import command_line, compile_cache, data, names, progress
-from experiments.lab.claim import Claim, holders, share
-from experiments.lab.command_line import FAILED, INTERRUPTED, OK, UNDONE, asked_to_stop
-from experiments.lab.grid import Grid, Setting
-from experiments.lab.options import Recipes
-from experiments.lab.results import Results
-from experiments.lab.store import Folder, Json, read, write
-from experiments.lab.sweep import Interrupted, Sweep, run, undone
+from ..lab import command_line, compile_cache, data, names, progress
+from ..lab.claim import Claim, holders, share
+from ..lab.command_line import FAILED, INTERRUPTED, OK, UNDONE, asked_to_stop
+from ..lab.grid import Grid, Setting
+from ..lab.options import Recipes
+from ..lab.results import Results
+from ..lab.store import Folder, Json, read, write
+from ..lab.sweep import Interrupted, Sweep, run, undone
+from . import atlas
+from .deep_check import check
 
 CHECK_RATE = 1e-3
 """Learning rate of the checks."""

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.depth_atlas import chart
-from experiments.lab import finding
-from experiments.lab.finding import Estimate, Prediction
-from experiments.lab.headline import bar
-from experiments.lab.results import Results
-from experiments.lab.store import Json
+from ..lab import finding
+from ..lab.finding import Estimate, Prediction
+from ..lab.headline import bar
+from ..lab.results import Results
+from ..lab.store import Json
+from . import chart
 
 STUCK = 0.05
 """Nats: a loss no further than this below the unigram entropy is that of counting single bytes."""

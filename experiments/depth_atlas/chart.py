@@ -7,9 +7,9 @@ from typing import Any
 
 import altair as alt
 
-from experiments.lab import chart
-from experiments.lab.results import Results
-from experiments.lab.store import Json
+from ..lab import chart
+from ..lab.results import Results
+from ..lab.store import Json
 
 CELL = alt.Step(72), alt.Step(19)
 RED = "#e45756"

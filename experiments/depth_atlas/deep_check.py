@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.lab import compile_cache
-from experiments.lab.corpus import Corpus
-from experiments.lab.grid import Setting
-from experiments.lab.lanes import RUNS_ONCE, number, stack_hyper
-from experiments.lab.made import Made
-from experiments.lab.outcome import failure
-from experiments.lab.store import Json
-from experiments.lab.train import Batch, Trainer
 from stackjax.recipe import Recipe
+
+from ..lab import compile_cache
+from ..lab.corpus import Corpus
+from ..lab.grid import Setting
+from ..lab.lanes import RUNS_ONCE, number, stack_hyper
+from ..lab.made import Made
+from ..lab.outcome import failure
+from ..lab.store import Json
+from ..lab.train import Batch, Trainer
 
 REMATS: tuple[Literal["none", "layer", "nested"], ...] = ("none", "layer", "nested")
 

@@ -20,15 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 
 import stackjax as sj
-from experiments.depth_probe import claims
-from experiments.depth_probe.claims import Arrays, Looked
-from experiments.lab import command_line, data, environment, finding, names, page, profile_chart
-from experiments.lab.corpus import Corpus
-from experiments.lab.grid import Setting
-from experiments.lab.options import Recipes, Training, one_or_more, plain, some
-from experiments.lab.store import Json
 from stackjax import probe
 from stackjax.recipe import Recipe
+
+from ..lab import command_line, data, environment, finding, names, page, profile_chart
+from ..lab.corpus import Corpus
+from ..lab.grid import Setting
+from ..lab.options import Recipes, Training, one_or_more, plain, some
+from ..lab.store import Json
+from . import claims
+from .claims import Arrays, Looked
 
 
 @dataclass(frozen=True, kw_only=True)

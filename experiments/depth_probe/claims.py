@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import stackjax as sj
-from experiments.lab import chart
-from experiments.lab.finding import Estimate, Prediction
-from experiments.lab.store import Json
 from stackjax import probe
+
+from ..lab import chart
+from ..lab.finding import Estimate, Prediction
+from ..lab.store import Json
 
 Arrays = dict[str, np.ndarray]
 """Arrays by measure, (seeds, L) or (seeds, L + 1)."""

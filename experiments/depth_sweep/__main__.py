@@ -18,17 +18,17 @@ import jax.numpy as jnp
 import tyro
 from rich.console import Console
 
-from experiments.depth_sweep import report
-from experiments.lab import command_line, compile_cache, cost, data, progress
-from experiments.lab.command_line import FAILED, INTERRUPTED, OK, UNDONE, asked_to_stop
-from experiments.lab.corpus import Corpus
-from experiments.lab.data.found import printable
-from experiments.lab.grid import Grid, Setting
-from experiments.lab.headline import sentences
-from experiments.lab.made import TASKS
-from experiments.lab.results import Results
-from experiments.lab.store import Folder
-from experiments.lab.sweep import Interrupted, Sweep, run, save_record, undone
+from ..lab import command_line, compile_cache, cost, data, progress
+from ..lab.command_line import FAILED, INTERRUPTED, OK, UNDONE, asked_to_stop
+from ..lab.corpus import Corpus
+from ..lab.data.found import printable
+from ..lab.grid import Grid, Setting
+from ..lab.headline import sentences
+from ..lab.made import TASKS
+from ..lab.results import Results
+from ..lab.store import Folder
+from ..lab.sweep import Interrupted, Sweep, run, save_record, undone
+from . import report
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,11 +5,11 @@ from typing import Any
 
 import altair as alt
 
-from experiments.depth_sweep import loss_chart
-from experiments.lab import chart
-from experiments.lab.profile_chart import LOGARITHMIC, TITLES
-from experiments.lab.results import Results
-from experiments.lab.store import Json
+from ..lab import chart
+from ..lab.profile_chart import LOGARITHMIC, TITLES
+from ..lab.results import Results
+from ..lab.store import Json
+from . import loss_chart
 
 MOST_LAYERS, MOST_STEPS = 48, 5
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import altair as alt
 
-from experiments.lab.chart import PALETTE, decades, ramp
-from experiments.lab.results import Results
-from experiments.lab.store import Json
+from ..lab.chart import PALETTE, decades, ramp
+from ..lab.results import Results
+from ..lab.store import Json
 
 COLUMNS = 3
 WIDTH, HEIGHT = 280, 200

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import altair as alt
 
-from experiments.depth_sweep import layer_chart, loss_chart
-from experiments.lab import finding, headline, page
-from experiments.lab.chart import export
-from experiments.lab.results import Results
-from experiments.lab.store import Json, write
+from ..lab import finding, headline, page
+from ..lab.chart import export
+from ..lab.results import Results
+from ..lab.store import Json, write
+from . import layer_chart, loss_chart
 
 Chart = Callable[[Results], alt.TopLevelMixin | None]
 

@@ -10,7 +10,7 @@ documents with their trees.
 
 In a notebook:
 
-    from experiments.lab import data, lanes, train
+    from . import data, lanes, train
 
     corpus = data.standard_library()
     trainer = train.Trainer(task=train.NextToken(model=model))
@@ -18,10 +18,10 @@ In a notebook:
 
 or a sweep, resumable as at the command line, of recipes that no table knows:
 
-    from experiments.lab import progress, sweep
-    from experiments.lab.grid import Grid, Setting
-    from experiments.lab.results import Results
-    from experiments.lab.store import Folder
+    from . import progress, sweep
+    from .grid import Grid, Setting
+    from .results import Results
+    from .store import Folder
 
     grid = Grid(depths=(2, 8), recipes={"pre-norm": PreNorm(), "another": Another()})
     mine = sweep.Sweep(folder=Folder("runs/mine"), grid=grid, setting=Setting(), corpus=corpus)

@@ -10,7 +10,7 @@ from pathlib import Path
 import altair as alt
 import vl_convert
 
-from experiments.lab.store import Json, write
+from .store import Json, write
 
 PALETTE = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#9d755d", "#d6a419", "#ff9da6", "#8a8d91")
 RAMP = ("#4f7bd0", "#b65fb0", "#f0923c")

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import tyro
 
-from experiments.lab import compile_cache
-from experiments.lab.data.found import printable
+from . import compile_cache
+from .data.found import printable
 
 OK, FAILED, USAGE, UNDONE, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit statuses: everything is done; something failed; bad usage; something is left undone; interrupted."""
@@ -41,11 +41,21 @@ def parse(arguments: Sequence[str], kind: type[T], program: str, default: T | No
     given: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, prog=f"python -m {program}", args=arguments, **given)
+            return tyro.cli(kind, prog=shlex.join(invocation(program)), args=arguments, **given)
     except SystemExit as stop:
         if stop.code != USAGE:
             raise
         raise ValueError(f"{_first_words(said.getvalue())} (see --help)") from None
+
+
+def invocation(program: str) -> list[str]:
+    """Words that begin the command again: those of a checkout, or those of the installed console script.
+
+    Args:
+        program: its module, `experiments.x`.
+    """
+    in_checkout = __name__.startswith("experiments.")
+    return ["python", "-m", program] if in_checkout else ["stackjax", _name(program).replace("_", "-")]
 
 
 def one_line(text: object) -> str:
@@ -85,7 +95,7 @@ def command(
         The exit status.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    line = shlex.join(["python", "-m", program, *words])
+    line = shlex.join([*invocation(program), *words])
     try:
         with warnings_afterwards(_name(program)):
             prepared = prepare(words, line)

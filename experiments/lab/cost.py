@@ -10,8 +10,9 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from experiments.lab.train import Task
 from stackjax.model import Model
+
+from .train import Task
 
 UNCOUNTED = ("custom_call", "ffi_call", "pallas_call", "dot_product_attention")
 """Parts of names of primitives that hide matrix products."""

@@ -84,9 +84,15 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    """The commit of the repository that keeps this very file, which one that merely lies around it does not."""
+    file = Path(__file__)
+    return _git("describe", "--always", "--dirty", "--abbrev=12") if _git("ls-files", file.name) else "unknown"
+
+
+def _git(*words: str) -> str:
+    """The output of git where this file lies; empty if it fails."""
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

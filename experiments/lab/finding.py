@@ -14,7 +14,7 @@ import altair as alt
 import numpy as np
 from scipy import stats
 
-from experiments.lab import environment, store
+from . import environment, store
 
 Verdict = Literal["supported", "refuted", "inconclusive"]
 

@@ -16,13 +16,14 @@ from typing import Any, Literal
 import jax
 
 import stackjax as sj
-from experiments.lab import names
-from experiments.lab.lanes import Mode
-from experiments.lab.made import TASKS
-from experiments.lab.options import Recipes, Sizes, at_least, one_or_more, positive, some
-from experiments.lab.task import Filled
-from experiments.lab.train import Hyper, NextToken, Task, Trainer
 from stackjax.recipe import PreNorm, Recipe
+
+from . import names
+from .lanes import Mode
+from .made import TASKS
+from .options import Recipes, Sizes, at_least, one_or_more, positive, some
+from .task import Filled
+from .train import Hyper, NextToken, Task, Trainer
 
 SCHEMA = 1
 """Version of what a cell's numbers depend on, and of the files that hold them."""

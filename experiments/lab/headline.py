@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from experiments.lab.finding import Estimate
-from experiments.lab.results import Results
-from experiments.lab.store import Json
+from .finding import Estimate
+from .results import Results
+from .store import Json
 
 TRAINED_SHARE = 0.25
 """A run counts as trained if it goes this share of the way from the unigram to the bigram entropy, or further."""

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.lab import compile_cache
-from experiments.lab.corpus import Corpus
-from experiments.lab.train import Batch, Hyper, State, Steps, Trainer
+from . import compile_cache
+from .corpus import Corpus
+from .train import Batch, Hyper, State, Steps, Trainer
 
 Mode = Literal["vmap", "loop"]
 """All lanes at once by vmap, or one after another inside the same program (less memory)."""

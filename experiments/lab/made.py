@@ -9,10 +9,11 @@ from typing import Any, Literal
 import numpy as np
 
 import stackjax as sj
-from experiments.lab import task_copy, task_hops, task_tree
-from experiments.lab.corpus import Origin, entropies
-from experiments.lab.train import Batch
 from stackjax.position import Position
+
+from . import task_copy, task_hops, task_tree
+from .corpus import Origin, entropies
+from .train import Batch
 
 VALID_STEP = 2**32
 """Step of the first validation batch; a training run never gets there."""

@@ -7,8 +7,9 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
-from experiments.lab import names
 from stackjax.recipe import Recipe
+
+from . import names
 
 Recipes = Annotated[
     Mapping[str, Recipe],

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.lab.grid import Setting
-from experiments.lab.lanes import Run
-from experiments.lab.store import Json
+from .grid import Setting
+from .lanes import Run
+from .store import Json
 
 
 def summary(setting: Setting, run: Run, lane: int, flops_per_step: int) -> Json:

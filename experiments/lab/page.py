@@ -9,9 +9,9 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from experiments.lab import chart
-from experiments.lab.finding import Prediction
-from experiments.lab.store import Json, write
+from . import chart
+from .finding import Prediction
+from .store import Json, write
 
 HERE = Path(__file__).parent
 

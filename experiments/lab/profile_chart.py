@@ -10,8 +10,8 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from experiments.lab import chart
-from experiments.lab.store import Json
+from . import chart
+from .store import Json
 
 MEASURES = (
     "stream_rms",

@@ -12,10 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from experiments.lab.grid import Cell, Job
-from experiments.lab.lanes import Run
-from experiments.lab.store import Json
-from experiments.lab.sweep import Sweep
+from .grid import Cell, Job
+from .lanes import Run
+from .store import Json
+from .sweep import Sweep
 
 MOST_ROWS = 30
 SILENCE = 30.0

@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.lab import environment
-from experiments.lab.store import Folder, Json, read_rows, write
+from . import environment
+from .store import Folder, Json, read_rows, write
 
 COLUMNS: tuple[str, ...] = (
     "cell",

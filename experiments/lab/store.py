@@ -22,11 +22,12 @@ from typing import Any, BinaryIO
 import jax
 import numpy as np
 
-from experiments.lab.grid import Cell, Group
-from experiments.lab.lanes import Run
 from stackjax.model import Model
 from stackjax.parameter import path_name
 from stackjax.sublayer import Params
+
+from .grid import Cell, Group
+from .lanes import Run
 
 Json = dict[str, Any]
 

@@ -8,15 +8,16 @@ from typing import Protocol
 
 import jax
 
-from experiments.lab import cost, environment, names
-from experiments.lab.claim import Claim, holder, holders, share
-from experiments.lab.corpus import Corpus
-from experiments.lab.grid import SCHEMA, Grid, Group, Job, Setting, plan
-from experiments.lab.lanes import Mode, Run
-from experiments.lab.made import Made
-from experiments.lab.outcome import failure, summary
-from experiments.lab.store import Folder, Json, read_sealed, save_params, write, write_sealed
 from stackjax.recipe import Recipe
+
+from . import cost, environment, names
+from .claim import Claim, holder, holders, share
+from .corpus import Corpus
+from .grid import SCHEMA, Grid, Group, Job, Setting, plan
+from .lanes import Mode, Run
+from .made import Made
+from .outcome import failure, summary
+from .store import Folder, Json, read_sealed, save_params, write, write_sealed
 
 
 class Show(Protocol):

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 import stackjax as sj
-from experiments.lab.train import Batch
 from stackjax.sublayer import Params
+
+from .train import Batch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,11 +19,12 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.lab import command_line, environment, names, store
-from experiments.lab.command_line import FAILED, OK
-from experiments.lab.options import one_or_more
-from experiments.parity_table import cases
 from stackjax.interop import hf
+
+from ..lab import command_line, environment, names, store
+from ..lab.command_line import FAILED, OK
+from ..lab.options import one_or_more
+from . import cases
 
 BARS = {"logits": 1e-5, "hidden": 1e-5, "gradients": 1e-4}
 """Largest errors that pass: what `compare.errors` defines."""
@@ -65,7 +66,7 @@ def prepared(words: Sequence[str], line: str) -> tuple[Options, str]:
     """
     options = command_line.parse(words, Options, "experiments.parity_table")
     try:
-        importlib.import_module("experiments.parity_table.compare")
+        importlib.import_module(f"{__package__}.compare")
     except ImportError as error:
         raise ValueError(f"{error}; install the extra `oracle`") from error
     known, _ = subjects(options)
@@ -104,7 +105,7 @@ def subjects(options: Options) -> tuple[dict[str, cases.Case], Mapping[str, hf.A
 
 def measure(options: Options) -> list[dict[str, Any]]:
     """A row for each architecture."""
-    from experiments.parity_table import compare
+    from . import compare
 
     known, architectures = subjects(options)
     console, rows = Console(stderr=True), []

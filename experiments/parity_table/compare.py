@@ -15,11 +15,12 @@ import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 import transformers  # pyright: ignore[reportMissingImports]
 
-from experiments.parity_table.cases import VOCAB, Case, Random
 from stackjax import decode, loss
 from stackjax.interop import hf
 from stackjax.layer import Trace
 from stackjax.sublayer import Params, SideInputs
+
+from .cases import VOCAB, Case, Random
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

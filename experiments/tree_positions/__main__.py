@@ -31,13 +31,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import stackjax as sj
-from experiments.lab import command_line, environment, lanes, train
-from experiments.lab.options import Training, one_or_more, plain, some
-from experiments.lab.table_recipe import TableRecipe
-from experiments.lab.trees import source
-from experiments.lab.trees.corpus import MASK, TreeCorpus, user_cache
-from experiments.tree_positions import report
 from stackjax import position
+
+from ..lab import command_line, environment, lanes, train
+from ..lab.options import Training, one_or_more, plain, some
+from ..lab.table_recipe import TableRecipe
+from ..lab.trees import source
+from ..lab.trees.corpus import MASK, TreeCorpus, user_cache
+from . import report
 
 Kind = Literal["decoder", "encoder"]
 ARMS = ("linear", "tree", "linear + tree", "linear + wrong tree")

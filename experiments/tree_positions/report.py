@@ -9,9 +9,9 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from experiments.lab import finding
-from experiments.lab.finding import Estimate, Prediction
-from experiments.lab.trees.slices import SLICES
+from ..lab import finding
+from ..lab.finding import Estimate, Prediction
+from ..lab.trees.slices import SLICES
 
 FEWEST = 30
 """Validation tokens below which a slice is left out."""

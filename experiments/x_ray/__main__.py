@@ -17,12 +17,13 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from experiments.lab import command_line, names, store
-from experiments.lab.command_line import OK
-from experiments.lab.options import at_least, one_or_more
-from experiments.x_ray import picture, reading, subject
-from experiments.x_ray.subject import Subject
 from stackjax.interop import hf
+
+from ..lab import command_line, names, store
+from ..lab.command_line import OK
+from ..lab.options import at_least, one_or_more
+from . import picture, reading, subject
+from .subject import Subject
 
 PROGRAM = "experiments.x_ray"
 

@@ -7,11 +7,11 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from experiments.lab import chart, environment, page
-from experiments.lab.profile_chart import LOGARITHMIC, TITLES
-from experiments.lab.store import Json
-from experiments.x_ray.reading import Reading
-from experiments.x_ray.subject import Subject
+from ..lab import chart, environment, page
+from ..lab.profile_chart import LOGARITHMIC, TITLES
+from ..lab.store import Json
+from .reading import Reading
+from .subject import Subject
 
 KINDS = {
     "stream_rms": TITLES["stream_rms"] + " behind the layer",

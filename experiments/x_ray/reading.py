@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.x_ray.subject import Subject
 from stackjax import loss, probe
 from stackjax.model import Model
 from stackjax.seq2seq import EncoderDecoder
 from stackjax.skip import keep, skippable
 from stackjax.sublayer import Params
+
+from .subject import Subject
 
 Keep = dict[str, jax.Array]
 

@@ -9,10 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.lab.data import text_file
-from experiments.x_ray import vocabulary as vocabularies
-from experiments.x_ray.small import CONFIGS
-from experiments.x_ray.vocabulary import BYTES, Vocabulary
 from stackjax.attention import Attention
 from stackjax.embedding import Embedding
 from stackjax.interop import hf
@@ -21,6 +17,11 @@ from stackjax.model import Model
 from stackjax.seq2seq import EncoderDecoder
 from stackjax.stack import Stack
 from stackjax.sublayer import Params
+
+from ..lab.data import text_file
+from . import vocabulary as vocabularies
+from .small import CONFIGS
+from .vocabulary import BYTES, Vocabulary
 
 MASKED = 0.15
 """Share of its tokens that a bidirectional model has to guess, as BERT was trained."""

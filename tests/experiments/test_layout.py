@@ -1,6 +1,7 @@
 """An experiment is one file or one folder, and `lab` holds what two or more of them import."""
 
 import ast
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
@@ -21,14 +22,20 @@ def module_of(path):
 FILES = {module_of(path): path for path in ROOT.rglob("*.py")}
 
 
+def package_of(module):
+    """The package from which a module's relative imports count."""
+    return module if FILES[module].name == "__init__.py" else module.rpartition(".")[0]
+
+
 def imports(module):
     """Modules of `experiments` that a file imports, anywhere in it."""
     found = set()
     for node in ast.walk(ast.parse(FILES[module].read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.ImportFrom):
+            path = resolve_name("." * node.level + (node.module or ""), package_of(module))
+            found |= {path, *(f"{path}.{alias.name}" for alias in node.names)}
     return found & set(FILES) - {"experiments", module}
 
 
@@ -41,6 +48,15 @@ def reached(experiment):
     while more := {name for module in wanted for name in IMPORTS[module]} - wanted:
         wanted |= more
     return wanted
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_among_experiments_are_relative(module):
+    """An installed laboratory has another name, `stackjax.experiments`."""
+    for node in ast.walk(ast.parse(FILES[module].read_text())):
+        named = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        named += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+        assert not any(name.split(".")[0] == "experiments" for name in named), ast.unparse(node)
 
 
 def test_every_experiment_is_a_command():

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.lab.options import one_or_more
+from ...lab.options import one_or_more
 
 EPS = 1e-5
 ADAM: dict[str, Any] = {"learning_rate": 3e-4, "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1}

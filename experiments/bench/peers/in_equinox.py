@@ -6,7 +6,7 @@ import equinox as eqx  # pyright: ignore[reportMissingImports]
 import jax
 import jax.numpy as jnp
 
-from experiments.bench.peers.base import EPS, POLICIES, STD, JaxPeer, Size, Weights, cross_entropy
+from .base import EPS, POLICIES, STD, JaxPeer, Size, Weights, cross_entropy
 
 
 class Block(eqx.Module):

@@ -6,7 +6,7 @@ import haiku as hk  # pyright: ignore[reportMissingImports]
 import jax
 import jax.numpy as jnp
 
-from experiments.bench.peers.base import EPS, STD, JaxPeer, Size, Weights, cross_entropy
+from .base import EPS, STD, JaxPeer, Size, Weights, cross_entropy
 
 
 def norm(x: jax.Array, name: str) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.bench.peers.base import EPS, POLICIES, STD, JaxPeer, Size, Weights, cross_entropy
+from .base import EPS, POLICIES, STD, JaxPeer, Size, Weights, cross_entropy
 
 
 class Block(nnx.Module):

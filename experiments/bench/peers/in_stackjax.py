@@ -6,8 +6,9 @@ import jax
 import optax
 
 import stackjax as sj
-from experiments.bench.peers.base import ADAM, EPS, POLICIES, STD, JaxPeer, Size, Weights
 from stackjax.sublayer import Params
+
+from .base import ADAM, EPS, POLICIES, STD, JaxPeer, Size, Weights
 
 
 class Stackjax(JaxPeer):

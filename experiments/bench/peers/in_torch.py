@@ -8,7 +8,7 @@ from torch import nn  # pyright: ignore[reportMissingImports]
 from torch.nn import functional  # pyright: ignore[reportMissingImports]
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportMissingImports]
 
-from experiments.bench.peers.base import ADAM, EPS, STD, Size, Weights
+from .base import ADAM, EPS, STD, Size, Weights
 
 
 class Block(nn.Module):

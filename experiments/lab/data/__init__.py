@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.lab.corpus import Corpus, Origin
-from experiments.lab.data import split, text_file, token_file
-from experiments.lab.data.found import LeftOut, below, find, printable, some, summary
+from ..corpus import Corpus, Origin
+from . import split, text_file, token_file
+from .found import LeftOut, below, find, printable, some, summary
 
 LIBRARY_LEFT_OUT = {
     "site-packages",

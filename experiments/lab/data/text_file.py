@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.lab.data.found import some
+from .found import some
 
 RECORDS = (".jsonl", ".ndjson", ".jsonlines", ".json")
 """Endings of files that hold one JSON record a line; `.gz` may follow, and case does not matter."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.lab.data.found import some
+from .found import some
 
 TRAIN, VALID = "train.bin", "val.bin"
 BEGINNINGS = {

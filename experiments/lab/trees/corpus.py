@@ -16,11 +16,11 @@ from typing import Literal
 
 import numpy as np
 
-from experiments.lab.data.split import LEAST, MOST
-from experiments.lab.store import DAMAGED, replacing
-from experiments.lab.trees import grammar, prefix
-from experiments.lab.trees.reading import DEEPEST, Reading
-from experiments.lab.trees.slices import by_byte, label
+from ..data.split import LEAST, MOST
+from ..store import DAMAGED, replacing
+from . import grammar, prefix
+from .reading import DEEPEST, Reading
+from .slices import by_byte, label
 
 Unit = Literal["bytes", "leaves"]
 VERSION = 1

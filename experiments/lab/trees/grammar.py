@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from experiments.lab.trees.reading import DEEPEST, Reading, Rows
+from .reading import DEEPEST, Reading, Rows
 
 GAP = "gap"
 """The kind of bytes between the leaves: white space, and text that the grammar leaves to its node."""

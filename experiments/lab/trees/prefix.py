@@ -14,7 +14,7 @@ a token of it, and indentation is where a statement would begin that is indented
 import re
 from dataclasses import dataclass
 
-from experiments.lab.trees.reading import DEEPEST, Reading, Rows
+from .reading import DEEPEST, Reading, Rows
 
 TOKEN = re.compile(rb"[A-Za-z0-9_\x80-\xff]+|[ \t\r\f\v]+|\n|.", re.DOTALL)
 WORD, SPACE, NEWLINE, INDENT, STRING, COMMENT, OPEN, CLOSE, COMMA, SIGN = (

@@ -4,8 +4,8 @@ import keyword
 
 import numpy as np
 
-from experiments.lab.trees.prefix import CLOSE, INDENT, NEWLINE, SPACE, STRING, WORD
-from experiments.lab.trees.reading import Reading
+from .prefix import CLOSE, INDENT, NEWLINE, SPACE, STRING, WORD
+from .reading import Reading
 
 SLICES = ("other", "closing bracket", "dedent", "repeated key", "identifier bound near", "identifier bound far")
 OTHER, CLOSING, DEDENT, REPEATED_KEY, BOUND_NEAR, BOUND_FAR = range(len(SLICES))

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.lab.data.found import LeftOut, below, find, summary
-from experiments.lab.trees.grammar import GRAMMARS
+from ..data.found import LeftOut, below, find, summary
+from .grammar import GRAMMARS
 
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "__pycache__"}
 PIECE = 20_000
