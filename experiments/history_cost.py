@@ -161,8 +161,8 @@ def ways(name: str, depth: int, options: Options) -> dict[str, dict[str, Any]]:
     plain: dict[str, dict[str, Any]] = {
         f"scan, {remat}": {"remat": remat, "loop": False, "hidden": True} for remat in ("none", "layer", "nested")
     }
-    found = plain if name == "pre_norm" else {"one copy": {"remat": "none", "loop": False, "hidden": False}, **plain}
-    return {**found, "loop": {"remat": "none", "loop": True, "hidden": False}} if depth <= options.loop_depth else found
+    runs = plain if name == "pre_norm" else {"one copy": {"remat": "none", "loop": False, "hidden": False}, **plain}
+    return {**runs, "loop": {"remat": "none", "loop": True, "hidden": False}} if depth <= options.loop_depth else runs
 
 
 def chart(rows: list[Row]) -> altair.VConcatChart:

@@ -144,12 +144,12 @@ def read_out(model: sj.Model, params: Any, corpus: Corpus, options: Options) -> 
 
         return jax.lax.map(of_seed, params)
 
-    found = {}
+    losses_by_length = {}
     for length in (times * options.context for times in TIMES):
         if limit is None or length <= limit:
             windows = np.stack([corpus.valid[end - length - 1 : end] for end in ends]).astype(np.int32)
-            found[length] = np.asarray(losses(params, windows))
-    return found
+            losses_by_length[length] = np.asarray(losses(params, windows))
+    return losses_by_length
 
 
 def prepare(options: Options) -> tuple[Options, Corpus]:
@@ -176,30 +176,30 @@ def prepare(options: Options) -> tuple[Options, Corpus]:
 def measure(options: Options, corpus: Corpus) -> dict[str, dict[int, np.ndarray]]:
     """{encoding: {length: (seeds,) losses}}"""
     known = encodings(options.context)
-    found = {}
+    by_encoding = {}
     for name in options.only or known:
         model = model_of(known[name], options)
         params = fit(model, corpus, options)
-        found[name] = read_out(model, params, corpus, options)
+        by_encoding[name] = read_out(model, params, corpus, options)
         if name == "rotary":
             for other, encoding in stretched(options.context).items():
-                found[other] = read_out(model_of(encoding, options), params, corpus, options)
-        print(name, {n: round(float(x.mean()), 3) for n, x in found[name].items()}, flush=True)
-    return found
+                by_encoding[other] = read_out(model_of(encoding, options), params, corpus, options)
+        print(name, {n: round(float(x.mean()), 3) for n, x in by_encoding[name].items()}, flush=True)
+    return by_encoding
 
 
-def predictions(found: dict[str, dict[int, np.ndarray]], context: int) -> list[Prediction]:
+def predictions(by_encoding: dict[str, dict[int, np.ndarray]], context: int) -> list[Prediction]:
     """Stated beforehand, from a pilot with four layers and 700 steps."""
     n = {times: times * context for times in TIMES}
     stated: list[Prediction] = []
 
     def predict(claim: str, needed: set[str], value: Any, relation: Any, threshold: float) -> None:
-        if needed <= set(found):
+        if needed <= set(by_encoding):
             estimate = Estimate.of(value())
             stated.append(Prediction(claim=claim, found=estimate, relation=relation, threshold=threshold))
 
     def rise(name: str, times: int) -> np.ndarray:
-        return found[name][n[times]] - found[name][n[1]]
+        return by_encoding[name][n[times]] - by_encoding[name][n[1]]
 
     predict("sinusoidal at 2 T over T", {"sinusoidal"}, lambda: rise("sinusoidal", 2), "above", 0.5)
     predict("rotary at 4 T over T", {"rotary"}, lambda: rise("rotary", 4), "above", 0.5)
@@ -208,14 +208,14 @@ def predictions(found: dict[str, dict[int, np.ndarray]], context: int) -> list[P
     predict(
         "rotary over sinusoidal at T",
         {"rotary", "sinusoidal"},
-        lambda: found["rotary"][n[1]] - found["sinusoidal"][n[1]],
+        lambda: by_encoding["rotary"][n[1]] - by_encoding["sinusoidal"][n[1]],
         "below",
         -0.1,
     )
     predict(
         "NTK at 4 T over half of rotary's rise at 4 T",
         {"rotary"},
-        lambda: found["rotary, ntk"][n[4]] - found["rotary"][n[1]] - rise("rotary", 4) / 2,
+        lambda: by_encoding["rotary, ntk"][n[4]] - by_encoding["rotary"][n[1]] - rise("rotary", 4) / 2,
         "below",
         0.0,
     )
@@ -250,9 +250,9 @@ def _panel(title: str, rows: list[dict[str, Any]], context: int) -> Any:
 def run(work: tuple[Options, Corpus], command: str) -> Path:
     """Train everything and write the finding; returns its page."""
     options, corpus = work
-    found = measure(options, corpus)
+    by_encoding = measure(options, corpus)
     rows, lines = [], []
-    for name, by_length in found.items():
+    for name, by_length in by_encoding.items():
         line = {"": name}
         for times in TIMES:
             losses = by_length.get(times * options.context)
@@ -271,7 +271,7 @@ def run(work: tuple[Options, Corpus], command: str) -> Path:
         options.out,
         question="Which positions go on working beyond the length they were trained on?",
         setting={**plain(options), "data": corpus.facts()},
-        predictions=predictions(found, options.context),
+        predictions=predictions(by_encoding, options.context),
         rows=rows,
         figures={"length": figure(rows, options.context)},
         text=finding.QUICK * options.quick + text + "\n\n" + finding.table(lines),

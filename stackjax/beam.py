@@ -126,13 +126,13 @@ def _search(
         return step + 1, choose(step, logits, (cache, done, beams))
 
     only_one = jnp.where(jnp.arange(n_beams) == 0, 0, -jnp.inf).astype(begun.logits.dtype)
-    nothing = Beams(
+    empty = Beams(
         tokens=jnp.zeros((batch, n_beams, n_tokens), jnp.int32),
         score=jnp.broadcast_to(only_one, (batch, n_beams)),
         length=jnp.zeros((batch, n_beams), jnp.int32),
     )
     cache = _take_rows(begun.cache, jnp.repeat(jnp.arange(batch), n_beams))
-    first = (cache, jnp.zeros((batch, n_beams), bool), nothing)
+    first = (cache, jnp.zeros((batch, n_beams), bool), empty)
     logits = jnp.repeat(begun.logits, n_beams, 0)
     _, (_, _, beams) = jax.lax.while_loop(going, go_on, (1, choose(0, logits, first)))
     beams = replace(beams, tokens=repeat_last(beams.tokens, beams.length))

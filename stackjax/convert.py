@@ -13,10 +13,10 @@ def unstack(stack: Stack, params: Params) -> list[Params]:
     """The layers' parameters one by one, in order: a list of L trees without a layer axis."""
     params, layers = stack.checked(params), []
     for i, _, segment in stack.placed():
-        own = params["segments"][i]
+        segment_params = params["segments"][i]
         for r in range(segment.n):
             for j in range(len(segment.layers)):
-                tree = own[str(j)]
+                tree = segment_params[str(j)]
                 layers.append(tree if segment.looped else jax.tree.map(lambda a, r=r: a[r], tree))
     return layers
 
@@ -34,11 +34,11 @@ def restack(stack: Stack, layers: Sequence[Params], params: Params) -> Params:
         pattern = len(segment.layers)
         segments[i] = {}
         for j in range(pattern):
-            mine = list(layers[start + j : start + segment.depth : pattern])
+            alike = list(layers[start + j : start + segment.depth : pattern])
             if segment.looped:
-                segments[i][str(j)] = mine[0]
-            elif mine:
-                segments[i][str(j)] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *mine)
+                segments[i][str(j)] = alike[0]
+            elif alike:
+                segments[i][str(j)] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *alike)
             else:
                 segments[i][str(j)] = params["segments"][i][str(j)]
     return stack.checked({**params, "segments": segments})

@@ -333,11 +333,11 @@ def _generate(
         return step + 1, token, done, cache, out
 
     batch = tokens.shape[0]
-    nothing = Generated(
+    empty = Generated(
         tokens=jnp.zeros((batch, n_tokens), jnp.int32),
         log_prob=jnp.zeros((batch, n_tokens), begun.logits.dtype),
         length=jnp.zeros(batch, jnp.int32),
     )
-    token, done, out = choose(0, begun.logits, jnp.zeros(batch, bool), nothing)
+    token, done, out = choose(0, begun.logits, jnp.zeros(batch, bool), empty)
     out = jax.lax.while_loop(going, go_on, (1, token, done, begun.cache, out))[-1]
     return replace(out, tokens=repeat_last(out.tokens, out.length))

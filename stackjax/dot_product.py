@@ -229,11 +229,11 @@ Ranges = dict[str, tuple[Int[Array, ""], Int[Array, ""]]]
 
 def ranges(position: Positions) -> Ranges:
     """The `Ranges` of positions (..., T), those with an index of -1 left out."""
-    there = position["index"] >= 0
+    real = position["index"] >= 0
     return {
         name: (
-            jnp.min(jnp.where(there, x, jnp.iinfo(jnp.int32).max)),
-            jnp.max(jnp.where(there, x, jnp.iinfo(jnp.int32).min)),
+            jnp.min(jnp.where(real, x, jnp.iinfo(jnp.int32).max)),
+            jnp.max(jnp.where(real, x, jnp.iinfo(jnp.int32).min)),
         )
         for name, x in position.items()
         if name in ("index", "segment")

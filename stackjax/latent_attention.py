@@ -157,14 +157,14 @@ class LatentAttention(Sublayer):
 
         latent = self.norm.apply(params["latent_norm"], linear(params, "latent", x))
         rotary = self.position.rotate(table, "key", linear(params, "rotary", x)[:, :, None])[:, :, 0]
-        kept = jnp.concatenate((latent, rotary), -1)
+        latents = jnp.concatenate((latent, rotary), -1)
         state = {}
         if side_inputs.cache is not None:
-            state = {"cache": {"latent": kept}}
-            kept = jnp.concatenate((side_inputs.cache["latent"].astype(kept.dtype), kept), 1)
+            state = {"cache": {"latent": latents}}
+            latents = jnp.concatenate((side_inputs.cache["latent"].astype(latents.dtype), latents), 1)
 
-        run = self._absorbed if self._absorbing(n_tokens, kept.shape[1]) else self._expanded
-        y, weights, logits = run(params, query_plain, query_rotary, kept, side_inputs)
+        run = self._absorbed if self._absorbing(n_tokens, latents.shape[1]) else self._expanded
+        y, weights, logits = run(params, query_plain, query_rotary, latents, side_inputs)
         y = checkpoint_name(y.reshape(*lead, n_tokens, -1), "attention_heads")
         y = linear(params, "out", self.inner_norm.apply(params["inner_norm"], y))
         return dropout(side_inputs.key, y, self.dropout), Aux(
@@ -189,9 +189,11 @@ class LatentAttention(Sublayer):
             bias=self.position.bias(params["position"], side_inputs.prepared["position"]),
         )
 
-    def _expanded(self, params: Params, plain: jax.Array, rotary: jax.Array, kept: jax.Array, side_inputs: SideInputs):
-        batch, n_keys = kept.shape[:2]
-        latent, key_rotary = kept[..., : self.d_latent], kept[..., self.d_latent :]
+    def _expanded(
+        self, params: Params, plain: jax.Array, rotary: jax.Array, latents: jax.Array, side_inputs: SideInputs
+    ):
+        batch, n_keys = latents.shape[:2]
+        latent, key_rotary = latents[..., : self.d_latent], latents[..., self.d_latent :]
         key = linear(params, "key", latent).reshape(batch, n_keys, self.n_heads, -1)
         value = linear(params, "value", latent).reshape(batch, n_keys, self.n_heads, -1)
         for_all = jnp.broadcast_to(key_rotary[:, :, None], (*key.shape[:3], self.d_rotary))
@@ -199,11 +201,13 @@ class LatentAttention(Sublayer):
         weights, logits = self._weights(params, query, key, side_inputs)
         return weighted_sum(weights, value), weights, logits
 
-    def _absorbed(self, params: Params, plain: jax.Array, rotary: jax.Array, kept: jax.Array, side_inputs: SideInputs):
+    def _absorbed(
+        self, params: Params, plain: jax.Array, rotary: jax.Array, latents: jax.Array, side_inputs: SideInputs
+    ):
         by_head = (self.d_latent, self.n_heads, -1)
         to_latent = params["key"].astype(plain.dtype).reshape(by_head)
         to_value = params["value"].astype(plain.dtype).reshape(by_head)
         query = jnp.concatenate((jnp.einsum("bthk,chk->bthc", plain, to_latent), rotary), -1)
-        weights, logits = self._weights(params, query, kept[:, :, None], side_inputs)
-        mixed = weighted_sum(weights, kept[:, :, None, : self.d_latent])
+        weights, logits = self._weights(params, query, latents[:, :, None], side_inputs)
+        mixed = weighted_sum(weights, latents[:, :, None, : self.d_latent])
         return jnp.einsum("bthc,chk->bthk", mixed, to_value), weights, logits

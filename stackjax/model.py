@@ -233,18 +233,20 @@ def decoder(
     """
     instance("recipe", recipe, Recipe)
     instance("feed_forward", feed_forward, Sublayer)
-    own = Attention(n_heads=4 if n_heads is None else n_heads) if attention is None else _attending(attention)
-    if own.reads_memory or (side == "decoder" and not own.causal):
-        raise ValueError(f"a {side} made here attends to itself, a decoder causally; got {own}")
-    if n_heads not in (None, own.n_heads):
-        raise ValueError(f"n_heads={n_heads}, but attention has n_heads={own.n_heads}; give it once")
-    usual = Rotary() if own.position == NoPosition() else own.position
+    self_attention = (
+        Attention(n_heads=4 if n_heads is None else n_heads) if attention is None else _attending(attention)
+    )
+    if self_attention.reads_memory or (side == "decoder" and not self_attention.causal):
+        raise ValueError(f"a {side} made here attends to itself, a decoder causally; got {self_attention}")
+    if n_heads not in (None, self_attention.n_heads):
+        raise ValueError(f"n_heads={n_heads}, but attention has n_heads={self_attention.n_heads}; give it once")
+    usual = Rotary() if self_attention.position == NoPosition() else self_attention.position
     on_stream, inside = split_position(usual if position is None else position)
     if on_stream != NoPosition() and inside == NoPosition():
-        inside = own.position
-    if own.position not in (NoPosition(), inside):
-        raise ValueError(f"position={position}, but attention has position={own.position}; give it once")
-    sublayers = (replace(own, position=inside, causal=side == "decoder"), feed_forward)
+        inside = self_attention.position
+    if self_attention.position not in (NoPosition(), inside):
+        raise ValueError(f"position={position}, but attention has position={self_attention.position}; give it once")
+    sublayers = (replace(self_attention, position=inside, causal=side == "decoder"), feed_forward)
     sublayers[0].spec(d_model)
     if dropout is not None:
         sublayers = tuple(replace(sublayer, dropout=dropout) for sublayer in sublayers)

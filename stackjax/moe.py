@@ -107,8 +107,8 @@ def run_ragged(
 
     rows = x[order // top_k]
     hidden = activation(dot(rows, "gate")) * up_activation(dot(rows, "up"))
-    own = jax.tree.map(lambda p: p[expert[order]], params.get("inner_norm", {}))
-    y = dot(jax.vmap(norm.apply)(own, hidden), "down")
+    norm_params = jax.tree.map(lambda p: p[expert[order]], params.get("inner_norm", {}))
+    y = dot(jax.vmap(norm.apply)(norm_params, hidden), "down")
     back = jnp.argsort(order)
     return jnp.einsum("nkd,nk->nd", y[back].reshape(n_tokens, top_k, -1), weights.astype(x.dtype))
 
@@ -325,8 +325,8 @@ class MixtureOfExperts(Sublayer):
         )
         dense = jax.default_backend() == "cpu" if self.dispatch is None else self.dispatch == "dense"
         run = run_dense if dense else run_ragged
-        own = {"activation": self.activation, "up_activation": self.up_activation, "norm": self.inner_norm}
-        y = run(params, rows, weights, chosen, **own).reshape(x.shape)
+        options = {"activation": self.activation, "up_activation": self.up_activation, "norm": self.inner_norm}
+        y = run(params, rows, weights, chosen, **options).reshape(x.shape)
         y = dropout(side_inputs.key, y, self.dropout)
         if self.shared_expert is not None:
             y = y + self.shared_expert.apply(params["shared"], x, side_inputs)[0]

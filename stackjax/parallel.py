@@ -76,8 +76,8 @@ class Parallel(Sublayer):
         return {name: cache for name, cache in caches.items() if cache is not None} or None
 
     def remember(self, params: Params, memory: jax.Array) -> Any:
-        kept = {sublayer.name: sublayer.remember(params[sublayer.name], memory) for sublayer in self.sublayers}
-        return {name: tree for name, tree in kept.items() if tree is not None} or None
+        remembered = {sublayer.name: sublayer.remember(params[sublayer.name], memory) for sublayer in self.sublayers}
+        return {name: tree for name, tree in remembered.items() if tree is not None} or None
 
     def apply(self, params: Params, x: jax.Array, side_inputs: SideInputs) -> tuple[jax.Array, Aux]:
         """Apply all of them.

@@ -92,12 +92,12 @@ def stream(trace: Trace) -> dict[str, jax.Array]:
 
 def branches(trace: Trace) -> dict[str, jax.Array]:
     """Measure each branch: branch_rms, and branch_ratio, its size against the stream that it joins."""
-    found = {}
+    measures = {}
     for name, seen in trace.intermediates.items():
         size = rms(seen["y"])
-        found[f"branch_rms/{name}"] = size
-        found[f"branch_ratio/{name}"] = size / (rms(seen["stream"]) + EPS)
-    return found
+        measures[f"branch_rms/{name}"] = size
+        measures[f"branch_ratio/{name}"] = size / (rms(seen["stream"]) + EPS)
+    return measures
 
 
 def attention(trace: Trace) -> dict[str, jax.Array]:
@@ -105,14 +105,14 @@ def attention(trace: Trace) -> dict[str, jax.Array]:
 
     A sublayer of your own has the one if it returns `weights` among its intermediates, and the other for `logits`.
     """
-    found = {}
+    measures = {}
     for name, seen in trace.intermediates.items():
         if "weights" in seen:
-            found[f"attention_entropy/{name}"] = attention_entropy(seen["weights"])
+            measures[f"attention_entropy/{name}"] = attention_entropy(seen["weights"])
         if "logits" in seen:
             finite = jnp.where(jnp.isfinite(seen["logits"]), jnp.abs(seen["logits"]), 0)
-            found[f"max_logit/{name}"] = jnp.max(finite)
-    return found
+            measures[f"max_logit/{name}"] = jnp.max(finite)
+    return measures
 
 
 def routing(trace: Trace) -> dict[str, jax.Array]:
@@ -120,15 +120,15 @@ def routing(trace: Trace) -> dict[str, jax.Array]:
 
     The router's entropy is that of one token's probabilities, averaged; the load's is that of all choices together.
     """
-    found = {}
+    measures = {}
     for name, seen in trace.intermediates.items():
         if "load" in seen:
             each = jnp.sum(jax.scipy.special.entr(seen["probabilities"]), -1)
             counted = seen["counted"]
-            found[f"router_entropy/{name}"] = jnp.sum(each * counted) / jnp.maximum(jnp.sum(counted), 1)
-            found[f"load_entropy/{name}"] = jnp.sum(jax.scipy.special.entr(seen["load"]))
-            found[f"max_load/{name}"] = seen["load"].shape[-1] * jnp.max(seen["load"])
-    return found
+            measures[f"router_entropy/{name}"] = jnp.sum(each * counted) / jnp.maximum(jnp.sum(counted), 1)
+            measures[f"load_entropy/{name}"] = jnp.sum(jax.scipy.special.entr(seen["load"]))
+            measures[f"max_load/{name}"] = seen["load"].shape[-1] * jnp.max(seen["load"])
+    return measures
 
 
 def expert_load(trace: Trace) -> dict[str, jax.Array]:

@@ -70,8 +70,8 @@ def top_k(logits: Float[Array, "... V"], k: Any) -> Float[Array, "... V"]:
     falling = -jnp.sort(-logits, -1)
     last = jnp.clip(jnp.asarray(k), 1, logits.shape[-1]).astype(jnp.int32) - 1
     last = jnp.broadcast_to(last, (*logits.shape[:-1], 1))
-    kept = logits >= jnp.take_along_axis(falling, last, -1)
-    return _where_allowed("top_k", k, jnp.where(kept, logits, -jnp.inf))
+    allowed = logits >= jnp.take_along_axis(falling, last, -1)
+    return _where_allowed("top_k", k, jnp.where(allowed, logits, -jnp.inf))
 
 
 def top_p(logits: Float[Array, "... V"], p: Any) -> Float[Array, "... V"]:
@@ -87,9 +87,9 @@ def top_p(logits: Float[Array, "... V"], p: Any) -> Float[Array, "... V"]:
     order = jnp.argsort(-logits, -1)
     falling = jnp.take_along_axis(jax.nn.softmax(logits, -1), order, -1)
     before = jnp.cumsum(falling, -1) - falling
-    kept = (before < p).at[..., 0].set(True)
-    kept = jnp.take_along_axis(kept, jnp.argsort(order, -1), -1)
-    return _where_allowed("top_p", p, jnp.where(kept, logits, -jnp.inf))
+    allowed = (before < p).at[..., 0].set(True)
+    allowed = jnp.take_along_axis(allowed, jnp.argsort(order, -1), -1)
+    return _where_allowed("top_p", p, jnp.where(allowed, logits, -jnp.inf))
 
 
 def draw(key: PRNGKeyArray | None, logits: Float[Array, "*B V"], **adjust: Any) -> Int[Array, "*B"]:
@@ -108,7 +108,7 @@ def draw(key: PRNGKeyArray | None, logits: Float[Array, "*B V"], **adjust: Any) 
     """
     check(**adjust)
     given = {name: number for name, number in adjust.items() if number is not None}
-    there = jnp.isfinite(jnp.max(logits, -1))
+    possible = jnp.isfinite(jnp.max(logits, -1))
     if key is None:
         if given:
             raise ValueError(
@@ -120,7 +120,7 @@ def draw(key: PRNGKeyArray | None, logits: Float[Array, "*B V"], **adjust: Any) 
             if change.__name__ in given:
                 logits = change(logits, given[change.__name__])
         token = jax.random.categorical(key, logits)
-    return jnp.where(there & jnp.isfinite(jnp.max(logits, -1)), token, -1).astype(jnp.int32)
+    return jnp.where(possible & jnp.isfinite(jnp.max(logits, -1)), token, -1).astype(jnp.int32)
 
 
 def _where_allowed(name: str, number: Any, logits: jax.Array) -> jax.Array:

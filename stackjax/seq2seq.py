@@ -86,8 +86,8 @@ class EncoderDecoder(AbstractModel):
 
     def _declare_source(self) -> Params:
         specs = {} if self.source is None else self.source.spec(self.encoder.d_model)
-        own = {name: spec for name, spec in specs.items() if not (self.shared_tokens and name == "token")}
-        return declare(own, prefix="source/")
+        source = {name: spec for name, spec in specs.items() if not (self.shared_tokens and name == "token")}
+        return declare(source, prefix="source/")
 
     def init(self, key: jax.Array, dtype: Any = jnp.float32) -> Params:
         """Draw the parameters; an embedding that both sides share is the encoder's in this."""

@@ -63,11 +63,11 @@ def mesh(**sizes: int) -> Mesh:
     Raises:
         ValueError: more devices than there are.
     """
-    needed, there = math.prod(sizes.values()), jax.device_count()
-    if needed > there:
-        raise ValueError(f"a mesh {sizes} needs {needed} devices; there are {there}")
-    if needed < there:
-        warnings.warn(f"a mesh {sizes} leaves {there - needed} of {there} devices idle", stacklevel=2)
+    needed, available = math.prod(sizes.values()), jax.device_count()
+    if needed > available:
+        raise ValueError(f"a mesh {sizes} needs {needed} devices; there are {available}")
+    if needed < available:
+        warnings.warn(f"a mesh {sizes} leaves {available - needed} of {available} devices idle", stacklevel=2)
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 

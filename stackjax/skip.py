@@ -105,8 +105,8 @@ def losses(
     coefficients = tree.flatten_up_to(model.per_stack(lambda _, stack: stack.coefficients()))
 
     def one(numbers: list[jax.Array]) -> jax.Array:
-        kept = jax.tree.unflatten(tree, list(map(keep, coefficients, numbers)))
-        y, _ = skipping.apply(params, *inputs, coefficients=kept, **options)
+        coefficients_left = jax.tree.unflatten(tree, list(map(keep, coefficients, numbers)))
+        y, _ = skipping.apply(params, *inputs, coefficients=coefficients_left, **options)
         return loss(y)
 
     bounds = np.cumsum(depths)

@@ -52,39 +52,41 @@ def _agreement(results: dict[str, Any]) -> Iterator[Target]:
 
 
 def _compile(results: dict[str, Any]) -> Iterator[Target]:
-    if found := results["compile"]:
-        shallow, deep = found["depths"]
-        claim = f"compile time at {deep} layers / at {shallow}, median of {len(found['ratios'])} pairs in CPU seconds"
-        yield Target(claim=claim, found=statistics.median(found["ratios"]), bound=1.15)
+    if compiles := results["compile"]:
+        shallow, deep = compiles["depths"]
+        claim = (
+            f"compile time at {deep} layers / at {shallow}, median of {len(compiles['ratios'])} pairs in CPU seconds"
+        )
+        yield Target(claim=claim, found=statistics.median(compiles["ratios"]), bound=1.15)
         claim = f"equations in the jaxpr at {deep} layers / at {shallow}"
-        yield Target(claim=claim, found=found["equations"][1] / found["equations"][0], bound=1.0)
+        yield Target(claim=claim, found=compiles["equations"][1] / compiles["equations"][0], bound=1.0)
 
 
 def _peers(rows: list[Row]) -> Iterator[Target]:
     for group in groups(rows):
-        own = group.get(OWN)
-        if own is None or own["remat"] not in ("none", "layer"):
+        ours = group.get(OWN)
+        if ours is None or ours["remat"] not in ("none", "layer"):
             continue
-        where = f"{own['depth']} layers, remat {own['remat']}"
+        where = f"{ours['depth']} layers, remat {ours['remat']}"
         if best := best_peer(group, "step_seconds"):
             claim = f"step time / best JAX peer's ({best['peer']}), {where}"
-            yield Target(claim=claim, found=own["step_seconds"] / best["step_seconds"], bound=1.0)
+            yield Target(claim=claim, found=ours["step_seconds"] / best["step_seconds"], bound=1.0)
         eager = group.get(TORCH)
-        if eager and eager["step_seconds"] and own["step_seconds"]:
+        if eager and eager["step_seconds"] and ours["step_seconds"]:
             claim = f"step time / PyTorch eager's, {where} (aim)"
-            yield Target(claim=claim, found=own["step_seconds"] / eager["step_seconds"], bound=1.0)
+            yield Target(claim=claim, found=ours["step_seconds"] / eager["step_seconds"], bound=1.0)
         if best := best_peer(group, "temp_bytes"):
             claim = f"temporary memory / best JAX peer's ({best['peer']}), {where}"
-            yield Target(claim=claim, found=own["temp_bytes"] / best["temp_bytes"], bound=1.0)
+            yield Target(claim=claim, found=ours["temp_bytes"] / best["temp_bytes"], bound=1.0)
 
 
 def _remat(results: dict[str, Any]) -> Iterator[Target]:
-    found = {row["remat"]: row for row in results["remat"]}
+    by_remat = {row["remat"]: row for row in results["remat"]}
     peer = results["remat_peer"]
     for remat, share, slower in (("layer", 0.03, 1.45), ("nested", 0.013, 1.8)):
-        if remat not in found or "none" not in found:
+        if remat not in by_remat or "none" not in by_remat:
             continue
-        row, plain = found[remat], found["none"]
+        row, plain = by_remat[remat], by_remat["none"]
         where = f"remat {remat} at {row['depth']} layers"
         if peer:
             claim = f"{where}: temporary memory of the gradient / {peer['peer']}'s without remat"
@@ -98,10 +100,10 @@ def _remat(results: dict[str, Any]) -> Iterator[Target]:
 
 def groups(rows: list[Row]) -> list[dict[str, Row]]:
     """Rows of one depth and rematerialisation, by peer."""
-    found: dict[Any, dict[str, Row]] = {}
+    by_setting: dict[Any, dict[str, Row]] = {}
     for row in rows:
-        found.setdefault((row["depth"], row["remat"]), {})[row["peer"]] = row
-    return list(found.values())
+        by_setting.setdefault((row["depth"], row["remat"]), {})[row["peer"]] = row
+    return list(by_setting.values())
 
 
 def best_peer(group: dict[str, Row], field: str) -> Row | None:

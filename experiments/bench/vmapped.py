@@ -42,7 +42,7 @@ def measure(*, d_model: int, depth: int, batch: int, context: int, rounds: int, 
             began = clock()
             job()
             times[name].append((clock() - began) / chunk)
-    seconds = {name: statistics.median(found) for name, found in times.items()}
+    seconds = {name: statistics.median(measured) for name, measured in times.items()}
     seconds["one after another"] *= len(hypers)
     size = {"d_model": d_model, "depth": depth, "batch": batch, "context": context}
     return {**size, "runs": len(hypers), "seconds": seconds}

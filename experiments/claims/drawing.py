@@ -32,9 +32,9 @@ def dots(
     names = list(values)
     seeds = [{"arm": name, "value": float(x)} for name, each in values.items() for x in each]
     ends = [
-        {"arm": name, "low": found.low, "high": found.high, "value": found.mean}
+        {"arm": name, "low": estimate.low, "high": estimate.high, "value": estimate.mean}
         for name, each in values.items()
-        if (found := Estimate.of(each)).n > 1
+        if (estimate := Estimate.of(each)).n > 1
     ]
     scale = alt.Scale(type="log") if log else alt.Scale(zero=False)
     x = alt.X("value:Q", title=title, scale=scale, axis=POWERS if log else alt.Axis())

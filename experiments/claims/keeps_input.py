@@ -27,7 +27,7 @@ def run(
     seeds: list[int],
 ) -> Json:  # fmt: skip
     """Share of tokens that a linear probe at the top names rightly, by depth and seed, and with labels shuffled."""
-    found: Json = {"accuracy": {}, "shuffled": {}}
+    scores: Json = {"accuracy": {}, "shuffled": {}}
     for depth in depths:
         model = sj.decoder(vocab=vocab, d_model=d_model, depth=depth, n_heads=n_heads, recipe=RECIPES[recipe])
 
@@ -42,9 +42,9 @@ def run(
             return probe(features, labels, vocab), probe(features, mixed, vocab)
 
         each = [jax.device_get(shares(jnp.asarray(seed))) for seed in seeds]
-        found["accuracy"][str(depth)] = [float(pair[0]) for pair in each]
-        found["shuffled"][str(depth)] = [float(pair[1]) for pair in each]
-    return found
+        scores["accuracy"][str(depth)] = [float(pair[0]) for pair in each]
+        scores["shuffled"][str(depth)] = [float(pair[1]) for pair in each]
+    return scores
 
 
 def probe(features: jax.Array, labels: jax.Array, vocab: int) -> jax.Array:

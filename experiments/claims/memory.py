@@ -58,8 +58,8 @@ def run(*, times: int, linear: bool, d_model: int, exposures: int, batch: int, s
         (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(steps))
         return jnp.sum(log2(VALUES) - loss(params, jnp.arange(facts)) / log(2))
 
-    found = [float(bits(jnp.asarray(seed))) for seed in seeds]
-    return {"bits": plain(found), "parameters": parameters, "facts": facts, "steps": steps}
+    stored_bits = [float(bits(jnp.asarray(seed))) for seed in seeds]
+    return {"bits": plain(stored_bits), "parameters": parameters, "facts": facts, "steps": steps}
 
 
 def name(times: int) -> str:

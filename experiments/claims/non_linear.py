@@ -26,7 +26,7 @@ GELU, IDENTITY, NONE = (
 def linearity(*, context: int, d_model: int, n_heads: int, seeds: list[int]) -> Json:
     """|f(x + y) - f(x) - f(y)| / |f(x + y)| of attention, and of attention whose weights are those of x + y."""
     attention = sj.Attention(n_heads=n_heads)
-    found: dict[str, list[float]] = {"attention": [], "weights held": []}
+    deviations: dict[str, list[float]] = {"attention": [], "weights held": []}
     for seed in seeds:
         init, data = jax.random.split(jax.random.key(seed))
         declared = declare(attention.spec(d_model))
@@ -45,8 +45,8 @@ def linearity(*, context: int, d_model: int, n_heads: int, seeds: list[int]) -> 
 
         for name, f in (("attention", lambda z: apply(z)[0]), ("weights held", held)):
             away = f(x + y) - f(x) - f(y)
-            found[name].append(float(jnp.linalg.norm(away) / jnp.linalg.norm(whole)))
-    return found
+            deviations[name].append(float(jnp.linalg.norm(away) / jnp.linalg.norm(whole)))
+    return deviations
 
 
 def run(*, arm: str, depth: int, d_model: int, n_heads: int, **numbers: Any) -> Json:

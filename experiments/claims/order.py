@@ -25,15 +25,15 @@ def run(*, arm: str, depth: int, d_model: int, context: int, seeds: list[int]) -
     """|f(P x) - P f(x)| / |f(x)| for a random order P of the tokens, one number a seed."""
     described = model(arm, depth, d_model)
     apply = jax.jit(lambda params, tokens: described.apply(params, tokens)[0])
-    found = []
+    differences = []
     for seed in seeds:
         init, data, shuffle = jax.random.split(jax.random.key(seed), 3)
         params = described.init(init)
         tokens = jax.random.randint(data, (context,), 0, 64)
         order = jax.random.permutation(shuffle, context)
         ordered, plain = apply(params, tokens[order]), apply(params, tokens)
-        found.append(float(jnp.linalg.norm(ordered - plain[order]) / jnp.linalg.norm(plain)))
-    return {"difference": found}
+        differences.append(float(jnp.linalg.norm(ordered - plain[order]) / jnp.linalg.norm(plain)))
+    return {"difference": differences}
 
 
 def units(quick: bool) -> list[Unit]:

@@ -29,17 +29,17 @@ NORMS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 def run(*, norm: str, batch: int, context: int, d_model: int, seeds: list[int]) -> Json:
     """Relative change of the output at one token when something else is replaced, one number a seed."""
-    found: dict[str, list[float]] = {SAMPLES: [], TOKENS: [], OWN: []}
-    own = jnp.zeros((batch, context, 1), bool).at[0, 0].set(True)
+    changes: dict[str, list[float]] = {SAMPLES: [], TOKENS: [], OWN: []}
+    same_token = jnp.zeros((batch, context, 1), bool).at[0, 0].set(True)
     sample = jnp.zeros((batch, context, 1), bool).at[0].set(True)
-    replaced = {SAMPLES: ~sample, TOKENS: sample & ~own, OWN: own}
+    replaced = {SAMPLES: ~sample, TOKENS: sample & ~same_token, OWN: same_token}
     for seed in seeds:
         x, noise = jax.random.normal(jax.random.key(seed), (2, batch, context, d_model))
         before = NORMS[norm](x)[0, 0]
         for what, where in replaced.items():
             after = NORMS[norm](jnp.where(where, 2 * noise + 1, x))[0, 0]
-            found[what].append(float(jnp.linalg.norm(after - before) / jnp.linalg.norm(before)))
-    return found
+            changes[what].append(float(jnp.linalg.norm(after - before) / jnp.linalg.norm(before)))
+    return changes
 
 
 def units(quick: bool) -> list[Unit]:

@@ -19,7 +19,7 @@ SUBLAYERS: dict[str, Sublayer] = {"feed-forward": sj.FeedForward(), "attention":
 def run(*, sublayer: str, context: int, d_model: int, seeds: list[int]) -> Json:
     """Largest Jacobian norm between two different positions over that of a position with itself, one number a seed."""
     described = SUBLAYERS[sublayer]
-    found = []
+    leaks = []
     for seed in seeds:
         init, data = jax.random.split(jax.random.key(seed))
         declared = declare(described.spec(d_model))
@@ -32,8 +32,8 @@ def run(*, sublayer: str, context: int, d_model: int, seeds: list[int]) -> Json:
         jacobian = jax.jacobian(apply)(x)
         sizes = np.asarray(jnp.sqrt(jnp.sum(jacobian**2, (1, 3))))
         away = sizes - np.diag(np.diag(sizes))
-        found.append(float(away.max() / np.diag(sizes).max()))
-    return {"across": found}
+        leaks.append(float(away.max() / np.diag(sizes).max()))
+    return {"across": leaks}
 
 
 def units(quick: bool) -> list[Unit]:

@@ -75,8 +75,8 @@ def run(
 
         return sj.probe.stream_gradients(read, depth)
 
-    found = np.array([jax.device_get(gradients(jnp.asarray(seed))) for seed in seeds], np.float64)
-    return {"gradient": plain(found / found[:, -1:])}
+    gradient = np.array([jax.device_get(gradients(jnp.asarray(seed))) for seed in seeds], np.float64)
+    return {"gradient": plain(gradient / gradient[:, -1:])}
 
 
 GROWING = "factor 1.1, logits growing"

@@ -47,14 +47,14 @@ def train_on_text(
     Returns:
         As `train`, and `unigram`, the entropy of single bytes of the validation text in nats.
     """
-    found = train(
+    trained = train(
         NextToken(model=model),
         lambda seed, step: text().batch(seed=seed, step=step, batch=batch, context=context),
         text().valid_batches(-(-valid_windows // 32) * 2, batch=16, context=context),
         chunks=chunks,
         **numbers,
     )
-    return {**found, "unigram": text().unigram}
+    return {**trained, "unigram": text().unigram}
 
 
 def train(
@@ -102,8 +102,8 @@ def train(
 
     @jax.jit
     def numbers(params: Params, batch: Batch) -> dict[str, jax.Array]:
-        def one(own: Params) -> dict[str, jax.Array]:
-            return {"loss": task.loss(own, batch)[0], **({} if score is None else score(own, batch))}
+        def one(params: Params) -> dict[str, jax.Array]:
+            return {"loss": task.loss(params, batch)[0], **({} if score is None else score(params, batch))}
 
         return jax.vmap(one)(params)
 
@@ -122,8 +122,8 @@ def train(
         if score is not None and not run.ended and until(read(1)):
             break
     reported = read(1)
-    found = {"rates": [float(rate) for rate in rates], "steps": run.step, "params": task.model.n_params}
-    return {**found, "choose": plain(read(0)["loss"]), **{name: plain(values) for name, values in reported.items()}}
+    trained = {"rates": [float(rate) for rate in rates], "steps": run.step, "params": task.model.n_params}
+    return {**trained, "choose": plain(read(0)["loss"]), **{name: plain(values) for name, values in reported.items()}}
 
 
 def best(row: Json, name: str = "loss", *, of: slice = slice(None)) -> np.ndarray:

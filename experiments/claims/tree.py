@@ -24,9 +24,9 @@ LINE, TREE, WRONG = "rotary", "rotary and tree", "rotary and another text's tree
 
 def examples(arm: str, n: int, *, seed: int, step: int) -> Batch:
     """Examples for an arm: the same tokens, with no path, its own or its neighbour's."""
-    found = task_tree.examples(n, seed=seed, step=step)
-    path = {LINE: np.full_like(found["path"], -1), TREE: found["path"], WRONG: np.roll(found["path"], 1, 0)}[arm]
-    return {**found, "path": path}
+    batch = task_tree.examples(n, seed=seed, step=step)
+    path = {LINE: np.full_like(batch["path"], -1), TREE: batch["path"], WRONG: np.roll(batch["path"], 1, 0)}[arm]
+    return {**batch, "path": path}
 
 
 def run(*, arm: str, depth: int, d_model: int, n_heads: int, batch: int, **numbers: Any) -> Json:

@@ -167,9 +167,9 @@ def prepared(words: Sequence[str], line: str) -> Work:
     else:
         sweeps = prepare(options, plan, line)
         saved_checks(options, {name for sweep in sweeps for name in sweep.grid.recipes})
-    said = dict.fromkeys(warning for sweep in sweeps for warning in sweep.check())
+    complaints = dict.fromkeys(warning for sweep in sweeps for warning in sweep.check())
     command_line.make_folder(options.out)
-    for warning in said:
+    for warning in complaints:
         warnings.warn(warning, stacklevel=1)
     return Work(options=options, plan=plan, sweeps=sweeps, command=line)
 

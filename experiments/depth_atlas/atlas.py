@@ -34,8 +34,8 @@ def points(results: Results) -> list[Json]:
 def _word(row: Json, results: Results) -> str:
     loss = row["loss"]
     if loss is None:
-        here = {c["status"] for c in results.cells if (c["recipe"], c["depth"]) == (row["recipe"], row["depth"])}
-        return next(word for word in ("unfinished", "failed", "diverged") if word in here)
+        statuses = {c["status"] for c in results.cells if (c["recipe"], c["depth"]) == (row["recipe"], row["depth"])}
+        return next(word for word in ("unfinished", "failed", "diverged") if word in statuses)
     if loss < bar(results):
         return "trained"
     return "slow" if loss < results.base["data"]["unigram"] - STUCK else "stuck"
@@ -80,9 +80,9 @@ def predictions(results: Results, checks: Sequence[Json]) -> list[Prediction]:
         seeds = {cell["seed"] for cell in a} & {cell["seed"] for cell in b}
         if seeds:
             loss = [{cell["seed"]: cell["valid_loss"] for cell in cells} for cells in (a, b)]
-            found = Estimate.of([loss[0][seed] - loss[1][seed] for seed in sorted(seeds)])
+            difference = Estimate.of([loss[0][seed] - loss[1][seed] for seed in sorted(seeds)])
             claim = f"{one} over {other} at {depth} layers, nats"
-            stated.append(Prediction(claim=claim, found=found, relation=relation, threshold=threshold))
+            stated.append(Prediction(claim=claim, found=difference, relation=relation, threshold=threshold))
 
     compare("deepnorm", "post_norm", 32, "below", -0.1)
     compare("pre_norm", "post_norm", 32, "below", -0.1)
@@ -118,14 +118,14 @@ def write(results: Results, checks: Sequence[Json], *, quick: bool = False) -> P
         | {"points": [point for point in results.curve(cell) if point["valid_loss"] is not None]}
         for cell in chart.deep_cells(results, rows)
     ]
-    kept = [{"kind": "point", **{name: value for name, value in row.items() if name != "cells"}} for row in rows]
+    point_rows = [{"kind": "point", **{name: value for name, value in row.items() if name != "cells"}} for row in rows]
     return finding.write(
         results.folder.path / "atlas",
         question="Which recipe for which depth?",
         setting={**results.base["setting"], "data": results.base["data"]},
         provenance=results.provenance(),
         predictions=predictions(results, checks),
-        rows=[*kept, *({"kind": "check", **check} for check in checks), *curves],
+        rows=[*point_rows, *({"kind": "check", **check} for check in checks), *curves],
         figures={name: figure for name, figure in figures.items() if figure is not None},
         text=finding.QUICK * quick + _text(results, rows, checks),
     )
@@ -133,7 +133,7 @@ def write(results: Results, checks: Sequence[Json], *, quick: bool = False) -> P
 
 def _text(results: Results, rows: Sequence[Json], checks: Sequence[Json]) -> str:
     setting, data = results.base["setting"], results.base["data"]
-    said = {name: sentence([row for row in rows if row["recipe"] == name]) for name in results.recipes}
+    sentences = {name: sentence([row for row in rows if row["recipe"] == name]) for name in results.recipes}
     tried = [f"{n} at {depth:,}" for depth, n in Counter(row["depth"] for row in rows).items()]
     warmup = setting["steps"] // 10 if setting["warmup"] is None else setting["warmup"]
     return f"""Decoders of width {setting["d_model"]} on {data["name"]}: {setting["steps"]} steps of {setting["batch"]}
@@ -145,7 +145,7 @@ A recipe is *trained* at a depth if it ends below {bar(results):.2f} nats, *stuc
 single bytes ({data["unigram"]:.2f}), *slow* between them, *diverged* if no rate ends well. It is *indifferent to depth*
 if its losses over all depths differ by less than {INDIFFERENT} nats.
 
-{finding.table([{"recipe": name, "what it did": text} for name, text in said.items()])}
+{finding.table([{"recipe": name, "what it did": text} for name, text in sentences.items()])}
 
 {_edges(rows)}
 
@@ -156,13 +156,13 @@ if its losses over all depths differ by less than {INDIFFERENT} nats.
 
 def _edges(rows: Sequence[Json]) -> str:
     """List of the cases in which the best rate is the end of those tried."""
-    found: dict[tuple[int, str], list[str]] = {}
+    at_edge: dict[tuple[int, str], list[str]] = {}
     for row in rows:
         if row["edge"]:
-            found.setdefault((row["depth"], row["edge"]), []).append(row["recipe"])
-    if not found:
+            at_edge.setdefault((row["depth"], row["edge"]), []).append(row["recipe"])
+    if not at_edge:
         return "No best learning rate is the end of those tried."
-    parts = [f"- {depth:,} layers, the {edge}: {', '.join(names)}" for (depth, edge), names in sorted(found.items())]
+    parts = [f"- {depth:,} layers, the {edge}: {', '.join(names)}" for (depth, edge), names in sorted(at_edge.items())]
     return "Where the best learning rate is the end of those tried, a wider grid may do better:\n\n" + "\n".join(parts)
 
 

@@ -23,8 +23,8 @@ def order(rows: Sequence[Json]) -> list[str]:
     names = list(dict.fromkeys(row["recipe"] for row in rows))
     counted = Counter(row["depth"] for row in rows)
     shared = max(depth for depth, n in counted.items() if 2 * n >= len(names))
-    there = {row["recipe"]: row["loss"] for row in rows if row["depth"] == shared}
-    return sorted(names, key=lambda name: math.inf if there.get(name) is None else there[name])
+    losses = {row["recipe"]: row["loss"] for row in rows if row["depth"] == shared}
+    return sorted(names, key=lambda name: math.inf if losses.get(name) is None else losses[name])
 
 
 def depths(rows: Sequence[Json], data: Json) -> alt.TopLevelMixin:
@@ -72,8 +72,8 @@ def deep_cells(results: Results, rows: Sequence[Json]) -> list[Json]:
     """One best cell of each of the best recipes at the greatest depth, there and at the depth before it."""
     greatest = results.depths[-2:]
     best = order([row for row in rows if row["depth"] == greatest[-1]])[:CURVES]
-    kept = [row for row in rows if row["depth"] in greatest and row["recipe"] in best]
-    return [row["cells"][0] for row in sorted(kept, key=lambda row: best.index(row["recipe"])) if row["cells"]]
+    deepest = [row for row in rows if row["depth"] in greatest and row["recipe"] in best]
+    return [row["cells"][0] for row in sorted(deepest, key=lambda row: best.index(row["recipe"])) if row["cells"]]
 
 
 def deep(results: Results, rows: Sequence[Json]) -> alt.TopLevelMixin | None:

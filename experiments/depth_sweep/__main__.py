@@ -101,10 +101,10 @@ def prepared(words: Sequence[str], line: str) -> tuple[Options, Sweep | Results]
         command_line.make_folder(options.out)
         return options, results
     sweep = prepare(options, line)
-    said = sweep.check()
+    complaints = sweep.check()
     if not options.dry_run:
         command_line.make_folder(options.out)
-    for warning in said:
+    for warning in complaints:
         warnings.warn(warning, stacklevel=1)
     return options, sweep
 

@@ -94,11 +94,11 @@ def _profiles(
     bands = []
     for picture in pictures:
         kind, sublayer = picture
-        own = [row for row in rows if (row["kind"], row["sublayer"]) == picture]
+        panel_rows = [row for row in rows if (row["kind"], row["sublayer"]) == picture]
         title = [TITLES[kind], sublayer.replace("_", "-")] if sublayer and kind == "branch_ratio" else TITLES[kind]
         scale, axis = alt.Scale(zero=False), alt.Axis(tickCount=4, format="~g", titleFontSize=11)
         if kind in LOGARITHMIC:
-            ticks = chart.decades(row["value"] for row in own)
+            ticks = chart.decades(row["value"] for row in panel_rows)
             form = "~g" if min(ticks) >= 1e-3 else ".0e"
             scale, axis = (
                 alt.Scale(type="log"),
@@ -117,7 +117,7 @@ def _profiles(
             .properties(width=loss_chart.WIDTH, height=130)
         )
         facet = loss_chart.recipe_facet(results, labels=picture == pictures[0])
-        bands.append(panel.facet(facet, data=alt.Data(values=own), columns=loss_chart.COLUMNS))
+        bands.append(panel.facet(facet, data=alt.Data(values=panel_rows), columns=loss_chart.COLUMNS))
     return alt.vconcat(*bands, spacing=8).resolve_scale(color="shared") if bands else None
 
 

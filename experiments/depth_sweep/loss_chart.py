@@ -77,9 +77,9 @@ def loss_against_tokens(results: Results) -> alt.TopLevelMixin | None:
 def _curves(results: Results, x: str, title: str) -> alt.TopLevelMixin | None:
     rows = []
     for cell in best_cells(results):
-        kept = [point for point in results.curve(cell) if point["train_loss"] is not None]
+        points = [point for point in results.curve(cell) if point["train_loss"] is not None]
         key = {"recipe": cell["recipe"], "depth": cell["depth"], "cell": cell["cell"]}
-        rows += [{**key, "panel": f"depth {cell['depth']}", **point} for point in kept]
+        rows += [{**key, "panel": f"depth {cell['depth']}", **point} for point in points]
     if not rows:
         return None
     chosen = alt.selection_point(fields=["recipe"], bind="legend")
@@ -107,8 +107,8 @@ def loss_against_flops(results: Results) -> alt.TopLevelMixin | None:
     """Validation loss against training FLOPs at the best learning rate: a panel for each recipe, a line a depth."""
     rows = []
     for cell in best_cells(results):
-        kept = [point for point in results.curve(cell) if point["valid_loss"] is not None and point["flops"]]
-        rows += [{"recipe": cell["recipe"], "depth": cell["depth"], "cell": cell["cell"], **point} for point in kept]
+        points = [point for point in results.curve(cell) if point["valid_loss"] is not None and point["flops"]]
+        rows += [{"recipe": cell["recipe"], "depth": cell["depth"], "cell": cell["cell"], **point} for point in points]
     if not rows:
         return None
     chosen = alt.selection_point(fields=["depth"], bind="legend")
@@ -211,14 +211,14 @@ def cost(results: Results) -> alt.TopLevelMixin | None:
 def best_cells(results: Results, *, depths: Iterable[int] | None = None, one_seed: bool = False) -> list[Json]:
     """The cells at each recipe's and depth's best learning rate; where none ended well, those at the lowest."""
     wanted = set(results.depths if depths is None else depths)
-    found = []
+    best = []
     for row in results.best():
-        here = [c for c in results.cells if (c["recipe"], c["depth"]) == (row["recipe"], row["depth"])]
-        lowest = min(cell["learning_rate"] for cell in here)
-        cells = row["cells"] or [cell for cell in here if cell["learning_rate"] == lowest]
+        candidates = [c for c in results.cells if (c["recipe"], c["depth"]) == (row["recipe"], row["depth"])]
+        lowest = min(cell["learning_rate"] for cell in candidates)
+        cells = row["cells"] or [cell for cell in candidates if cell["learning_rate"] == lowest]
         if row["depth"] in wanted:
-            found += cells[:1] if one_seed else cells
-    return found
+            best += cells[:1] if one_seed else cells
+    return best
 
 
 def depth_axis(results: Results) -> alt.X:

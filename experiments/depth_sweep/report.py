@@ -116,8 +116,8 @@ def write_finding(results: Results) -> Path:
     by_recipe: dict[str, Json] = {}
     for row in best:
         line = by_recipe.setdefault(row["recipe"], {"recipe": row["recipe"]})
-        said = "no rate ends well" if row["loss"] is None else f"{row['loss']:.2f} at {row['learning_rate']:g}"
-        line[f"depth {row['depth']}"] = said
+        summary = "no rate ends well" if row["loss"] is None else f"{row['loss']:.2f} at {row['learning_rate']:g}"
+        line[f"depth {row['depth']}"] = summary
     columns = ["recipe", *(f"depth {depth}" for depth in results.depths)]
     lines = [{column: line.get(column, "") for column in columns} for line in by_recipe.values()]
     sentences = "\n".join(f"- {sentence}" for sentence in headline.sentences(results))

@@ -141,8 +141,8 @@ def _life(path: Path) -> Literal["alive", "dead", "unknown"]:
     if age > STALE:
         return "dead"
     worker = _worker(path)
-    here = _namespace()
-    if (worker.get("host"), worker.get("namespace", here)) != (socket.gethostname(), here):
+    namespace = _namespace()
+    if (worker.get("host"), worker.get("namespace", namespace)) != (socket.gethostname(), namespace):
         return "unknown"
     began = _began(worker["pid"]) if isinstance(worker.get("pid"), int) else None
     if began == "":
@@ -200,6 +200,6 @@ def _began(pid: int) -> str | None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        said = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, timeout=10)
-        return said.stdout.strip()
+        listed = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, timeout=10)
+        return listed.stdout.strip()
     return ""

@@ -37,15 +37,15 @@ def parse(arguments: Sequence[str], kind: type[T], program: str, default: T | No
     Raises:
         ValueError: anything wrong with them, in one line.
     """
-    said = io.StringIO()
+    complaint = io.StringIO()
     given: dict[str, Any] = {} if default is None else {"default": default}
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(complaint):
             return tyro.cli(kind, prog=shlex.join(invocation(program)), args=arguments, **given)
     except SystemExit as stop:
         if stop.code != USAGE:
             raise
-        raise ValueError(f"{_first_words(said.getvalue())} (see --help)") from None
+        raise ValueError(f"{_first_words(complaint.getvalue())} (see --help)") from None
 
 
 def invocation(program: str) -> list[str]:

@@ -35,14 +35,14 @@ def enable() -> Path:
 @contextlib.contextmanager
 def hits() -> Iterator[list[str]]:
     """A list that grows with each program that is read from the cache meanwhile."""
-    found: list[str] = []
+    events: list[str] = []
 
     def listen(event: str, **_) -> None:
         if event == _HIT:
-            found.append(event)
+            events.append(event)
 
     jax.monitoring.register_event_listener(listen)
     try:
-        yield found
+        yield events
     finally:
         jax.monitoring.unregister_event_listener(listen)

@@ -69,13 +69,13 @@ def memory_estimate(
     depth, d_model = model.stack.depth, model.stack.d_model
     stream = batch * context * d_model * item_bytes
     inside = 16 * stream + 3 * batch * n_heads * context**2 * 4
-    kept = {
+    activations = {
         "none": depth * inside,
         "layer": depth * stream + inside,
         "nested": 2 * math.isqrt(max(depth, 1)) * stream + inside,
     }[remat]
     logits = 3 * batch * context * model.embedding.vocab * 4
-    return lanes * 16 * model.n_params + (lanes if at_once else 1) * (kept + logits)
+    return lanes * 16 * model.n_params + (lanes if at_once else 1) * (activations + logits)
 
 
 def _count(jaxpr: Jaxpr) -> int:

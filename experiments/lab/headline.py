@@ -36,8 +36,8 @@ def trained(results: Results, row: Json) -> bool:
         return False
     if floor is None:
         return row["loss"] < bar(results)
-    nothing = {cell["seed"]: cell["valid_loss"] for cell in floor["cells"]}
-    gains = [cell["valid_loss"] - nothing[cell["seed"]] for cell in row["cells"] if cell["seed"] in nothing]
+    zero_layers = {cell["seed"]: cell["valid_loss"] for cell in floor["cells"]}
+    gains = [cell["valid_loss"] - zero_layers[cell["seed"]] for cell in row["cells"] if cell["seed"] in zero_layers]
     return row["loss"] < floor["loss"] if len(gains) < 2 else Estimate.of(gains).high < 0
 
 

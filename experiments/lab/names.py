@@ -105,20 +105,20 @@ def architectures_named(name: str) -> dict[str, hf.Architecture]:
     Raises:
         ValueError: a path that cannot be imported, or something else there.
     """
-    found = _dotted(name, "architectures")
-    if not isinstance(found, Mapping) or not all(isinstance(each, hf.Architecture) for each in found.values()):
-        raise ValueError(f"{name!r} is no mapping from model_type to stackjax.interop.hf.Architecture; it is {found!r}")
-    return dict(found)
+    table = _dotted(name, "architectures")
+    if not isinstance(table, Mapping) or not all(isinstance(each, hf.Architecture) for each in table.values()):
+        raise ValueError(f"{name!r} is no mapping from model_type to stackjax.interop.hf.Architecture; it is {table!r}")
+    return dict(table)
 
 
 def _made(name: str, kind: str, table: Mapping[str, Callable[[], Any]], wanted: type) -> Any:
-    found = _dotted(name, kind) if ":" in name else table.get(name)
-    if found is None:
+    factory = _dotted(name, kind) if ":" in name else table.get(name)
+    if factory is None:
         near = difflib.get_close_matches(name, table, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(table)}"
         raise ValueError(f"unknown {kind} {name!r}; {hint} (or give a dotted path, my.module:{kind})")
     try:
-        made = found if isinstance(found, wanted) else found()
+        made = factory if isinstance(factory, wanted) else factory()
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         raise ValueError(f"{kind} {name!r} cannot be made without arguments: {why}") from error

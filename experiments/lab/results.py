@@ -107,9 +107,9 @@ class Results:
         rows = []
         for recipe in self.recipes:
             for depth in self.depths:
-                here = [c for c in self.cells if c["recipe"] == recipe and c["depth"] == depth]
-                if here:
-                    rows.append({"recipe": recipe, "depth": depth, **_best_rate(here)})
+                cells = [c for c in self.cells if c["recipe"] == recipe and c["depth"] == depth]
+                if cells:
+                    rows.append({"recipe": recipe, "depth": depth, **_best_rate(cells)})
         return rows
 
     def curve(self, cell: Json) -> list[Json]:

@@ -73,14 +73,14 @@ def read(path: Path) -> Json | None:
         ValueError: it is damaged.
     """
     try:
-        found = json.loads(path.read_text())
+        record = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); remove it to have it made again") from error
-    if not isinstance(found, dict):
+    if not isinstance(record, dict):
         raise ValueError(f"{path} is damaged (no JSON object); remove it to have it made again")
-    return found
+    return record
 
 
 def digest(value: Any) -> str:

@@ -107,14 +107,14 @@ class Sweep:
             if path.exists() and any(not inside.name.startswith(".") for inside in path.iterdir()):
                 raise ValueError(f"{path} holds files that are no sweep; choose another --out")
             return []
-        mine = {**asdict(self.setting), "data": self.corpus.sha256[:10]}
+        setting = {**asdict(self.setting), "data": self.corpus.sha256[:10]}
         theirs = {**before["setting"], "data": before["data"]["sha256"][:10]}
-        changed = [name for name in mine if mine[name] != theirs.get(name)]
+        changed = [name for name in setting if setting[name] != theirs.get(name)]
         if before["schema"] != SCHEMA:
             raise ValueError(f"{path} was written by another version of this program; choose another --out")
         if changed:
             differences = ", ".join(
-                f"{name.replace('_', '-')} {theirs.get(name)} (now {mine[name]})" for name in changed
+                f"{name.replace('_', '-')} {theirs.get(name)} (now {setting[name]})" for name in changed
             )
             raise ValueError(f"{path} holds a sweep with {differences}; choose another --out, or its options")
         for config in self.folder.configs():

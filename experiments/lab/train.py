@@ -152,8 +152,8 @@ class Trainer:
         stack = self.task.model.stack
         params = self.task.model.init(jax.random.fold_in(jax.random.key(hyper.seed), 0))
 
-        def observe(own: Params, measure: Measure) -> dict[str, jax.Array]:
-            return self.task.loss({**params, "stack": own}, batch, measure=measure, remat=self.remat)[1].measure
+        def observe(stack: Params, measure: Measure) -> dict[str, jax.Array]:
+            return self.task.loss({**params, "stack": stack}, batch, measure=measure, remat=self.remat)[1].measure
 
         params = {**params, "stack": stack.recipe.calibrate(params["stack"], stack.declaration(), observe)}
         return State(

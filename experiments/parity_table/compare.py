@@ -112,9 +112,9 @@ def theirs(case: Case, model: Any, batches: list[Batch], renames: tuple[tuple[st
     seen: list[list[Any]] = [[] for _ in paths]
     hooks = [
         layer.register_forward_hook(
-            lambda _, __, out, kept=kept: kept.append(out[0] if isinstance(out, tuple) else out)
+            lambda _, __, out, layer=captured: layer.append(out[0] if isinstance(out, tuple) else out)
         )
-        for path, kept in zip(paths, seen, strict=True)
+        for path, captured in zip(paths, seen, strict=True)
         for layer in model.get_submodule(path)
     ]
     inputs = {"input_ids": torch.tensor(batches[0].tokens), "attention_mask": batches[0].mask}
@@ -127,8 +127,11 @@ def theirs(case: Case, model: Any, batches: list[Batch], renames: tuple[tuple[st
         rows = [model(**{name: value[row : row + 1] for name, value in inputs.items()}).logits for row in range(BATCH)]
         logits = torch.cat(rows)
         seen = [
-            [torch.cat(kept[i :: len(kept) // BATCH], int(case.time_first)) for i in range(len(kept) // BATCH)]
-            for kept in seen
+            [
+                torch.cat(captured[i :: len(captured) // BATCH], int(case.time_first))
+                for i in range(len(captured) // BATCH)
+            ]
+            for captured in seen
         ]
     else:
         logits = model(**inputs).logits
@@ -137,11 +140,11 @@ def theirs(case: Case, model: Any, batches: list[Batch], renames: tuple[tuple[st
     if case.gradients:
         targets = torch.tensor(batches[-1].targets)
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1).backward()
-    arrays = [[x.detach().numpy() for x in kept] for kept in seen]
-    arrays = [[np.swapaxes(x, 0, 1) for x in kept] if case.time_first else kept for kept in arrays]
+    arrays = [[x.detach().numpy() for x in captured] for captured in seen]
+    arrays = [[np.swapaxes(x, 0, 1) for x in captured] if case.time_first else captured for captured in arrays]
     return Run(
         logits=logits.detach().numpy()[batches[-1].real],
-        hidden=[x[batch.real] for kept, batch in zip(arrays, batches, strict=True) for x in kept],
+        hidden=[x[batch.real] for captured, batch in zip(arrays, batches, strict=True) for x in captured],
         gradients={
             _renamed(name, renames): p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None
         },
@@ -191,16 +194,16 @@ def ours(
         _, (logits, hidden) = jax.jit(run)(checkpoint.params)
     return Run(
         logits=np.asarray(logits)[batches[-1].real],
-        hidden=[x[batch.real] for kept, batch in zip(hidden, batches, strict=True) for x in np.asarray(kept)],
+        hidden=[x[batch.real] for layers, batch in zip(hidden, batches, strict=True) for x in np.asarray(layers)],
         gradients=gradients,
     )
 
 
-def errors(mine: Run, reference: Run, aliases: Mapping[str, str] | None = None) -> dict[str, float]:
+def errors(ours: Run, reference: Run, aliases: Mapping[str, str] | None = None) -> dict[str, float]:
     """The largest errors.
 
     Args:
-        mine: what stackjax made of the batch.
+        ours: what stackjax made of the batch.
         reference: what `transformers` made of it.
         aliases: our name of a tensor, by another that it has where it is tied.
 
@@ -208,15 +211,15 @@ def errors(mine: Run, reference: Run, aliases: Mapping[str, str] | None = None) 
         logits: over the largest logit. hidden: of any layer, over the layer's largest entry. gradients: of any
         parameter, the norm of the difference over the norm; NaN where there are none.
     """
-    found = {"logits": _relative(mine.logits, reference.logits)}
-    found["hidden"] = max(_relative(a, b) for a, b in zip(mine.hidden, reference.hidden, strict=True))
-    found["gradients"] = float("nan")
+    errors_by_part = {"logits": _relative(ours.logits, reference.logits)}
+    errors_by_part["hidden"] = max(_relative(a, b) for a, b in zip(ours.hidden, reference.hidden, strict=True))
+    errors_by_part["gradients"] = float("nan")
     if reference.gradients:
         largest = max(float(np.abs(b).max()) for b in reference.gradients.values())
-        own = {name: name if name in mine.gradients else (aliases or {})[name] for name in reference.gradients}
-        pairs = [(mine.gradients[own[name]] / largest, b / largest) for name, b in reference.gradients.items()]
-        found["gradients"] = max(_off(a, b) for a, b in pairs)
-    return found
+        our_name = {name: name if name in ours.gradients else (aliases or {})[name] for name in reference.gradients}
+        pairs = [(ours.gradients[our_name[name]] / largest, b / largest) for name, b in reference.gradients.items()]
+        errors_by_part["gradients"] = max(_off(a, b) for a, b in pairs)
+    return errors_by_part
 
 
 def _off(a: np.ndarray, b: np.ndarray) -> float:
@@ -235,15 +238,15 @@ def same_tokens(case: Case, model: Any, checkpoint: hf.Checkpoint, batch: Batch)
     limits = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0}
     model.generation_config.eos_token_id = model.generation_config.forced_eos_token_id = None
     reference = model.generate(torch.tensor(batch.tokens), attention_mask=batch.mask, **limits).numpy()[:, -NEW_TOKENS:]
-    own, params, tokens = checkpoint.model, checkpoint.params, jnp.asarray(batch.tokens)
+    our_model, params, tokens = checkpoint.model, checkpoint.params, jnp.asarray(batch.tokens)
     if case.two_sided:
-        memory, _ = own.encode(params, tokens, SideInputs(position=batch.position))
+        memory, _ = our_model.encode(params, tokens, SideInputs(position=batch.position))
         begin = jnp.zeros((BATCH, 1), jnp.int32)
         source = SideInputs(memory=memory, memory_position=batch.position)
-        found = decode.generate(own.decoder, params["decoder"], begin, source, n_tokens=NEW_TOKENS)
+        generated = decode.generate(our_model.decoder, params["decoder"], begin, source, n_tokens=NEW_TOKENS)
     else:
-        found = decode.generate(own, params, tokens, SideInputs(position=batch.position), n_tokens=NEW_TOKENS)
-    return bool((np.asarray(found.tokens) == reference).all())
+        generated = decode.generate(our_model, params, tokens, SideInputs(position=batch.position), n_tokens=NEW_TOKENS)
+    return bool((np.asarray(generated.tokens) == reference).all())
 
 
 def round_trip(case: Case, checkpoint: hf.Checkpoint, folder: Path, architectures: Architectures) -> bool:
@@ -278,9 +281,12 @@ def compare(case: Case, seed: int, folder: Path, architectures: Architectures = 
     checkpoint = hf.load(folder / "theirs", architectures=architectures)
     architecture = architectures[checkpoint.config["model_type"]]
     batches = [draw_batch(random, left=case.left and bool(seed % 2)) for _ in range(1 + case.two_sided)]
-    mine, reference = ours(case, checkpoint, batches, architectures), theirs(case, model, batches, architecture.renames)
-    found = errors(mine, reference, dict(architecture.aliases))
+    computed, reference = (
+        ours(case, checkpoint, batches, architectures),
+        theirs(case, model, batches, architecture.renames),
+    )
+    row = errors(computed, reference, dict(architecture.aliases))
     prompt = draw_batch(random, left=case.left)
-    found["decoding"] = float(same_tokens(case, model, checkpoint, prompt)) if case.decodes else float("nan")
-    found["round_trip"] = float(round_trip(case, checkpoint, folder, architectures))
-    return found
+    row["decoding"] = float(same_tokens(case, model, checkpoint, prompt)) if case.decodes else float("nan")
+    row["round_trip"] = float(round_trip(case, checkpoint, folder, architectures))
+    return row

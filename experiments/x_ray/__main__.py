@@ -81,11 +81,11 @@ def prepared(words: Sequence[str], line: str) -> tuple[Subject, Path, str]:
         command_line.check_file(options.out)
     with Console(stderr=True).status("loading"):
         if options.folder:
-            found = subject.of_folder(options.folder, dtype, {**hf.ARCHITECTURES, **added})
+            loaded = subject.of_folder(options.folder, dtype, {**hf.ARCHITECTURES, **added})
         else:
-            found = subject.of_random(str(options.random), options.seed, dtype)
-        seen = subject.prepare(found, options.text, context=options.context, windows=options.windows, dtype=dtype)
-    out = Path(options.out or f"runs/x_ray/{options.random or found[0]}.html")
+            loaded = subject.of_random(str(options.random), options.seed, dtype)
+        seen = subject.prepare(loaded, options.text, context=options.context, windows=options.windows, dtype=dtype)
+    out = Path(options.out or f"runs/x_ray/{options.random or loaded[0]}.html")
     command_line.check_file(out)
     command_line.make_folder(out.parent)
     return seen, out, line

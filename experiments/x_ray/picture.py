@@ -133,12 +133,12 @@ def layers(reading: Reading, side: str) -> alt.TopLevelMixin:
         if kind in LOGARITHMIC and min(values) > 0 and max(values) / min(values) > NARROW:
             scale = alt.Scale(type="log", nice=False, padding=10)
             axis = alt.Axis(values=chart.decades(values), format="~g", labelOverlap=True)
-        own = [row for row in rows if row["kind"] == kind]
+        panel_rows = [row for row in rows if row["kind"] == kind]
         panels.append(
-            alt.Chart(alt.Data(values=own), title=alt.Title(title, fontWeight=500, fontSize=12))
+            alt.Chart(alt.Data(values=panel_rows), title=alt.Title(title, fontWeight=500, fontSize=12))
             .mark_line(point=alt.OverlayMarkDef(size=22), strokeWidth=1.8)
             .encode(
-                x=alt.X("layer:Q", title="layer", axis=_ticks(own)),
+                x=alt.X("layer:Q", title="layer", axis=_ticks(panel_rows)),
                 y=alt.Y("value:Q", title=None, scale=scale, axis=axis),
                 color=color,
                 tooltip=["layer:Q", "sublayer:N", alt.Tooltip("value:Q", format=".4g")],
@@ -167,8 +167,8 @@ def worth(reading: Reading, side: str) -> alt.TopLevelMixin:
 def lens(reading: Reading) -> alt.TopLevelMixin:
     """Loss of the logit lens, and how many tokens are settled, after each layer."""
     rows = [
-        {"layers": i, "loss": _number(said.loss), "settled": float(settled)}
-        for i, (said, settled) in enumerate(zip(reading.lens, reading.settled, strict=True))
+        {"layers": i, "loss": _number(guess.loss), "settled": float(settled)}
+        for i, (guess, settled) in enumerate(zip(reading.lens, reading.settled, strict=True))
     ]
     base = alt.Chart(alt.Data(values=rows)).encode(x=alt.X("layers:Q", title="layers run", axis=_ticks(rows, "layers")))
     line = {"point": alt.OverlayMarkDef(size=26), "strokeWidth": 2}
@@ -188,9 +188,9 @@ def guesses(subject: Subject, reading: Reading) -> alt.TopLevelMixin:
     spell, read = subject.vocabulary.spell, subject.inputs[-1][0]
     rows = []
     for layers in _spread(len(reading.lens), MOST_ROWS):
-        said = reading.lens[layers]
+        lens = reading.lens[layers]
         for i, place in enumerate(asked):
-            guess, target = int(said.top[0, place]), int(subject.targets[0, place])
+            guess, target = int(lens.top[0, place]), int(subject.targets[0, place])
             rows.append(
                 {
                     "layers": layers,
@@ -198,7 +198,7 @@ def guesses(subject: Subject, reading: Reading) -> alt.TopLevelMixin:
                     "read": spell(int(read[place])),
                     "guess": _short(spell(guess)),
                     "target": spell(target),
-                    "probability": _number(said.probability[0, place]),
+                    "probability": _number(lens.probability[0, place]),
                     "right": guess == target,
                 }
             )

@@ -54,7 +54,7 @@ class Reading:
     @property
     def settled(self) -> np.ndarray:
         """Share of the tokens whose likeliest is the final one, after 0 .. L layers."""
-        return np.array([np.mean(said.top == self.whole.top) for said in self.lens])
+        return np.array([np.mean(guess.top == self.whole.top) for guess in self.lens])
 
 
 def steps(subject: Subject) -> int:

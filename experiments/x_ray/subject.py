@@ -109,12 +109,12 @@ def of_random(kind: str, seed: int, dtype: Any) -> tuple[str, hf.Checkpoint, Voc
 
 
 def prepare(
-    found: tuple[str, hf.Checkpoint, Vocabulary], path: str | None, *, context: int, windows: int, dtype: Any
+    loaded: tuple[str, hf.Checkpoint, Vocabulary], path: str | None, *, context: int, windows: int, dtype: Any
 ) -> Subject:
     """A checkpoint with a text to read, as windows spread evenly over it; short texts make short windows.
 
     Args:
-        found: by `of_folder` or `of_random`.
+        loaded: by `of_folder` or `of_random`.
         path: of the text; None is the manual of Python, which comes with Python.
         context: T.
         windows: B.
@@ -123,7 +123,7 @@ def prepare(
     Raises:
         ValueError: a text or a vocabulary that is too small.
     """
-    name, checkpoint, vocabulary = found
+    name, checkpoint, vocabulary = loaded
     embedding = _embedding(checkpoint.model)
     tokens = np.array(vocabulary.read(_manual() if path is None else _text(path)), np.int32)
     context = min(context, embedding.position.limit or context)

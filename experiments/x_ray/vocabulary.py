@@ -104,8 +104,8 @@ def _of_tokenizer(tokenizer: Any, folder: Path) -> Vocabulary:
         return tokenizer.decode([token], skip_special_tokens=False).replace(" ", "␣").replace("\n", "↵")
 
     encoding = tokenizer.encode("a")
-    own = [place for place, added in enumerate(encoding.special_tokens_mask) if not added]
-    first, last = (own[0], own[-1] + 1) if own else (len(encoding.ids), len(encoding.ids))
+    text_places = [place for place, added in enumerate(encoding.special_tokens_mask) if not added]
+    first, last = (text_places[0], text_places[-1] + 1) if text_places else (len(encoding.ids), len(encoding.ids))
     return Vocabulary(
         name=f"{type(tokenizer.model).__name__} tokens",
         read=lambda text: tokenizer.encode(text, add_special_tokens=False).ids,

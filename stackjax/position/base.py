@@ -97,8 +97,8 @@ class NoPosition(Position):
 
 def total(terms: list[Float[Array, "..."] | None]) -> Float[Array, "..."] | None:
     """Sum of the terms that are there; None if none is."""
-    there = [term for term in terms if term is not None]
-    return sum(there[1:], there[0]) if there else None
+    present = [term for term in terms if term is not None]
+    return sum(present[1:], present[0]) if present else None
 
 
 @dataclass(frozen=True, kw_only=True)

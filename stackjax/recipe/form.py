@@ -215,12 +215,12 @@ class Form(Description):
 
     def norm_called(self, name: str) -> Norm:
         """The description of the norm of this name."""
-        found = getattr(self, name, None) or getattr(self, "norm", None)
-        if not isinstance(found, Norm):
+        norm = getattr(self, name, None) or getattr(self, "norm", None)
+        if not isinstance(norm, Norm):
             raise ValueError(
                 f"{type(self).__name__} names a norm {name!r}; give it a field of that name, or one called `norm`"
             )
-        return found
+        return norm
 
 
 def _shape(leaf: Any) -> Any:

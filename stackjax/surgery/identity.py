@@ -66,9 +66,9 @@ def insert_identity(
     inserted = [i for i in range(1, len(order)) if order[i] == order[i - 1]]
     new, params, state = select(model, params, order, coefficients=coefficients, state=state, stack=stack)
     deeper: Stack = new.stacks()[path]
-    kept = np.array(pruned(deeper.depth, inserted), np.int32)
+    originals = np.array(pruned(deeper.depth, inserted), np.int32)
     before, behind = old.coefficients(), deeper.coefficients()
-    same = jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b if jnp.ndim(b) == 0 else b[kept])), before, behind)
+    same = jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b if jnp.ndim(b) == 0 else b[originals])), before, behind)
     if not all(jax.tree.leaves(same)):
         raise ValueError(
             f"{type(old.recipe).__name__} has other numbers for the other layers at depth {deeper.depth}, so that the "
@@ -142,14 +142,14 @@ def _silenced(stack: Stack, layer: int, params: Params) -> Params:
     return {**close(_declared(stack, layer), sublayers), "residual": params["residual"]}
 
 
-def _change(stack: Stack, layer: int, params: Params, own: Params, *, scale: float) -> float:
+def _change(stack: Stack, layer: int, params: Params, layer_params: Params, *, scale: float) -> float:
     """The most that a layer moves the stream, if its sublayers output noise of some size.
 
     Args:
         stack: that it is in.
         layer: its index.
         params: of the stack.
-        own: of the layer.
+        layer_params: of the layer.
         scale: of the noise.
     """
     name, j, _ = places(stack)[layer]
@@ -160,7 +160,7 @@ def _change(stack: Stack, layer: int, params: Params, own: Params, *, scale: flo
     outputs = []
     for n in (0, 1):
         chosen = {key: jax.tree.map(lambda a, n=n: a[layer : layer + n], numbers[key]) for key in ("sublayer", "outer")}
-        residual = jax.tree.map(lambda a, n=n: a[None][:n], own["residual"])
+        residual = jax.tree.map(lambda a, n=n: a[None][:n], layer_params["residual"])
         one = {sublayer.name: {} for sublayer in fixed.sublayers} | {"residual": residual}
         short = replace(stack, segments=(Segment(layers=(fixed,), n=n),), geometry=replace(stack.geometry, depth=n))
         y, _ = short.apply({**params, "segments": {"0": {"0": one}}}, x, coefficients={**numbers, **chosen})

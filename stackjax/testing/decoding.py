@@ -64,17 +64,17 @@ def check_decoding(
         @jax.jit
         def run(params: Any) -> tuple[jax.Array, jax.Array]:
             expected, _ = apply(params, *inputs, read, dtype=dtype)
-            own, memory = params, read.memory
+            decoder_params, memory = params, read.memory
             if isinstance(model, EncoderDecoder):
-                own, (memory, _) = params["decoder"], model.encode(params, inputs[0], dtype=dtype)
+                decoder_params, (memory, _) = params["decoder"], model.encode(params, inputs[0], dtype=dtype)
             begin = SideInputs(position=prompt, memory=memory)
-            empty = cache.empty(decoder.stack, own["stack"], begin, n_tokens, dtype=dtype)
+            empty = cache.empty(decoder.stack, decoder_params["stack"], begin, n_tokens, dtype=dtype)
 
             def extend(held: Any, where: Any) -> tuple[Any, jax.Array]:
                 now = jnp.take_along_axis(inputs[-1], where["index"], 1, mode="clip")
-                x, held = decode.extend(decoder, own, now, SideInputs(position=where), held, dtype=dtype)
+                x, held = decode.extend(decoder, decoder_params, now, SideInputs(position=where), held, dtype=dtype)
                 wanted = jnp.take_along_axis(expected, where["index"][..., None], 1, mode="clip")
-                off = (decoder.logits(own, x) - wanted) / jnp.max(jnp.abs(expected))
+                off = (decoder.logits(decoder_params, x) - wanted) / jnp.max(jnp.abs(expected))
                 return held, jnp.where(where["index"][..., None] >= 0, off, 0)
 
             held, first = extend(empty, prompt)

@@ -79,11 +79,11 @@ class Torch:
     def start(self) -> None:
         """A fresh optimiser."""
         named = list(self.model.named_parameters())
-        kept = [weight for name, weight in named if "norm" in name or "position" in name]
+        undecayed = [weight for name, weight in named if "norm" in name or "position" in name]
         decayed = [weight for name, weight in named if not ("norm" in name or "position" in name)]
         decay = ADAM["weight_decay"]
         self.optimiser = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": decay}, {"params": kept, "weight_decay": 0.0}],
+            [{"params": decayed, "weight_decay": decay}, {"params": undecayed, "weight_decay": 0.0}],
             lr=ADAM["learning_rate"],
             betas=(ADAM["b1"], ADAM["b2"]),
             eps=ADAM["eps"],

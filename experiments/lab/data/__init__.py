@@ -65,15 +65,15 @@ def load(
     """
     if where is None:
         return standard_library()
-    found = find(where)
-    bins = [path for path in found.files if path.suffix.lower() == BINS]
-    others = [path for path in found.files if path not in set(bins)]
+    files = find(where)
+    bins = [path for path in files.files if path.suffix.lower() == BINS]
+    others = [path for path in files.files if path not in set(bins)]
     if not bins:
         if vocab is not None:
             raise ValueError(f"{where}: text is read as bytes, V = 256; --vocab {vocab} is for token files (.bin)")
-        corpus = _of_text(printable(where), others, found.left_out, text_field)
+        corpus = _of_text(printable(where), others, files.left_out, text_field)
     else:
-        left_out = found.left_out | _beside_tokens(where, bins, others)
+        left_out = files.left_out | _beside_tokens(where, bins, others)
         train, valid, how = token_file.splits(where, bins, np.dtype(token_dtype).newbyteorder("<"))
         origin = Origin(files=_names(bins), split=how, left_out=left_out)
         corpus = Corpus.of(printable(where), train, valid, vocab=vocab, origin=origin)

@@ -65,13 +65,13 @@ class Split:
         first, last = self.bounds[document], self.bounds[document + 1]
         start = np.maximum(first, np.minimum(at, last - n))
         index = np.broadcast_to(np.arange(n), (len(at), n))
-        there = start[:, None] + index < last[:, None]
+        inside = start[:, None] + index < last[:, None]
         place = np.minimum(start[:, None] + index, last[:, None] - 1)
         return {
-            "tokens": np.where(there, self.tokens[place], 0).astype(np.int32),
-            "path": np.where(there[..., None], self.path[place], -1).astype(np.int16),
-            "label": np.where(there, self.label[place], 0).astype(np.int32),
-            "index": np.where(there, index, -1).astype(np.int32),
+            "tokens": np.where(inside, self.tokens[place], 0).astype(np.int32),
+            "path": np.where(inside[..., None], self.path[place], -1).astype(np.int16),
+            "label": np.where(inside, self.label[place], 0).astype(np.int32),
+            "index": np.where(inside, index, -1).astype(np.int32),
         }
 
 
@@ -135,12 +135,12 @@ class TreeCorpus:
         how = f"{VERSION} {language} {unit} {causal} {n_steps} {vocab}"
         digest = hashlib.sha256("\n".join([how, *order]).encode()).hexdigest()
         named = hashlib.sha256(f"{digest} {valid}".encode()).hexdigest()
-        kept = None if cache is None else Path(cache) / f"{named}.npz"
-        arrays = None if kept is None else _load(kept, named)
+        cache_file = None if cache is None else Path(cache) / f"{named}.npz"
+        arrays = None if cache_file is None else _load(cache_file, named)
         if arrays is None:
             arrays = _arrays([unique[key] for key in order], valid, language, unit, causal, n_steps, vocab)
-            if kept is not None:
-                _save(kept, {**arrays, "named": np.array(named)})
+            if cache_file is not None:
+                _save(cache_file, {**arrays, "named": np.array(named)})
         splits = [Split(**{field: arrays[f"{side}_{field}"] for field in FIELDS}) for side in SIDES]
         return cls(name=name, train=splits[0], valid=splits[1], vocab=int(arrays["vocab"]), sha256=digest)
 
@@ -193,11 +193,11 @@ def _arrays(
         tokens = _numbered(readings, [r for r, held_out in zip(readings, valid, strict=True) if not held_out], vocab)
     arrays: dict[str, np.ndarray] = {"vocab": np.array(vocab)}
     for side, wanted in (("train", False), ("valid", True)):
-        mine = [i for i, held_out in enumerate(valid) if held_out == wanted]
-        arrays[f"{side}_tokens"] = np.concatenate([tokens[i] for i in mine]).astype(np.uint16)
-        arrays[f"{side}_path"] = np.concatenate([readings[i].path for i in mine])
-        arrays[f"{side}_label"] = np.concatenate([labels[i] for i in mine])
-        arrays[f"{side}_bounds"] = np.cumsum([0, *(len(readings[i]) for i in mine)])
+        side_documents = [i for i, held_out in enumerate(valid) if held_out == wanted]
+        arrays[f"{side}_tokens"] = np.concatenate([tokens[i] for i in side_documents]).astype(np.uint16)
+        arrays[f"{side}_path"] = np.concatenate([readings[i].path for i in side_documents])
+        arrays[f"{side}_label"] = np.concatenate([labels[i] for i in side_documents])
+        arrays[f"{side}_bounds"] = np.cumsum([0, *(len(readings[i]) for i in side_documents)])
     return arrays
 
 

@@ -76,7 +76,7 @@ def _is_name(token: bytes) -> bool:
     return not token[:1].isdigit() and token.decode("utf-8", "replace") not in keyword.kwlist
 
 
-def _bound(here: np.ndarray, before: np.ndarray, depth: int) -> int:
-    apart = np.flatnonzero(here != before)
-    common = min(int(apart[0]) if len(apart) else len(here), depth)
+def _bound(path: np.ndarray, before: np.ndarray, depth: int) -> int:
+    apart = np.flatnonzero(path != before)
+    common = min(int(apart[0]) if len(apart) else len(path), depth)
     return BOUND_FAR if depth - 1 - common >= FAR else BOUND_NEAR

@@ -115,13 +115,13 @@ def feed_forward(config: Config, activation: Activation, *, bias: bool = False) 
 def kinds(config: Config, default: Callable[[int], str]) -> list[str]:
     """The kind of each layer's attention, sliding_attention or full_attention; `default` says it for layer i."""
     depth = config.take("num_hidden_layers")
-    found = config.take("layer_types", None) or [default(i) for i in range(depth)]
-    if len(found) != depth or not set(found) <= {"sliding_attention", "full_attention"}:
+    kinds_of_layers = config.take("layer_types", None) or [default(i) for i in range(depth)]
+    if len(kinds_of_layers) != depth or not set(kinds_of_layers) <= {"sliding_attention", "full_attention"}:
         raise ValueError(
             f"config.json needs a layer_types of sliding_attention or full_attention for each of {depth} layers; "
-            f"got {found}"
+            f"got {kinds_of_layers}"
         )
-    return found
+    return kinds_of_layers
 
 
 def decoder(

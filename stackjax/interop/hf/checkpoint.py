@@ -202,11 +202,13 @@ def _architecture(config: dict[str, Any], architectures: Architectures) -> Archi
             f"model_type={kind!r} is not supported; these are: {', '.join(sorted(architectures))}. To describe it in "
             "a file of your own, see help(stackjax.interop.hf) and experiments/own_architecture.py"
         )
-    found = architectures[kind]
+    architecture = architectures[kind]
     for name in config.get("architectures") or ():
-        if name not in found.classes:
-            raise ValueError(f"{name} is not supported; of model_type={kind!r} these are: {', '.join(found.classes)}")
-    return found
+        if name not in architecture.classes:
+            raise ValueError(
+                f"{name} is not supported; of model_type={kind!r} these are: {', '.join(architecture.classes)}"
+            )
+    return architecture
 
 
 def _describe(
@@ -241,7 +243,7 @@ def _say_ignored(ignore: Sequence[str], options: list[str], tensors: list[str]) 
 
 def _match(
     links: list[Link],
-    found: dict[str, Tensor],
+    given: dict[str, Tensor],
     architecture: Architecture,
     config: dict[str, Any],
     ignore: Sequence[str],
@@ -252,7 +254,7 @@ def _match(
         ValueError: tensors that do not fit; all of them are named.
     """
     tensors = {}
-    for name, tensor in found.items():
+    for name, tensor in given.items():
         for pattern, present in architecture.renames:
             name = re.sub(pattern, present, name)
         if name in tensors:

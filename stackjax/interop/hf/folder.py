@@ -91,11 +91,11 @@ def _indexed(folder: Path, places: Any) -> dict[str, Tensor]:
         promised = sorted(name for name, place in places.items() if place == file)
         if not (folder / file).is_file():
             raise ValueError(f"{folder} lacks {file}, which {INDEX} promises for tensor {promised[0]}")
-        found = tensor_file.read_header(folder / file)
-        absent = [name for name in promised if name not in found]
+        header = tensor_file.read_header(folder / file)
+        absent = [name for name in promised if name not in header]
         if absent:
             raise ValueError(f"{file} lacks tensor {absent[0]}, which {INDEX} promises")
-        tensors |= {name: tensor for name, tensor in found.items() if places.get(name, file) == file}
+        tensors |= {name: tensor for name, tensor in header.items() if places.get(name, file) == file}
     return tensors
 
 
@@ -130,10 +130,10 @@ def write_folder(
     names = [SINGLE]
     if len(shards) > 1:
         names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    for file, mine in zip(names, shards, strict=True):
-        tensor_file.write(folder / file, {name: (shapes[name], dtype) for name in mine}, value)
+    for file, shard in zip(names, shards, strict=True):
+        tensor_file.write(folder / file, {name: (shapes[name], dtype) for name in shard}, value)
     if len(shards) > 1:
-        places = {name: file for file, mine in zip(names, shards, strict=True) for name in mine}
+        places = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

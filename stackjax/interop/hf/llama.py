@@ -24,7 +24,7 @@ TENSORS: Table = causal.layers(causal.PRE_NORM, causal.ATTENTION, causal.FORWARD
 def _model(config: Config, *attention: Attention, mlp_bias: bool = False, tied: bool = False) -> tuple[Model, Table]:
     """Pre-norm around attention, one or one for each layer, and the gated feed-forward."""
     forward = causal.feed_forward(config, config.activation("hidden_act", "silu"), bias=mlp_bias)
-    layers = [Layer(sublayers=(own, forward)) for own in attention]
+    layers = [Layer(sublayers=(sublayer, forward)) for sublayer in attention]
     recipe = PreNorm(residual=Pre(norm=RMSNorm(eps=config.take("rms_norm_eps", 1e-6))))
     return causal.decoder(config, *layers, recipe=recipe, tied=tied), TENSORS
 

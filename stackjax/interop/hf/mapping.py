@@ -212,14 +212,14 @@ def _addresses(declaration: Any) -> dict[str, Part]:
     """Each parameter of each layer by its address: `stack/3/attention/query`, whatever segment layer 3 is in."""
     addresses = {}
     for path, declared in _leaves(declaration).items():
-        found = re.fullmatch(r"(.*)/segments/\d+/\d+/(.*)", path)
-        if not found:
+        match = re.fullmatch(r"(.*)/segments/\d+/\d+/(.*)", path)
+        if not match:
             addresses[path] = Part(path=path, index=(), shape=declared.shape)
             continue
         for row, layer in enumerate(declared.layers):
             index = (row,) if declared.stacked else ()
             part = Part(path=path, index=index, shape=declared.spec.shape)
-            addresses[f"{found[1]}/{layer}/{found[2]}"] = part
+            addresses[f"{match[1]}/{layer}/{match[2]}"] = part
     return addresses
 
 

@@ -69,9 +69,9 @@ def _model(config: Config, recipe: Recipe, position: Position, norm: LayerNorm |
     def layer(side: str) -> Layer:
         heads = {"n_heads": config.take(f"{side}_attention_heads"), "bias": ("query", "key", "value", "out")}
         forward = FeedForward(d_hidden=config.take(f"{side}_ffn_dim"), activation=activation, bias=True)
-        own = Attention(causal=side == "decoder", **heads)
+        attention = Attention(causal=side == "decoder", **heads)
         across = Attention(name="cross_attention", cross=True, **heads)
-        return Layer(sublayers=(own, forward) if side == "encoder" else (own, across, forward))
+        return Layer(sublayers=(attention, forward) if side == "encoder" else (attention, across, forward))
 
     scale = None if config.take("scale_embedding", False) else 1.0
     embedding = Embedding(vocab=config.take("vocab_size"), scale=scale, position=position, norm=norm)

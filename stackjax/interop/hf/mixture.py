@@ -65,7 +65,10 @@ def _model(
     forward = causal.feed_forward(config, config.activation("hidden_act", "silu"))
     every, without = config.take("decoder_sparse_step", 1), config.take("mlp_only_layers", None) or []
     sparse = [(i + 1) % every == 0 and i not in without for i in range(len(attention))]
-    layers = [Layer(sublayers=(own, experts if many else forward)) for own, many in zip(attention, sparse, strict=True)]
+    layers = [
+        Layer(sublayers=(sublayer, experts if many else forward))
+        for sublayer, many in zip(attention, sparse, strict=True)
+    ]
     recipe = PreNorm(residual=Pre(norm=RMSNorm(eps=config.take("rms_norm_eps", 1e-6))))
     table = causal.layers(NORMS, causal.ATTENTION, causal.FORWARD, causal.EXPERTS, *tables)
     return causal.decoder(config, *layers, recipe=recipe), table

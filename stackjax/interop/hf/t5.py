@@ -47,11 +47,11 @@ def _stack(side: str, ours: str, layer: Table) -> Table:
 
 def tensors(gated: bool) -> Table:
     """The table of T5's tensors."""
-    own, across = _attention(0, "SelfAttention", "attention"), _attention(1, "EncDecAttention", "cross_attention")
+    attention, across = _attention(0, "SelfAttention", "attention"), _attention(1, "EncDecAttention", "cross_attention")
     return {
         "shared.weight": tensor("decoder/embedding/token"),
-        **_stack("encoder", "encoder", own | _forward(1, gated)),
-        **_stack("decoder", "decoder/stack", own | across | _forward(2, gated)),
+        **_stack("encoder", "encoder", attention | _forward(1, gated)),
+        **_stack("decoder", "decoder/stack", attention | across | _forward(2, gated)),
         "lm_head.weight": tensor("decoder/head/unembed", transposed=True),
     }
 
