@@ -175,12 +175,21 @@ class Folder:
         return {file: digest(read_rows(self.cell(name) / file)) for file in ROWS}
 
     def groups(self) -> dict[str, Group]:
-        """Every group that was begun, by name."""
-        groups = (config["group"] for config in self.configs())
-        return {
-            group["name"]: Group(cells=tuple(Cell(**cell) for cell in group["cells"]), mode=group["mode"])
-            for group in groups
-        }
+        """Every group that was begun, by name.
+
+        Raises:
+            ValueError: what a cell's config.json says of its group is no group.
+        """
+        groups = {}
+        for config in self.configs():
+            try:
+                name, mode, cells = (config["group"][key] for key in ("name", "mode", "cells"))
+                first, *others = (Cell(**cell) for cell in cells)
+                groups[name] = Group(cells=(first, *others), mode=mode)
+            except (KeyError, TypeError, ValueError) as error:
+                folder = self.cell(config["cell"])
+                raise ValueError(f"{folder}/config.json names no group ({error}); remove {folder}") from error
+        return groups
 
     def clean(self, group: str, names: tuple[str, ...]) -> None:
         """Remove what killed writers left half-written."""

@@ -117,6 +117,7 @@ class Sweep:
                 f"{name.replace('_', '-')} {theirs.get(name)} (now {setting[name]})" for name in changed
             )
             raise ValueError(f"{path} holds a sweep with {differences}; choose another --out, or its options")
+        self.folder.groups()
         for config in self.folder.configs():
             name = config["recipe"]
             self.folder.summary(config["cell"])

@@ -342,6 +342,16 @@ def test_a_cell_in_another_cells_place(refused, sweep_of):
     assert f"{other} is that of {one.parent.name}; remove {other.parent}" in refused("depth_sweep", *words, out=folder)
 
 
+@pytest.mark.parametrize("change", [{"cells": [{"wings": 2}]}, {"cells": None}, {"cells": []}, {"name": ["a"]}])
+def test_a_sweep_whose_cells_name_no_group(refused, sweep_of, change):
+    """Sealed as a run seals its own files, and still not trusted."""
+    folder, words = sweep_of
+    path = sorted(folder.glob("cells/*/config.json"))[0]
+    config = store.read_sealed(path)
+    store.write_sealed(path, {**config, "group": {**config["group"], **change}})
+    assert f"{path} names no group" in refused("depth_sweep", *words, out=folder)
+
+
 def test_a_sweep_of_another_version(refused, sweep_of):
     folder, words = sweep_of
     record = store.read_sealed(folder / "sweep.json")
