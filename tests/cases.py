@@ -5,10 +5,9 @@ import dataclasses
 import pytest
 
 import stackjax as sj
-from experiments.lab import names
 from stackjax import position, recipe
 
-RECIPES = {name: make() for name, make in names.RECIPES.items()} | {
+RECIPES = {name: make() for name, make in recipe.NAMES.items()} | {
     "complete_p": recipe.CompleteP(base_width=8),
     "depth_mup": recipe.DepthMuP(base_width=8),
     "value_residual": recipe.ValueResidual(learned=True, base=recipe.HyperConnections()),

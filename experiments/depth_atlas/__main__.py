@@ -17,6 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from stackjax import recipe
+
 from ..lab import command_line, compile_cache, data, names, progress
 from ..lab.claim import Claim, holders, share
 from ..lab.command_line import FAILED, INTERRUPTED, OK, UNDONE, asked_to_stop
@@ -70,7 +72,7 @@ class Plan:
 
 SMALL = Setting(steps=200, d_model=32, n_heads=2, context=32, batch=4, eval_every=25, eval_batches=20)
 FEW_STEPS = replace(SMALL, steps=10, batch=2)
-ALL = names.recipes(*names.RECIPES)
+ALL = names.recipes(*recipe.NAMES)
 RATES = (1e-3, 4e-3, 1.6e-2, 6.4e-2)
 
 PLANS: dict[str, Plan] = {
@@ -219,7 +221,7 @@ def planned(options: Options) -> Plan:
 def _only(tiers: Sequence[Grid], options: Options) -> Iterator[Grid]:
     """The wanted part of the tiers; recipes that no table knows are in every tier."""
     for tier in tiers:
-        wanted = {n: r for n, r in options.recipes.items() if n in tier.recipes or n not in names.RECIPES}
+        wanted = {n: r for n, r in options.recipes.items() if n in tier.recipes or n not in recipe.NAMES}
         depths = tuple(depth for depth in tier.depths if depth in options.depths or not options.depths)
         if depths and (wanted or not options.recipes):
             yield replace(tier, recipes=wanted or tier.recipes, depths=depths)

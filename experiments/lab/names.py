@@ -1,4 +1,4 @@
-"""Words on a command line, and the objects they stand for: the one table of each kind.
+"""Words on a command line, and the objects they stand for.
 
 Anything that is not in a table is named by its dotted path, `my.module:thing`.
 """
@@ -14,48 +14,6 @@ from stackjax import position, recipe
 from stackjax.interop import hf
 from stackjax.position.base import Position
 from stackjax.recipe.base import Recipe
-
-RECIPES: Mapping[str, Callable[[], Recipe]] = {
-    "pre_norm": recipe.PreNorm,
-    "post_norm": recipe.PostNorm,
-    "sandwich": recipe.SandwichNorm,
-    "peri_norm": recipe.PeriNorm,
-    "res_post_norm": recipe.ResPostNorm,
-    "sub_norm": recipe.SubNorm,
-    "norm_former": recipe.NormFormer,
-    "mix_norm": recipe.MixNorm,
-    "resi_dual": recipe.ResiDual,
-    "hybrid_norm": recipe.HybridNorm,
-    "keel": recipe.Keel,
-    "deepnorm": recipe.DeepNorm,
-    "admin": recipe.Admin,
-    "layer_norm_scaling": recipe.LayerNormScaling,
-    "rezero": recipe.ReZero,
-    "skip_init": recipe.SkipInit,
-    "layer_scale": recipe.LayerScale,
-    "highway": recipe.Highway,
-    "scaled_init": recipe.ScaledInit,
-    "ds_init": recipe.DSInit,
-    "depth_mup": recipe.DepthMuP,
-    "complete_p": recipe.CompleteP,
-    "t_fixup": recipe.TFixup,
-    "dyt": recipe.DyT,
-    "plain_scaled_init": recipe.PlainScaledInit,
-    "shaped": recipe.Shaped,
-    "sigma_reparam": recipe.SigmaReparam,
-    "plain": recipe.PlainResidual,
-    "no_residual": recipe.WithoutResidual,
-    "hyper_connections": recipe.HyperConnections,
-    "manifold_hyper_connections": recipe.ManifoldHyperConnections,
-    "value_residual": recipe.ValueResidual,
-    "dense_former": recipe.DenseFormer,
-    "dlcl": recipe.DLCL,
-    "attention_residuals": recipe.AttentionResiduals,
-    "block_attention_residuals": functools.partial(recipe.AttentionResiduals, blocks=8),
-    "ngpt": recipe.NGPT,
-    "stochastic_depth": recipe.StochasticDepth,
-}
-"""Recipes by name, each called without arguments; what they are stands in `stackjax.recipe`."""
 
 POSITIONS: Mapping[str, Callable[[int], Position]] = {
     "none": lambda context: position.NoPosition(),
@@ -76,12 +34,13 @@ def recipe_named(name: str) -> Recipe:
     """The recipe of this name.
 
     Args:
-        name: a key of `RECIPES`, or the dotted path of a `Recipe`, or of something that makes one without arguments.
+        name: a key of `stackjax.recipe.NAMES`, or the dotted path of a `Recipe`, or of something that makes one
+            without arguments.
 
     Raises:
         ValueError: nothing of that name, or not a recipe.
     """
-    return _made(name, "recipe", RECIPES, Recipe)
+    return _made(name, "recipe", recipe.NAMES, Recipe)
 
 
 def recipes(*words: str) -> dict[str, Recipe]:

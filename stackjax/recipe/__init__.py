@@ -60,6 +60,9 @@ out, up, gate and down, `last` are out and down. Final: whether a norm ends the 
 DeepNorm, SubNorm and TFixup know other constants for an encoder with a decoder. Sources stand with each class.
 """
 
+import functools
+from collections.abc import Callable, Mapping
+
 from stackjax.recipe import (
     admin,
     around,
@@ -127,8 +130,51 @@ from stackjax.recipe.t_fixup import TFixup
 from stackjax.recipe.two_streams import ResiDual
 from stackjax.recipe.value_residual import ValueResidual
 
+NAMES: Mapping[str, Callable[[], Recipe]] = {
+    "pre_norm": PreNorm,
+    "post_norm": PostNorm,
+    "sandwich": SandwichNorm,
+    "peri_norm": PeriNorm,
+    "res_post_norm": ResPostNorm,
+    "sub_norm": SubNorm,
+    "norm_former": NormFormer,
+    "mix_norm": MixNorm,
+    "resi_dual": ResiDual,
+    "hybrid_norm": HybridNorm,
+    "keel": Keel,
+    "deepnorm": DeepNorm,
+    "admin": Admin,
+    "layer_norm_scaling": LayerNormScaling,
+    "rezero": ReZero,
+    "skip_init": SkipInit,
+    "layer_scale": LayerScale,
+    "highway": Highway,
+    "scaled_init": ScaledInit,
+    "ds_init": DSInit,
+    "depth_mup": DepthMuP,
+    "complete_p": CompleteP,
+    "t_fixup": TFixup,
+    "dyt": DyT,
+    "plain_scaled_init": PlainScaledInit,
+    "shaped": Shaped,
+    "sigma_reparam": SigmaReparam,
+    "plain": PlainResidual,
+    "no_residual": WithoutResidual,
+    "hyper_connections": HyperConnections,
+    "manifold_hyper_connections": ManifoldHyperConnections,
+    "value_residual": ValueResidual,
+    "dense_former": DenseFormer,
+    "dlcl": DLCL,
+    "attention_residuals": AttentionResiduals,
+    "block_attention_residuals": functools.partial(AttentionResiduals, blocks=8),
+    "ngpt": NGPT,
+    "stochastic_depth": StochasticDepth,
+}
+"""The recipes by the names that command lines and results use, each called without arguments."""
+
 __all__ = [
     "DLCL",
+    "NAMES",
     "NGPT",
     "Admin",
     "Around",

@@ -9,6 +9,7 @@ from experiments.depth_atlas import __main__ as depth_atlas
 from experiments.depth_atlas import atlas, deep_check
 from experiments.lab import names, sweep
 from experiments.lab.results import Results
+from stackjax import recipe
 from tests.experiments.conftest import SIZES
 from tests.experiments.own import Broken
 
@@ -99,7 +100,7 @@ def test_own_recipes_are_in_every_tier_and_quadratic_ones_not_too_deep():
     ]
     tiers = depth_atlas.planned(depth_atlas.Options(recipes=names.recipes(own), plan="short")).tiers
     assert [tuple(tier.recipes) for tier in tiers] == [(own,)] * 6
-    assert {name for tier in depth_atlas.PLANS["short"].tiers for name in tier.recipes} == set(names.RECIPES)
+    assert {name for tier in depth_atlas.PLANS["short"].tiers for name in tier.recipes} == set(recipe.NAMES)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from tests import cases
 
 
 def test_every_name_makes_its_kind():
-    for name in names.RECIPES:
+    for name in recipe.NAMES:
         assert isinstance(names.recipe_named(name), recipe.Recipe)
     for name in names.POSITIONS:
         names.position_named(name, 16)
@@ -21,10 +21,10 @@ def test_one_name_for_one_recipe():
     """Every recipe of the library has a name, and the tests call it by that."""
     classes = {kind for kind in vars(recipe).values() if isinstance(kind, type) and issubclass(kind, recipe.Recipe)}
     assert classes - {recipe.Recipe, recipe.Around} == {type(rule) for rule in cases.RECIPES.values()}
-    for name in names.RECIPES:
+    for name in recipe.NAMES:
         assert type(cases.RECIPES[name]) is type(names.recipe_named(name)), name
     beside = {"hybrid_norm_star", "static_hyper_connections", "weighted"}  # variants, and one that needs numbers
-    assert set(cases.RECIPES) - set(names.RECIPES) == beside
+    assert set(cases.RECIPES) - set(recipe.NAMES) == beside
 
 
 @pytest.mark.parametrize("table", [cases.POSITIONS, length_extrapolation.encodings(16)], ids=["cases", "extrapolation"])
