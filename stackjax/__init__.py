@@ -45,7 +45,7 @@ Modules by floor; a module imports only from floors below, and from modules to i
     sublayers   attention  latent_attention  moe  parallel  embedding
     arithmetic  loss  dot_product  feed_forward  history  statistic  position  blockwise
     protocol    norm  sublayer  structure  abstract_model
-    ground      check  description  parameter  display  tensor_file
+    ground      check  block  description  parameter  display  tensor_file
 
 Read from the ground up. `recipe` and `position` begin with one table of all that they hold.
 """
@@ -57,6 +57,7 @@ from stackjax import (
     adapt,
     attention,
     beam,
+    block,
     blockwise,
     cache,
     check,
@@ -146,6 +147,7 @@ __all__ = [
     "adapt",
     "attention",
     "beam",
+    "block",
     "blockwise",
     "cache",
     "check",

@@ -21,9 +21,6 @@ from stackjax.sublayer import Aux, CachedPositions, Params, SideInputs, Sublayer
 
 Backend = Literal["plain", "blockwise", "xla", "cudnn"]
 
-BLOCKWISE_FROM = 2**20
-"""Queries times keys from which attention is blockwise if nothing else is asked for: 1,024 tokens, all with all."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Attention(Sublayer):
@@ -50,7 +47,7 @@ class Attention(Sublayer):
         bias: which projections have biases: of query, key, value, out, gate.
         backend: "plain" is written out and keeps all weights; "blockwise" keeps none (`stackjax.blockwise`), so that
             observers see no weights; "xla" and "cudnn" go through jax.nn.dot_product_attention. None takes cuDNN on a
-            GPU in 16 bits where it can express the case, else "blockwise" from `BLOCKWISE_FROM` on, else "plain".
+            GPU in 16 bits where it can express the case, else "blockwise" from `blockwise.LARGE` on, else "plain".
         weight_dropout: rate on the softmax's weights while training (Vaswani et al. 2017's released code), which only
             "plain" has.
         transform_value: a module-level function (value (B, S, G, K), side_inputs) to value, applied before anything
@@ -333,8 +330,8 @@ class Attention(Sublayer):
         return y, intermediates
 
     def _blockwise(self, n_queries: int, n_keys: int) -> bool:
-        """True if the weights of these many queries and keys are too large to be kept."""
-        large = n_queries > 1 and n_queries * n_keys >= BLOCKWISE_FROM and self._plain_weights
+        """True if attention of these many queries and keys is blockwise where no fused kernel is taken."""
+        large = blockwise.large(n_queries, n_keys) and self._plain_weights
         return self.backend == "blockwise" or (self.backend is None and large)
 
     def _backend(self, dtype: Any, standard: bool, n_queries: int, n_keys: int) -> Backend:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from stackjax.block import from_blocks, to_blocks
 from stackjax.dot_product import attention_logits, may_meet, ranges, visible, weighted_sum
 from stackjax.norm import upcast
 from stackjax.position.base import NoPosition, Position
@@ -32,6 +33,14 @@ Where = tuple[Positions, Positions]
 
 BLOCK = 256
 """Tokens in a block of queries and in one of keys."""
+
+LARGE = 2**20
+"""Queries times keys from which attention is blockwise if nothing else is asked for: 1,024 tokens, all with all."""
+
+
+def large(n_queries: int, n_keys: int) -> bool:
+    """True if the weights of these many queries and keys are too large to be kept."""
+    return n_queries > 1 and n_queries * n_keys >= LARGE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +54,7 @@ class Scores:
         causal: as for `visible`.
         window: as for `visible`.
         chunk: as for `visible`.
+        d_position: width of the part of a head that the encoding turns; None means all.
     """
 
     scale: float
@@ -53,6 +63,7 @@ class Scores:
     causal: bool = False
     window: int | None = None
     chunk: int | None = None
+    d_position: int | None = None
 
     @property
     def reach(self) -> dict[str, Any]:
@@ -62,7 +73,7 @@ class Scores:
     def table(self, params: Params, where: Where, n_heads: int, d_head: int) -> Any:
         """The encoding's table for two blocks."""
         query, key = where
-        sizes = {"n_heads": n_heads, "d_head": d_head}
+        sizes = {"n_heads": n_heads, "d_head": d_head if self.d_position is None else self.d_position}
         return self.position.prepare(params["shared"], query=query, key=key, new_key=key, **sizes)
 
     def logits(self, params: Params, query: jax.Array, key: jax.Array, where: Where) -> jax.Array:
@@ -130,12 +141,12 @@ def _padded(x: jax.Array, block: int, filler: int = 0) -> jax.Array:
 
 def _blocks(tree: Any, block: int) -> Any:
     """(B, n block, ...) as (n, B, block, ...)."""
-    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, block, *x.shape[2:]), 1, 0), tree)
+    return jax.tree.map(lambda x: to_blocks(x, block, 1), tree)
 
 
-def _whole(tree: Any) -> Any:
+def _whole(blocks: jax.Array) -> jax.Array:
     """The inverse of `_blocks`."""
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:]), tree)
+    return from_blocks(blocks, blocks.shape[0] * blocks.shape[2], 1)
 
 
 def _take(tree: Any, i: Any) -> Any:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from stackjax.block import from_blocks, to_blocks
 from stackjax.check import positive
 from stackjax.norm import NoNorm, Norm, without_statistics
 from stackjax.parameter import linear, matrix
@@ -144,6 +145,8 @@ class FeedForward(Sublayer):
         gated: whether a second up-projection multiplies the activation.
         bias: whether the projections have biases.
         inner_norm: on the hidden layer (sub-LN, NormFormer).
+        block: tokens of each sequence whose hidden layer is there at a time, made again in the backward pass, so that
+            memory does not grow with T F; None for all.
         dropout: rate on the output while training.
 
     Raises:
@@ -156,11 +159,12 @@ class FeedForward(Sublayer):
     gated: bool = False
     bias: bool = False
     inner_norm: Norm = NoNorm()
+    block: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
         without_statistics(inner_norm=self.inner_norm)
-        positive(self, "d_hidden")
+        positive(self, "d_hidden", "block")
 
     @property
     def mixes_tokens(self) -> bool:
@@ -183,6 +187,9 @@ class FeedForward(Sublayer):
         }
 
     def apply(self, params: Params, x: jax.Array, side_inputs: SideInputs) -> tuple[jax.Array, Aux]:
-        run = gated if self.gated else two_layer
-        y = run(params, x, activation=self.activation, norm=self.inner_norm)
+        run = partial(gated if self.gated else two_layer, params, activation=self.activation, norm=self.inner_norm)
+        if self.block is None or x.ndim < 2 or x.shape[-2] <= self.block:
+            y = run(x)
+        else:
+            y = from_blocks(jax.lax.map(jax.checkpoint(run), to_blocks(x, self.block, -2)), x.shape[-2], -2)
         return dropout(side_inputs.key, y, self.dropout), Aux()

@@ -1,13 +1,14 @@
 """Latent attention: keys and values are projections of one small latent, and the latent is all that decoding keeps."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import chex
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from stackjax import blockwise
 from stackjax.check import positive
 from stackjax.dot_product import (
     attention_weights,
@@ -45,6 +46,8 @@ class LatentAttention(Sublayer):
         scale: of the dot products; None means 1/sqrt(K + R).
         norm: of the latents.
         inner_norm: over the heads' outputs, before the output projection (sub-LN).
+        backend: "plain" is written out and keeps all weights; "blockwise" keeps none (`stackjax.blockwise`), so that
+            observers see no weights. None takes "blockwise" from `blockwise.LARGE` on, else "plain".
         dropout: rate on the output while training.
 
     Raises:
@@ -65,6 +68,7 @@ class LatentAttention(Sublayer):
     scale: float | None = None
     norm: Norm = RMSNorm()
     inner_norm: Norm = NoNorm()
+    backend: Literal["plain", "blockwise"] | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -121,9 +125,12 @@ class LatentAttention(Sublayer):
         if self.causal:
             refuse_repeats(key)
         sizes = {"n_heads": self.n_heads, "d_head": self.d_rotary}
+        in_blocks = self._blockwise(n_tokens, key["index"].shape[-1])
         return {
-            "mask": visible(new, key, causal=self.causal),
+            "mask": None if in_blocks else visible(new, key, causal=self.causal),
             "position": self.position.prepare(shared, query=new, key=key, new_key=new, **sizes),
+            "where": (new, key),
+            "shared": shared,
         }
 
     def cache(self, batch: int, capacity: int, d_model: int, dtype: Any) -> Any:
@@ -141,7 +148,7 @@ class LatentAttention(Sublayer):
 
         Returns:
             (..., T, D). State while decoding: the new `cache` entries. Intermediates: `weights` and `logits`
-            (B, H, T, S).
+            (B, H, T, S), unless the backend is blockwise.
         """
         chex.assert_shape(x, (..., params["latent"].shape[0]))
         lead, n_tokens = x.shape[:-2], x.shape[-2]
@@ -164,12 +171,13 @@ class LatentAttention(Sublayer):
             latents = jnp.concatenate((side_inputs.cache["latent"].astype(latents.dtype), latents), 1)
 
         run = self._absorbed if self._absorbing(n_tokens, latents.shape[1]) else self._expanded
-        y, weights, logits = run(params, query_plain, query_rotary, latents, side_inputs)
+        y, intermediates = run(params, query_plain, query_rotary, latents, side_inputs)
         y = checkpoint_name(y.reshape(*lead, n_tokens, -1), "attention_heads")
         y = linear(params, "out", self.inner_norm.apply(params["inner_norm"], y))
-        return dropout(side_inputs.key, y, self.dropout), Aux(
-            state=state, intermediates={"weights": weights, "logits": logits}
-        )
+        return dropout(side_inputs.key, y, self.dropout), Aux(state=state, intermediates=intermediates)
+
+    def _blockwise(self, n_queries: int, n_keys: int) -> bool:
+        return self.backend == "blockwise" or (self.backend is None and blockwise.large(n_queries, n_keys))
 
     def _absorbing(self, n_queries: int, n_keys: int) -> bool:
         """True if the absorbed form takes fewer multiplications (per head) than the expanded one."""
@@ -178,16 +186,19 @@ class LatentAttention(Sublayer):
         expanded = n_keys * (project + n_queries * (self.d_head + self.d_rotary + self.value_width))
         return absorbed < expanded
 
-    def _weights(
-        self, params: Params, query: jax.Array, key: jax.Array, side_inputs: SideInputs
-    ) -> tuple[jax.Array, jax.Array]:
-        return attention_weights(
-            query,
-            key,
-            scale=(self.d_head + self.d_rotary) ** -0.5 if self.scale is None else self.scale,
-            mask=side_inputs.prepared["mask"],
-            bias=self.position.bias(params["position"], side_inputs.prepared["position"]),
-        )
+    def _mix(
+        self, params: Params, query: jax.Array, key: jax.Array, value: jax.Array, side_inputs: SideInputs
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """softmax(query · key) value; and the weights and logits for observers."""
+        prepared = side_inputs.prepared
+        scale = (self.d_head + self.d_rotary) ** -0.5 if self.scale is None else self.scale
+        if self._blockwise(query.shape[1], key.shape[1]):
+            scores = blockwise.Scores(scale=scale, position=self.position, causal=self.causal, d_position=self.d_rotary)
+            within = {"position": params["position"], "shared": prepared["shared"]}
+            return blockwise.blockwise_attention(scores, within, query, key, value, prepared["where"]), {}
+        bias = self.position.bias(params["position"], prepared["position"])
+        weights, logits = attention_weights(query, key, scale=scale, mask=prepared["mask"], bias=bias)
+        return weighted_sum(weights, value), {"weights": weights, "logits": logits}
 
     def _expanded(
         self, params: Params, plain: jax.Array, rotary: jax.Array, latents: jax.Array, side_inputs: SideInputs
@@ -198,8 +209,7 @@ class LatentAttention(Sublayer):
         value = linear(params, "value", latent).reshape(batch, n_keys, self.n_heads, -1)
         for_all = jnp.broadcast_to(key_rotary[:, :, None], (*key.shape[:3], self.d_rotary))
         query, key = jnp.concatenate((plain, rotary), -1), jnp.concatenate((key, for_all), -1)
-        weights, logits = self._weights(params, query, key, side_inputs)
-        return weighted_sum(weights, value), weights, logits
+        return self._mix(params, query, key, value, side_inputs)
 
     def _absorbed(
         self, params: Params, plain: jax.Array, rotary: jax.Array, latents: jax.Array, side_inputs: SideInputs
@@ -208,6 +218,6 @@ class LatentAttention(Sublayer):
         to_latent = params["key"].astype(plain.dtype).reshape(by_head)
         to_value = params["value"].astype(plain.dtype).reshape(by_head)
         query = jnp.concatenate((jnp.einsum("bthk,chk->bthc", plain, to_latent), rotary), -1)
-        weights, logits = self._weights(params, query, latents[:, :, None], side_inputs)
-        mixed = weighted_sum(weights, latents[:, :, None, : self.d_latent])
-        return jnp.einsum("bthc,chk->bthk", mixed, to_value), weights, logits
+        latent = latents[:, :, None, : self.d_latent]
+        mixed, intermediates = self._mix(params, query, latents[:, :, None], latent, side_inputs)
+        return jnp.einsum("bthc,chk->bthk", mixed, to_value), intermediates

@@ -1,9 +1,22 @@
-"""Losses of logits: cross-entropy, and the loss of the next token."""
+"""Losses of logits: cross-entropy, and the loss of the next token; from the stream in blocks where V is large.
+
+`cross_entropy` takes logits (..., T, V), which for 65,536 tokens of 100,000 kinds are 26 GB. `blockwise_cross_entropy`
+takes the stream and the function that makes logits of it, and makes them for a block of tokens at a time, in the
+backward pass again:
+
+    x, result = model.hidden(params, tokens[..., :-1])
+    loss = sj.loss.blockwise_cross_entropy(functools.partial(model.logits, params), x, tokens[..., 1:])
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
+from stackjax.block import to_blocks
 from stackjax.check import ids, known
 from stackjax.norm import upcast
 
@@ -31,22 +44,96 @@ def cross_entropy(
     Raises:
         ValueError: other shapes; where they are known, weights below 0, nothing that counts, a target beyond V.
     """
+    counted, weights = _counted(jnp.shape(logits), targets, weights)
+    return _sum(logits, counted, weights, label_smoothing, z_loss) / jnp.sum(weights)
+
+
+BLOCK_LOGITS = 2**24
+"""Logits that `blockwise_cross_entropy` makes at a time: 64 MiB in float32."""
+
+
+def blockwise_cross_entropy(
+    head: Callable[[Float[Array, "*B t D"]], Float[Array, "*B t V"]],
+    x: Float[Array, "*B T D"],
+    targets: Int[Array, "*B T"],
+    weights: Num[Array, "*B T"] | None = None,
+    *,
+    block: int | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> Float[Array, ""]:
+    """`cross_entropy` of head(x) to rounding, with the logits of one block of tokens there at a time.
+
+    Args:
+        head: from the stream to logits, each token by itself, such as `functools.partial(model.logits, params)`.
+        x: (..., T, D) the stream, as `model.hidden` returns it.
+        targets: as for `cross_entropy`.
+        weights: as for `cross_entropy`.
+        block: tokens of each sequence in a block; None takes as many as have `BLOCK_LOGITS` logits.
+        label_smoothing: as for `cross_entropy`.
+        z_loss: as for `cross_entropy`.
+
+    Returns:
+        (), at least float32; NaN as for `cross_entropy`.
+
+    Raises:
+        ValueError: a block below 1, and what `cross_entropy` raises.
+    """
+    shape = jax.eval_shape(head, x).shape
+    n_tokens = x.shape[-2]
+    if block is None:
+        block = max(1, BLOCK_LOGITS // (math.prod(shape[:-2]) * shape[-1]))
+    if block < 1:
+        raise ValueError(f"block must be 1 token or more; got {block}")
+    counted, weights = _counted(shape, targets, weights)
+    if block >= n_tokens:
+        return _sum(head(x), counted, weights, label_smoothing, z_loss) / jnp.sum(weights)
+
+    @jax.checkpoint
+    def of_block(x: jax.Array, counted: jax.Array, weights: jax.Array) -> jax.Array:
+        return _sum(head(x), counted, weights, label_smoothing, z_loss)
+
+    def step(total: jax.Array, parts: Any) -> tuple[jax.Array, None]:
+        return total + of_block(*parts), None
+
+    parts = (to_blocks(x, block, -2), to_blocks(counted, block, -1), to_blocks(weights, block, -1))
+    first = jax.eval_shape(of_block, *(part[0] for part in parts))
+    total, _ = jax.lax.scan(step, jnp.zeros(first.shape, first.dtype), parts)
+    return total / jnp.sum(weights)
+
+
+def _counted(shape: tuple[int, ...], targets: Any, weights: Any) -> tuple[jax.Array, jax.Array]:
+    """Targets with a class in every place, and their weights, 0 where a target is left out.
+
+    Args:
+        shape: of the logits.
+        targets: as for `cross_entropy`.
+        weights: as for `cross_entropy`.
+
+    Raises:
+        ValueError: see `cross_entropy`.
+    """
     targets = jnp.asarray(targets)
-    if logits.shape[:-1] != targets.shape or (weights is not None and jnp.shape(weights) != targets.shape):
+    if shape[:-1] != targets.shape or (weights is not None and jnp.shape(weights) != targets.shape):
         given = "" if weights is None else f" and weights {jnp.shape(weights)}"
         raise ValueError(
-            f"targets and weights must have the shape of the logits without V; got logits {logits.shape}, targets "
+            f"targets and weights must have the shape of the logits without V; got logits {shape}, targets "
             f"{targets.shape}{given}"
         )
     weights = jnp.where(targets >= 0, 1 if weights is None else weights, 0)
     counted = jnp.where(weights == 0, 0, targets)
-    ids("targets", counted, logits.shape[-1])
+    ids("targets", counted, shape[-1])
     numbers = known(weights)
     if numbers is not None and not ((numbers >= 0).all() and numbers.any()):
         raise ValueError(
             "a mean needs weights of 0 or more and at least one target that counts; got "
             + (f"weights from {numbers.min()} to {numbers.max()}" if numbers.size else "no targets")
         )
+    return counted, weights
+
+
+def _sum(logits: jax.Array, counted: jax.Array, weights: jax.Array, label_smoothing: float, z_loss: float) -> jax.Array:
+    """The weighted sum of the losses, ()."""
     logits = jnp.where(weights[..., None] == 0, 0, upcast(logits))
     log_z = jax.nn.logsumexp(logits, -1)
     chosen = jnp.take_along_axis(logits, counted[..., None], -1, mode="fill", fill_value=jnp.nan)[..., 0]
@@ -55,7 +142,7 @@ def cross_entropy(
         loss = loss - label_smoothing * jnp.mean(logits, -1)
     if z_loss:
         loss = loss + z_loss * jnp.square(log_z)
-    return jnp.sum(loss * weights) / jnp.sum(weights)
+    return jnp.sum(loss * weights)
 
 
 def next_token(

@@ -1,5 +1,6 @@
 """The feed-forward network against NumPy, and its promise to look at one token at a time."""
 
+import dataclasses
 import math
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 
 import stackjax as sj
 from stackjax import feed_forward
-from stackjax.testing import normal, perturbed
+from stackjax.testing import largest_difference, normal, perturbed
 
 D, F = 6, 10
 erf = np.vectorize(math.erf)
@@ -82,3 +83,36 @@ def test_dropout_is_a_probability_below_one(rate):
         sj.FeedForward(dropout=rate)
     with pytest.raises(ValueError, match="dropout"):
         sj.Attention(n_heads=2, dropout=rate)
+
+
+@pytest.mark.parametrize("shape", [(11, D), (2, 11, D), (2, 3, 11, D)])
+@pytest.mark.parametrize("gated", [False, True])
+def test_in_blocks_it_is_the_same(shape, gated, x64):
+    whole = sj.FeedForward(d_hidden=F, gated=gated, bias=True, inner_norm=sj.RMSNorm())
+    params, x, weights = drawn(whole), normal(*shape), normal(*shape, key=1)
+
+    def run(sublayer):
+        def total(params, x):
+            return jnp.sum(weights * sublayer.apply(params, x, sj.SideInputs())[0])
+
+        return jax.jit(jax.value_and_grad(total, (0, 1)))(params, x)
+
+    expected = run(whole)
+    for block in (1, 4, 11, 20):
+        assert largest_difference(run(dataclasses.replace(whole, block=block)), expected) < 1e-15 * F * 66
+
+
+def test_a_block_bounds_the_hidden_layer_that_is_kept():
+    def temporary_bytes(block):
+        sublayer = sj.FeedForward(d_hidden=1024, block=block)
+        params = jax.eval_shape(lambda: sj.parameter.realise(jax.random.key(0), sj.parameter.declare(sublayer.spec(8))))
+        x = jax.ShapeDtypeStruct((2, 2048, 8), jnp.float32)
+        gradient = jax.grad(lambda params, x: jnp.sum(sublayer.apply(params, x, sj.SideInputs())[0] ** 2), (0, 1))
+        return jax.jit(gradient).lower(params, x).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(64) < temporary_bytes(None) / 8
+
+
+def test_a_block_has_a_token():
+    with pytest.raises(ValueError, match="block must be positive"):
+        sj.FeedForward(block=0)

@@ -1,11 +1,14 @@
 """Latent attention against NumPy, against its own two forms, and against transformers' DeepSeek-V3."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import stackjax as sj
+from stackjax import blockwise
 from stackjax.testing import largest_difference, normal, perturbed
 from tests.helpers import filled
 
@@ -75,6 +78,39 @@ def test_absorbed_is_expanded(x64):
 
     both = [jax.value_and_grad(loss, has_aux=True)(params, sublayer) for sublayer in (SUB, Absorbed(**sizes))]
     assert largest_difference(*both) < 1e-10
+
+
+@pytest.mark.parametrize("position", [sj.position.Rotary(interleaved=True), sj.position.ALiBi()])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("absorbed", [True, False])
+def test_blockwise_is_the_same(x64, monkeypatch, absorbed, causal, position):
+    """Both forms, in values and gradients, with padding and packed documents, over several blocks."""
+    monkeypatch.setattr(blockwise, "BLOCK", 4)
+    monkeypatch.setattr(sj.LatentAttention, "_absorbing", lambda *_: absorbed)
+    plain = dataclasses.replace(SUB, causal=causal, position=position, backend="plain")
+    where = {
+        "index": jnp.stack([jnp.r_[-1, -1, jnp.arange(9)], jnp.r_[jnp.arange(6), jnp.arange(5)]]),
+        "segment": jnp.stack([jnp.zeros(11, int), jnp.r_[jnp.zeros(6, int), jnp.ones(5, int)]]),
+    }
+    x, weights = normal(2, 11, D, key=1), normal(2, 11, D, key=2)
+
+    def both(sublayer):
+        def total(params, x):
+            return jnp.sum(weights * run(sublayer, params, x, position=where)[0])
+
+        return jax.jit(jax.value_and_grad(total, (0, 1)))(parameters(SUB), x)
+
+    expected, found = both(plain), both(dataclasses.replace(plain, backend="blockwise"))
+    assert largest_difference(found, expected) < 1e-13
+
+
+def test_blockwise_is_taken_for_long_inputs():
+    def seen(sublayer, n_tokens):
+        x = jnp.ones((1, n_tokens, D))
+        return jax.eval_shape(lambda: run(sublayer, parameters(SUB, jnp.float32), x)[1].intermediates)
+
+    assert "weights" in seen(SUB, 64) and "weights" not in seen(SUB, 1024)
+    assert "weights" in seen(dataclasses.replace(SUB, backend="plain"), 1024)
 
 
 def test_takes_the_cheaper_form():

@@ -1,12 +1,16 @@
 """Losses against NumPy, and what padding may change."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import stackjax as sj
 from stackjax import loss
-from stackjax.testing import normal
+from stackjax.embedding import Head
+from stackjax.testing import largest_difference, normal, perturbed
 
 TARGETS = np.array([[0, 3, -1, 2], [4, -1, -1, 1]])
 
@@ -115,3 +119,89 @@ def test_uniform_logits_cost_the_log_of_the_classes():
         found = loss.cross_entropy(jnp.zeros((3, 256), dtype), jnp.array([1, 2, 3]))
         assert found.dtype == jnp.float32
         np.testing.assert_allclose(found, np.log(256), rtol=1e-6)
+
+
+HEADS = {
+    "plain": Head(),
+    "capped_with_bias": Head(bias=True, scale=0.5, soft_cap=2.0),
+    "tied": Head(tied=True),
+    "behind_a_layer": Head(transform=jnp.tanh, norm=sj.RMSNorm()),
+}
+T, D, V = 11, 6, 7
+
+
+def of_head(head, **options):
+    """Losses from all logits and in blocks, with their gradients for x, the table and the head's parameters."""
+    params = {"head": sj.parameter.realise(jax.random.key(0), sj.parameter.declare(head.spec(D, V)), dtype=float)}
+    params = perturbed({**params, "table": normal(V, D, key=5)})
+    x, weights = normal(2, T, D, key=1), jnp.abs(normal(2, T, key=2))
+    targets = jax.random.randint(jax.random.key(3), (2, T), -1, V)
+
+    def logits(params, x):
+        return head.apply(params["head"], params["table"], x)
+
+    def whole(params, x):
+        return loss.cross_entropy(logits(params, x), targets, weights, **options)
+
+    def blocks(params, x):
+        return loss.blockwise_cross_entropy(partial(logits, params), x, targets, weights, block=4, **options)
+
+    return [jax.jit(jax.value_and_grad(run, (0, 1)))(params, x) for run in (whole, blocks)]
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 0.01}], ids=["plain", "smooth"])
+@pytest.mark.parametrize("name", HEADS)
+def test_in_blocks_it_is_the_same(name, options, x64):
+    expected, found = of_head(HEADS[name], **options)
+    assert largest_difference(found, expected) < 1e-15 * T * V
+    assert np.all(np.any(found[1][1], -1) == np.any(expected[1][1], -1))
+
+
+def test_blocks_take_any_leading_axes_and_refuse_what_all_logits_refuse():
+    x, table, tokens = normal(3, 2, T, D), normal(D, V, key=1), jnp.zeros((3, 2, T), int)
+
+    def head(x):
+        return x @ table
+
+    for some, wanted in ((x, tokens), (x[0, 0], tokens[0, 0])):
+        expected = loss.cross_entropy(head(some), wanted)
+        for block in (1, 3, T, None):
+            np.testing.assert_allclose(
+                loss.blockwise_cross_entropy(head, some, wanted, block=block), expected, rtol=1e-6
+            )
+    with pytest.raises(ValueError, match="must have the shape of the logits without V"):
+        loss.blockwise_cross_entropy(head, x, tokens[0], block=2)
+    with pytest.raises(ValueError, match=r"targets must be 0 \.\. 6; got 0 \.\. 7"):
+        loss.blockwise_cross_entropy(head, x, tokens.at[0, 0, 0].set(7), block=2)
+    with pytest.raises(ValueError, match="block must be 1 token or more"):
+        loss.blockwise_cross_entropy(head, x, tokens, block=0)
+    beyond = jax.jit(lambda t: loss.blockwise_cross_entropy(head, x, t, block=2))(tokens.at[0, 0, 0].set(7))
+    assert np.isnan(beyond)
+
+
+def test_the_size_of_a_block_follows_from_the_logits(monkeypatch):
+    monkeypatch.setattr(loss, "BLOCK_LOGITS", 2 * 4 * V)
+    x, table, tokens = normal(2, T, D), normal(D, V, key=1), jnp.zeros((2, T), int)
+    program = str(jax.make_jaxpr(lambda x: loss.blockwise_cross_entropy(lambda x: x @ table, x, tokens))(x))
+    assert f"f32[2,4,{V}]" in program and f"f32[2,{T},{V}]" not in program
+
+
+def temporary_bytes(n_tokens, blockwise, n_classes=4096):
+    """Of the gradient with respect to the stream and the matrix."""
+    x, table = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((n_tokens, 16), (16, n_classes)))
+    targets = jax.ShapeDtypeStruct((n_tokens,), jnp.int32)
+
+    def objective(x, table, targets):
+        if blockwise:
+            return loss.blockwise_cross_entropy(lambda x: x @ table, x, targets, block=64)
+        return loss.cross_entropy(x @ table, targets)
+
+    compiled = jax.jit(jax.grad(objective, (0, 1))).lower(x, table, targets).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_logits_of_all_tokens_are_never_there():
+    """Memory of a block and of what grows with T alone; all logits would be 4,096 times 4,096 numbers."""
+    short, long = temporary_bytes(2048, True), temporary_bytes(4096, True)
+    assert long - short < 2048 * 16 * 4 * 4
+    assert long < temporary_bytes(4096, False) / 16
