@@ -77,9 +77,9 @@ def read(path: Path) -> Json | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it to have it made again") from error
+        raise ValueError(f"{path} is damaged ({error}); remove {path} to have it made again") from error
     if not isinstance(record, dict):
-        raise ValueError(f"{path} is damaged (no JSON object); remove it to have it made again")
+        raise ValueError(f"{path} is damaged (no JSON object); remove {path} to have it made again")
     return record
 
 
@@ -207,7 +207,7 @@ class Folder:
         if record is None:
             return next(iter(self.configs()), None)
         if missing := {"schema", "setting", "data", "versions", "device", "groups", "commands"} - set(record):
-            raise ValueError(f"{self.sweep_file} has no {min(missing)}; remove it to have it made again from the cells")
+            raise ValueError(f"{self.sweep_file} has no {min(missing)}; remove {self.sweep_file} to have it made again")
         return record
 
     def remove(self, name: str) -> None:
