@@ -193,7 +193,8 @@ def run(options: Options, command: str) -> Path:
         f"A loss and its gradient for one sequence of a decoder with L = {options.depth}, D = {options.d_model}, "
         f"H = {options.n_heads}, V = {options.vocab:,}, in float32. {largest.tokens:,} tokens, each looking at all "
         f"before it, take {largest.seconds:.0f} s ({largest.cpu_seconds:.0f} s of all cores together) and "
-        f"{largest.peak_bytes / 2**30:.1f} GiB, interpreter and compiler included; the weights of one layer alone would be {options.n_heads * largest.tokens**2 * 4 / 2**30:,.0f} GiB."
+        f"{largest.peak_bytes / 2**30:.1f} GiB, interpreter and compiler included; the weights of one layer alone "
+        f"would be {options.n_heads * largest.tokens**2 * 4 / 2**30:,.0f} GiB."
         f"\n\n{_growth(rows)}"
     )
     return finding.write(

@@ -1,6 +1,6 @@
 """An architecture of your own, whole, in one file outside the library: Nemotron, from NVIDIA's folders.
 
-    from .own_architecture import ARCHITECTURES
+    from experiments.own_architecture import ARCHITECTURES
     from stackjax.interop import hf
 
     model, params, config = hf.load("path/to/nemotron", architectures={**hf.ARCHITECTURES, **ARCHITECTURES})

@@ -10,7 +10,7 @@ documents with their trees.
 
 In a notebook:
 
-    from . import data, lanes, train
+    from experiments.lab import data, lanes, train
 
     corpus = data.standard_library()
     trainer = train.Trainer(task=train.NextToken(model=model))
@@ -18,13 +18,25 @@ In a notebook:
 
 or a sweep, resumable as at the command line, of recipes that no table knows:
 
-    from . import progress, sweep
-    from .grid import Grid, Setting
-    from .results import Results
-    from .store import Folder
+    from experiments.lab import progress, sweep
+    from experiments.lab.grid import Grid, Setting
+    from experiments.lab.results import Results, table
+    from experiments.lab.store import Folder
 
     grid = Grid(depths=(2, 8), recipes={"pre-norm": PreNorm(), "another": Another()})
     mine = sweep.Sweep(folder=Folder("runs/mine"), grid=grid, setting=Setting(), corpus=corpus)
     left_to_others = sweep.run(mine, progress.Plain())
     best = Results.of("runs/mine").best()
+
+or of any field of the setting, with any optimiser of optax, and metrics of one's own beside the loss:
+
+    setting = Setting(optimizer="optax:lion", metrics="my.module:metrics")
+    mine = sweep.Sweep(folder=Folder("runs/widths"), grid=grid, setting=setting, corpus=corpus)
+    varied = sweep.vary(mine, d_model=(32, 64), warmup=(0, 20))
+    for part in varied:
+        sweep.run(part, progress.Plain())
+    rows = table(*(Results.of(part.folder.path) for part in varied))
+
+Each row is a cell, {column: value}, which `pandas.DataFrame(rows)` and `polars.DataFrame(rows)` take as it is. Where
+stackjax is installed without this checkout, the package is `stackjax.experiments`.
 """

@@ -21,6 +21,7 @@ from stackjax.recipe import PreNorm, Recipe
 from . import names
 from .lanes import Mode
 from .made import TASKS
+from .optimizer import optimizer_named
 from .options import Recipes, Sizes, at_least, one_or_more, positive, some
 from .task import Filled
 from .train import Hyper, NextToken, Task, Trainer
@@ -75,8 +76,8 @@ class Setting(Sizes):
     """The next token of text; or a task made by rule: chasing pointers, finding a grandparent, copying."""
     position: str | None = None
     """Position encoding: a name or a dotted path; None is what the task needs, rotary for text."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """Optimiser, with the recipe's own multipliers by role and layer."""
+    optimizer: str = "adamw"
+    """Optimiser, with the recipe's own multipliers by role and layer: adamw, muon, or a dotted path (optax:lion)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the learning rate after warm-up; cosine and linear end at zero."""
     warmup: int | None = None
@@ -93,12 +94,18 @@ class Setting(Sizes):
     """Steps between evaluations and looks into the layers; also the steps in a compiled chunk."""
     eval_batches: int = 8
     """Batches of validation windows in an evaluation, the same for all."""
+    metrics: str | None = None
+    """Dotted path of a function (task, params, batch) -> {name: number, or array over layers}, recorded beside the
+    loss."""
 
     def __post_init__(self):
         super().__post_init__()
         one_or_more(self, "steps", "eval_every", "eval_batches")
         if not 0 <= self.warmup_steps < self.steps:
             raise ValueError(f"--warmup must be 0 or more and less than --steps {self.steps}; got {self.warmup}")
+        optimizer_named(self.optimizer)
+        if self.metrics is not None:
+            names.metrics_named(self.metrics)
         positive(self, "clip_norm")
         if not 0 <= self.weight_decay < float("inf"):
             raise ValueError(f"--weight-decay must be 0 or more and finite; got {self.weight_decay:g}")
@@ -159,7 +166,9 @@ class Setting(Sizes):
     def trainer(self, recipe: Recipe, depth: int, vocab: int) -> Trainer:
         """The trainer of a cell."""
         task = self.learned(recipe, depth, vocab)
-        return Trainer(task=task, optimizer=self.optimizer, schedule=self.schedule, remat=self.remat)
+        return Trainer(
+            task=task, optimizer=self.optimizer, schedule=self.schedule, remat=self.remat, metrics=self.metrics
+        )
 
     def hyper(self, *, learning_rate: float, seed: int) -> Hyper:
         """The numbers of one run."""

@@ -177,7 +177,9 @@ class Run:
                 rows[-1]["valid_loss"] = number(losses[lane])
                 last = {} if seen is None else {name: x[lane][len(rows) - 1] for name, x in seen.layers.items()}
                 profile = {name: x[lane] for name, x in measures.items()} | last
-                arrays = {name: [number(x) for x in profile[name]] for name in sorted(profile)}
+                rows[-1] |= {name: number(x) for name, x in profile.items() if np.ndim(x) == 0}
+                layers = (name for name in sorted(profile) if np.ndim(profile[name]))
+                arrays = {name: [number(x) for x in profile[name]] for name in layers}
                 self.layers[lane].append({"step": rows[-1]["step"], **arrays})
 
 

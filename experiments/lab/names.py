@@ -64,14 +64,14 @@ def architectures_named(name: str) -> dict[str, hf.Architecture]:
     Raises:
         ValueError: a path that cannot be imported, or something else there.
     """
-    table = _dotted(name, "architectures")
+    table = dotted(name, "architectures")
     if not isinstance(table, Mapping) or not all(isinstance(each, hf.Architecture) for each in table.values()):
         raise ValueError(f"{name!r} is no mapping from model_type to stackjax.interop.hf.Architecture; it is {table!r}")
     return dict(table)
 
 
 def _made(name: str, kind: str, table: Mapping[str, Callable[[], Any]], wanted: type) -> Any:
-    factory = _dotted(name, kind) if ":" in name else table.get(name)
+    factory = dotted(name, kind) if ":" in name else table.get(name)
     if factory is None:
         near = difflib.get_close_matches(name, table, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(table)}"
@@ -86,7 +86,30 @@ def _made(name: str, kind: str, table: Mapping[str, Callable[[], Any]], wanted: 
     return made
 
 
-def _dotted(name: str, kind: str) -> Any:
+def metrics_named(name: str) -> Callable[..., Any]:
+    """The function of this dotted path.
+
+    Raises:
+        ValueError: a path that cannot be imported, or no function there.
+    """
+    made = dotted(name, "metrics")
+    if not callable(made):
+        raise ValueError(
+            f"metrics {name!r} must be a function (task, params, batch) -> {{name: array}}; it is {made!r}"
+        )
+    return made
+
+
+def dotted(name: str, kind: str) -> Any:
+    """What stands at a dotted path, `my.module:thing`.
+
+    Args:
+        name: the path.
+        kind: of thing, for the error.
+
+    Raises:
+        ValueError: it cannot be imported.
+    """
     module, _, path = name.partition(":")
     try:
         return functools.reduce(getattr, path.split("."), importlib.import_module(module))

@@ -9,6 +9,7 @@ import numpy as np
 from .grid import Setting
 from .lanes import Run
 from .store import Json
+from .train import RECORDED
 
 
 def summary(setting: Setting, run: Run, lane: int, flops_per_step: int) -> Json:
@@ -38,6 +39,7 @@ def summary(setting: Setting, run: Run, lane: int, flops_per_step: int) -> Json:
         "valid_loss": valid.get(steps) if finite else None,
         "best_valid_loss": None if best_step is None else valid[best_step],
         "best_step": best_step,
+        "metrics": {name: value for name, value in rows[-1].items() if name not in RECORDED} if finite else {},
         "diverged_step": diverged_step,
         "compile_seconds": run.programs.compile_seconds,
         "step_seconds": float(np.median(run.step_seconds)) / len(run.hypers) if run.step_seconds else None,

@@ -147,6 +147,25 @@ class Results:
         write(self.folder.path / "results.csv", self.csv())
 
 
+def table(*results: Results) -> list[Json]:
+    """A row for each cell of one run or several: the columns of results.csv, every field of the setting, and the last
+    value of each metric of one's own. `pandas.DataFrame` and `polars.DataFrame` take it as it is.
+
+    Args:
+        *results: of the runs, such as those of `sweep.vary`.
+    """
+    names = {name for one in results for cell in one.cells for name in cell.get("metrics", {})}
+    return [
+        {
+            **one.base["setting"],
+            **{name: cell[name] for name in COLUMNS},
+            **{name: cell.get("metrics", {}).get(name) for name in sorted(names)},
+        }
+        for one in results
+        for cell in one.cells
+    ]
+
+
 def _best_rate(cells: Sequence[Json]) -> Json:
     rates = sorted({cell["learning_rate"] for cell in cells})
     groups = {rate: [cell for cell in cells if cell["learning_rate"] == rate] for rate in rates}

@@ -17,10 +17,15 @@ from stackjax.scan import Remat
 from stackjax.segment import Measure
 from stackjax.sublayer import Params
 
+from . import names
+from .optimizer import optimizer_named
+
 Batch = Any
 """A pytree of arrays; what is in it is between the task and the data."""
 
-OPTIMIZERS = {"adamw": sj.optim.adamw, "muon": sj.optim.muon}
+
+RECORDED = ("step", "train_loss", "valid_loss", "grad_norm", "update_ratio", "stream_gradient")
+"""Names of what every run records, which no metric of one's own may have."""
 
 
 class Task(Protocol):
@@ -120,16 +125,19 @@ class Trainer:
 
     Args:
         task: what is learned.
-        optimizer: "adamw" or "muon".
+        optimizer: "adamw", "muon", or a dotted path, see `optimizer.optimizer_named`.
         schedule: of the learning rate after warm-up: "constant", or down to zero at the last step, "cosine" or
             "linear".
         remat: what the backward pass recomputes; on CPUs "layer" is faster than "none".
+        metrics: the dotted path of a function (task, params, batch) to {name: () or (L,) array}, whose means over the
+            validation batches are recorded beside the loss; None for none.
     """
 
     task: Task
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: str = "adamw"
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     remat: Remat = "layer"
+    metrics: str | None = None
 
     def learning_rate(self, hyper: Hyper, step: jax.Array) -> jax.Array:
         """The learning rate of update `step`, counted from 0."""
@@ -174,9 +182,22 @@ class Trainer:
         return jax.lax.scan(lambda state, batch: self._step(hyper, state, batch), state, batches)
 
     def evaluate(self, params: Params, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The loss of a batch, and what `stackjax.probe.standard` sees in each layer."""
+        """The loss of a batch, what `stackjax.probe.standard` sees in each layer, and metrics of one's own.
+
+        Raises:
+            ValueError: a metric that is neither a number nor one number for each layer, or has a name that is taken.
+        """
         loss, result = self.task.loss(params, batch, measure=sj.probe.standard)
-        return loss, result.measure
+        if self.metrics is None:
+            return loss, result.measure
+        own, depth = names.metrics_named(self.metrics)(self.task, params, batch), self.task.model.stack.depth
+        for name, value in own.items():
+            if name in {*result.measure, *RECORDED}:
+                raise ValueError(f"metrics {self.metrics!r}: the name {name} is taken; choose another")
+            if jnp.shape(value) not in ((), (depth,)):
+                rule = f"a metric is a number or an array ({depth},) over the layers"
+                raise ValueError(f"metrics {self.metrics!r}: {rule}; {name} has the shape {jnp.shape(value)}")
+        return loss, {**result.measure, **own}
 
     def evaluate_all(self, state: State, batches: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         """`evaluate`, averaged over a leading axis of batches."""
@@ -215,5 +236,5 @@ class Trainer:
         return new.replace(alive=state.alive & (finite | ~made)), seen
 
     def _optimizer(self, learning_rate: Any, weight_decay: Any) -> optax.GradientTransformation:
-        make = OPTIMIZERS[self.optimizer]
+        make = optimizer_named(self.optimizer)
         return make(self.task.model, learning_rate=learning_rate, weight_decay=weight_decay)
