@@ -10,7 +10,7 @@ Killed at any moment, the same command goes on. A larger grid in the same folder
 import dataclasses
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,13 +22,13 @@ from ..lab import command_line, compile_cache, cost, data, progress
 from ..lab.command_line import FAILED, INTERRUPTED, OK, UNDONE, asked_to_stop
 from ..lab.corpus import Corpus
 from ..lab.data.found import printable
-from ..lab.grid import Grid, Setting
+from ..lab.grid import Grid, Job, Setting
 from ..lab.headline import sentences
 from ..lab.made import TASKS
 from ..lab.results import Results
 from ..lab.store import Folder
-from ..lab.sweep import Interrupted, Sweep, run, save_record, undone
-from . import report
+from ..lab.sweep import Interrupted, Show, Sweep, run, save_record, undone
+from . import on_ray, report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +73,9 @@ class Options:
     """Least time between two checkpoints."""
     compile_cache: bool = True
     """Keep compiled programs in the user's cache folder."""
-    scheduler: Literal["local", "ray", "slurm"] = "local"
-    """Place where cells run; several local workers may share one folder."""
+    scheduler: Literal["local", "ray"] = "local"
+    """Place where groups run: this process (several may share one folder), or as tasks of a Ray cluster, that of
+    RAY_ADDRESS or one begun here."""
 
     def __post_init__(self):
         if not 0 <= self.checkpoint_seconds < float("inf"):
@@ -93,8 +94,8 @@ def prepared(words: Sequence[str], line: str) -> tuple[Options, Sweep | Results]
         ValueError: what cannot be.
     """
     options = command_line.parse(words, Options, "experiments.depth_sweep")
-    if options.scheduler != "local":
-        raise ValueError(f"--scheduler {options.scheduler} comes later; start several workers on one --out instead")
+    if options.scheduler == "ray":
+        on_ray.check()
     command_line.check_folder(options.out)
     if options.report_only:
         results = Results.of(options.out)
@@ -119,7 +120,7 @@ def work(made: tuple[Options, Sweep | Results]) -> int:
         return OK
     if options.compile_cache:
         compile_cache.enable()
-    return _run(subject, options.retry_failed)
+    return _run(subject, options.retry_failed, on_ray.run if options.scheduler == "ray" else run)
 
 
 def prepare(options: Options, command: str) -> Sweep:
@@ -188,7 +189,7 @@ def dry_run(sweep: Sweep) -> str:
     return "\n".join(lines)
 
 
-def _run(sweep: Sweep, retry_failed: bool) -> int:
+def _run(sweep: Sweep, retry_failed: bool, run: Callable[[Sweep, Show], list[Job]]) -> int:
     if retry_failed:
         for config in sweep.folder.configs():
             if (sweep.folder.summary(config["cell"]) or {}).get("status") == "failed":

@@ -239,6 +239,11 @@ def run(sweep: Sweep, show: Show) -> list[Job]:
     jobs = sweep.jobs()
     sweep.save(jobs)
     show.planned(sweep, jobs)
+    return run_jobs(sweep, jobs, show)
+
+
+def run_jobs(sweep: Sweep, jobs: Sequence[Job], show: Show) -> list[Job]:
+    """`run` for some of a sweep's jobs, the sweep's record being written."""
     left = share(
         jobs,
         path=lambda job: sweep.folder.claim_file(job.name),

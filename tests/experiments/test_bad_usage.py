@@ -268,7 +268,7 @@ BY_HAND = [
     ("depth_sweep", ("--lanes", "both"), "--lanes"),
     ("depth_sweep", ("--remat", "some"), "--remat"),
     ("depth_sweep", ("--dtype", "float16"), "--dtype"),
-    ("depth_sweep", ("--scheduler", "slurm"), "comes later"),
+    ("depth_sweep", ("--scheduler", "slurm"), "--scheduler"),
     ("depth_sweep", ("--report-only",), "holds no sweep"),
     ("depth_sweep", ("--batch", "1000000"), "too short"),
     ("depth_sweep", ("--token-dtype", "int8"), "--token-dtype"),

@@ -1,0 +1,92 @@
+"""The groups of a sweep as tasks of a Ray cluster: the one that `RAY_ADDRESS` names, or one begun on this machine.
+
+A task reads the command's own words again, on whatever machine it runs, and does what a local worker does: it claims
+its group in the shared folder, goes on from its checkpoint, and saves. Ray begins a task again if its process was
+killed.
+"""
+
+import importlib
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+from ..lab import command_line, progress
+from ..lab.grid import Job
+from ..lab.sweep import Interrupted, Show, Sweep, run_jobs
+
+PROGRAM = "experiments.depth_sweep"
+TRIES = 4
+"""Times that a group is begun whose process dies."""
+
+
+def check() -> None:
+    """Refuse what cannot work without Ray.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        importlib.import_module("ray")
+    except ImportError as error:
+        raise ValueError(f'--scheduler ray: {error}; pip install "stackjax[cluster]"') from error
+
+
+def settle(words: Sequence[str], folder: str, group: str) -> bool:
+    """Run one group in this process as a local worker does; whether it is done.
+
+    Args:
+        words: of the command line.
+        folder: in which it was given.
+        group: the name of the job.
+    """
+    os.chdir(folder)
+    depth_sweep = importlib.import_module(f"{__package__}.__main__")
+    sweep = depth_sweep.prepare(command_line.parse(words, depth_sweep.Options, PROGRAM), "")
+    jobs = [job for job in sweep.jobs() if job.name == group]
+    return bool(jobs) and not run_jobs(sweep, jobs, progress.Plain())
+
+
+def run(sweep: Sweep, show: Show) -> list[Job]:
+    """`sweep.run` on a Ray cluster, whose machines share the sweep's folder and its data.
+
+    Returns:
+        Jobs that are left undone.
+
+    Raises:
+        Interrupted: asked to stop; the same command goes on from the last checkpoints.
+    """
+    ray = importlib.import_module("ray")
+    words = shlex.split(sweep.command)[len(command_line.invocation(PROGRAM)) :]
+    jobs, left = sweep.jobs(), []
+    sweep.save(jobs)
+    show.planned(sweep, jobs)
+    path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = os.environ.get("RAY_ADDRESS")
+    ray.init(
+        address=address, runtime_env={"env_vars": {"PYTHONPATH": path}}, log_to_driver=False, logging_level="error"
+    )
+    try:
+        needs = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
+        task = ray.remote(max_retries=TRIES - 1, **needs)(settle)
+        begun = {task.remote(words, os.getcwd(), job.name): job for job in jobs}
+        while begun:
+            ended, _ = ray.wait(list(begun), timeout=1.0)
+            for reference in ended:
+                job = begun.pop(reference)
+                try:
+                    done = ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    show.note(f"{job.title}: {command_line.one_line(str(error).splitlines()[-1])}")
+                    done = False
+                if done:
+                    summaries = [sweep.folder.summary(name) for name in job.cell_names]
+                    show.ended(job, [summary for summary in summaries if summary is not None])
+                else:
+                    left.append(job)
+            if sweep.stop():
+                raise Interrupted
+    finally:
+        ray.shutdown()
+    return left
