@@ -38,13 +38,13 @@ input, `gain` the initialiser. `key` comes first, except where it is optional. E
 Modules by floor; a module imports only from floors below, and from modules to its left:
 
     outside     testing  interop: linen, nnx, hf
-    models      model  seq2seq  decode  beam
-    tools       cache  sample  probe  skip  convert  optim  shard  serialization  surgery  adapt
+    models      model  seq2seq  exits  decode  beam
+    tools       cache  sample  probe  debug  skip  convert  optim  shard  serialization  surgery  adapt
     depth       layer  scan  pin  segment  option  stack
     recipe      recipe: one file for each treatment of depth, over recipe.base and recipe.form
     sublayers   attention  latent_attention  moe  parallel  embedding
     arithmetic  loss  dot_product  feed_forward  history  statistic  position  blockwise
-    protocol    norm  sublayer  structure  abstract_model
+    protocol    edit  norm  sublayer  structure  abstract_model
     ground      check  block  description  parameter  display  tensor_file
 
 Read from the ground up. `recipe` and `position` begin with one table of all that they hold.
@@ -62,11 +62,14 @@ from stackjax import (
     cache,
     check,
     convert,
+    debug,
     decode,
     description,
     display,
     dot_product,
+    edit,
     embedding,
+    exits,
     feed_forward,
     history,
     interop,
@@ -152,14 +155,17 @@ __all__ = [
     "cache",
     "check",
     "convert",
+    "debug",
     "decode",
     "decoder",
     "description",
     "display",
     "dot_product",
+    "edit",
     "embedding",
     "encoder",
     "encoder_decoder",
+    "exits",
     "feed_forward",
     "history",
     "interop",

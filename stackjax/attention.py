@@ -78,6 +78,7 @@ class Attention(Sublayer):
     backend: Backend | None = None
     weight_dropout: float = 0.0
     transform_value: Callable[[jax.Array, SideInputs], jax.Array] | None = None
+    sites = ("weights", "heads")
 
     def __post_init__(self):
         super().__post_init__()
@@ -181,7 +182,7 @@ class Attention(Sublayer):
         if self.causal and not self.cross:
             dot_product.refuse_repeats(key)
         sizes = {"n_heads": self.n_heads, "d_head": self.head_width(d_model)}
-        blockwise = self._blockwise(n_tokens, key["index"].shape[-1])
+        blockwise = self._blockwise(n_tokens, key["index"].shape[-1], side_inputs.edits_at("weights"))
         return {
             "mask": None if blockwise else visible(query, key, **self._scores(self.head_width(d_model)).reach),
             "position": self.position.prepare(shared, query=query, key=key, new_key=new_key, **sizes),
@@ -210,8 +211,7 @@ class Attention(Sublayer):
 
     def _keys_values(self, params: Params, rows: jax.Array, batch: int) -> tuple[jax.Array, jax.Array]:
         width = params["key"].shape[-1] // self.groups
-        key = linear(params, "key", rows).reshape(batch, -1, self.groups, width)
-        value = linear(params, "value", rows).reshape(batch, -1, self.groups, width)
+        key, value = (linear(params, name, rows).reshape(batch, -1, self.groups, width) for name in ("key", "value"))
         return self.qk_norm.apply(params["key_norm"], key), self.value_norm.apply(params["value_norm"], value)
 
     def _scores(self, width: int) -> blockwise.Scores:
@@ -243,10 +243,10 @@ class Attention(Sublayer):
 
         Returns:
             (..., T, D). State while decoding: the new `cache` entries. Intermediates: `value` (B, S, G, K) before any
-            mixing, `weights` and `logits` (B, H, T, S), with all leading axes as one B.
+            mixing, `weights` and `logits` (B, H, T, S), with all leading axes as one B; `heads` (..., T, H, K).
 
         Raises:
-            ValueError: cross-attention without a memory.
+            ValueError: cross-attention without a memory; an edit of weights that the backend never makes.
         """
         lead, n_tokens, d_model = x.shape[:-2], x.shape[-2], x.shape[-1]
         chex.assert_shape(x, (..., n_tokens, params["query"].shape[0]))
@@ -285,9 +285,10 @@ class Attention(Sublayer):
             gate = jax.nn.sigmoid(upcast(linear(params, "gate", rows)))
             y = (y * gate.reshape(batch, n_tokens, self.n_heads, -1)).astype(y.dtype)
         y = checkpoint_name(y.reshape(*lead, n_tokens, -1), "attention_heads")
-        y = linear(params, "out", self.inner_norm.apply(params["inner_norm"], y))
-        aux = Aux(state=state, intermediates={**intermediates, **looked})
-        return dropout(side_inputs.key, y, self.dropout), aux
+        y = self.inner_norm.apply(params["inner_norm"], y)
+        heads = side_inputs.edited("heads", y.reshape(*y.shape[:-1], self.n_heads, -1))
+        y = dropout(side_inputs.key, linear(params, "out", heads.reshape(y.shape)), self.dropout)
+        return y, Aux(state=state, intermediates={**intermediates, **looked, "heads": heads})
 
     def _mix(
         self, params: Params, query: jax.Array, key: jax.Array, value: jax.Array, side_inputs: SideInputs
@@ -295,7 +296,7 @@ class Attention(Sublayer):
         """softmax(query · key) value with all that shapes it; and the weights and logits for observers."""
         prepared, scores = side_inputs.prepared, self._scores(query.shape[-1])
         standard = side_inputs.position is None and side_inputs.cache is None and self.chunk is None and not self.cross
-        backend = self._backend(query.dtype, standard, query.shape[1], key.shape[1])
+        backend = self._backend(query, key, standard, side_inputs.edits_at("weights"))
         if backend == "blockwise":
             within = {"position": params["position"], "shared": prepared["shared"]}
             where, sinks = prepared["where"], params.get("sinks")
@@ -309,7 +310,7 @@ class Attention(Sublayer):
         if backend == "plain" or (isinstance(query, Tracer) and mask is not None):
             shape = {"score": score, "bias": bias, "soft_cap": self.soft_cap, "sinks": params.get("sinks")}
             weights, logits = dot_product.attention_weights(query, key, scale=scores.scale, mask=mask, **shape)
-            intermediates = {"weights": weights, "logits": logits}
+            intermediates = {"weights": side_inputs.edited("weights", weights), "logits": logits}
         if backend == "plain":
             dropout_key = None if side_inputs.key is None else jax.random.fold_in(side_inputs.key, 1)
             dropped = dropout(dropout_key, intermediates["weights"], self.weight_dropout)
@@ -329,16 +330,18 @@ class Attention(Sublayer):
         )
         return y, intermediates
 
-    def _blockwise(self, n_queries: int, n_keys: int) -> bool:
+    def _blockwise(self, n_queries: int, n_keys: int, edited: bool) -> bool:
         """True if attention of these many queries and keys is blockwise where no fused kernel is taken."""
-        large = blockwise.large(n_queries, n_keys) and self._plain_weights
+        large = blockwise.large(n_queries, n_keys) and self._plain_weights and not edited
         return self.backend == "blockwise" or (self.backend is None and large)
 
-    def _backend(self, dtype: Any, standard: bool, n_queries: int, n_keys: int) -> Backend:
-        if self.backend is not None:
-            return self.backend
-        blockwise = self._blockwise(n_queries, n_keys)
-        sixteen_bits = dtype in (jnp.bfloat16, jnp.float16)
+    def _backend(self, query: jax.Array, key: jax.Array, standard: bool, edited: bool) -> Backend:
+        if edited and self.backend not in (None, "plain"):
+            raise ValueError(f"backend={self.backend!r} makes no weights to edit; use backend='plain', or None")
+        if self.backend is not None or edited:
+            return self.backend or "plain"
+        blockwise = self._blockwise(query.shape[1], key.shape[1], edited)
+        sixteen_bits = query.dtype in (jnp.bfloat16, jnp.float16)
         if jax.default_backend() == "gpu" and sixteen_bits and self._fusable and (standard or not blockwise):
             return "cudnn"
         return "blockwise" if blockwise else "plain"

@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.tree_util import Partial
 
+from stackjax import edit as editing
 from stackjax import sample
 from stackjax.cache import bounded, empty, write
 from stackjax.check import ids, instance, integers, known
@@ -236,6 +238,7 @@ def generate(
     stop: Any = None,
     coefficients: Coefficients | None = None,
     dtype: Any = jnp.float32,
+    edit: editing.Edit | None = None,
 ) -> Generated:
     """Continue prompts, one token after another.
 
@@ -255,6 +258,8 @@ def generate(
         stop: token that ends a row, or several (n,) of which each does; None for none.
         coefficients: the recipe's numbers; None takes them from the depth.
         dtype: of the stream and of the cache.
+        edit: what to replace in the layers, see `stackjax.edit`; a function that is made anew is compiled anew, a
+            `jax.tree_util.Partial` of one that is not takes its arrays as data.
 
     Raises:
         ValueError: what `start` and `sample.draw` raise; a stop token outside of the vocabulary; sublayers that cannot
@@ -263,7 +268,10 @@ def generate(
     checked_prompt(model, tokens, side_inputs, n_tokens)
     sample.check(temperature=temperature, top_k=top_k, top_p=top_p)
     adjust = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    options: DecodeOptions = {"coefficients": coefficients, "dtype": dtype}
+    editing.check(edit, model.stack.sites)
+    if edit is not None:
+        edit = {site: f if isinstance(f, Partial) else Partial(f) for site, f in edit.items()}
+    options: DecodeOptions = {"coefficients": coefficients, "dtype": dtype, "edit": edit}
     return _generate(model, params, tokens, side_inputs, n_tokens, key, adjust, stop_tokens(model, stop), **options)
 
 
@@ -303,11 +311,8 @@ def _generate(
     key: jax.Array | None,
     adjust: dict[str, Any],
     stop: jax.Array | None,
-    *,
-    coefficients: Coefficients | None,
-    dtype: Any,
+    **options: Unpack[DecodeOptions],
 ) -> Generated:
-    options: DecodeOptions = {"coefficients": coefficients, "dtype": dtype}
     begun = start(model, params, tokens, side_inputs, n_tokens, **options)
 
     def choose(step: Any, logits: jax.Array, done: jax.Array, out: Generated) -> tuple[jax.Array, jax.Array, Generated]:

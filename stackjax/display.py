@@ -14,15 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from stackjax.description import field_values, shown_value
-from stackjax.parameter import Declared, is_spec
+from stackjax.parameter import Declared, is_spec, path_name
 
 if TYPE_CHECKING:
     from stackjax.abstract_model import AbstractModel
 
 MANY = 8
 """Lines of one kind that are printed before the rest is counted instead."""
+
+BARS = "▁▂▃▄▅▆▇█"
+
+MOST_BARS = 32
+"""Bars in one row of text."""
 
 
 def field_lines(description: Any) -> list[list[str]]:
@@ -69,21 +75,26 @@ class Table:
     Args:
         header: names of the columns.
         rows: one tuple of cells each.
+        title: text above both.
     """
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    title: str = ""
 
     def __repr__(self) -> str:
         lines = [self.header, *self.rows]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+        return "\n".join(
+            [*self.title.splitlines(), *("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)]
+        )
 
     def _repr_html_(self) -> str:
         def row(cells: tuple[str, ...], tag: str) -> str:
             return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
-        return f"<table>{row(self.header, 'th')}{''.join(row(cells, 'td') for cells in self.rows)}</table>"
+        title = f"<pre>{html.escape(self.title)}</pre>" if self.title else ""
+        return f"{title}<table>{row(self.header, 'th')}{''.join(row(cells, 'td') for cells in self.rows)}</table>"
 
 
 def table(model: "AbstractModel", params: Any = None) -> Table:
@@ -126,6 +137,47 @@ def table(model: "AbstractModel", params: Any = None) -> Table:
     header = ("role", "parameters", "shapes", "init", "learning rate x", "weight decay x", "epsilon x")
     header = (*(("part",) if several else ()), *header, *(() if params is None else ("std",)))
     return Table(header=header, rows=tuple(rows))
+
+
+def parameters(model: "AbstractModel", params: Any) -> Table:
+    """Every parameter below the model's description: its shape in one layer, its size, its spread in each layer.
+
+    Args:
+        model: a stack, a model or an encoder-decoder.
+        params: its parameters.
+
+    Returns:
+        A `Table` with the standard deviation as a range over the layers, and as a bar for each, up from 0; of many
+        layers one bar is the mean of a few neighbours.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(model.checked(params))
+    rows = []
+    for (path, leaf), declared in zip(leaves, jax.tree.leaves(model.declaration(), is_leaf=is_spec), strict=True):
+        rows_of = leaf if declared.stacked else leaf[None]
+        spread = (
+            np.asarray(jnp.std(rows_of.astype(jnp.float32).reshape(len(rows_of), -1), 1)) if leaf.size else np.zeros(0)
+        )
+        layers = shown_layers(declared.layers)
+        shape = " x ".join(map(str, declared.spec.shape)) or "1"
+        cells = declared.spec.role, layers, shape, f"{leaf.size:,}", number(spread)
+        rows.append((path_name(path), *cells, bars(spread) if declared.stacked else ""))
+    header = ("parameter", "role", "layers", "shape", "size", "std", "std by layer")
+    return Table(header=header, rows=tuple(rows), title=repr(model))
+
+
+def shown_layers(layers: tuple[int, ...]) -> str:
+    """Indices of layers, those at equal distances as a range."""
+    if len(layers) < 3 or len(set(np.diff(layers))) > 1:
+        return ", ".join(shortened([str(layer) for layer in layers]))
+    step = layers[1] - layers[0]
+    return f"{layers[0]} .. {layers[-1]}" + (f" by {step}" if step > 1 else "")
+
+
+def bars(values: np.ndarray) -> str:
+    """Numbers of 0 or more as bars of text, the highest for the largest; ? for what is not finite."""
+    groups = [np.mean(group) for group in np.array_split(values, min(len(values), MOST_BARS) or 1) if len(group)]
+    top = max((value for value in groups if np.isfinite(value)), default=0) or 1
+    return "".join(BARS[round((len(BARS) - 1) * value / top)] if np.isfinite(value) else "?" for value in groups)
 
 
 def number(value: Any) -> str:

@@ -68,6 +68,16 @@ def holds_history(carry: Any) -> bool:
     return any(_is_history(leaf) for leaf in jax.tree.leaves(carry, is_leaf=_is_history))
 
 
+def without_histories(carry: Any) -> Any:
+    """A pytree with None in place of every `History`."""
+    return jax.tree.map(lambda node: None if _is_history(node) else node, carry, is_leaf=_is_history)
+
+
+def fill(some: Any, whole: Any) -> Any:
+    """`some` with its Nones replaced by what stands there in `whole`."""
+    return jax.tree.map(lambda a, b: b if a is None else a, some, whole, is_leaf=lambda a: a is None)
+
+
 def run(body: Any, carry: Any, xs: Any, n: int, *, unroll: int = 1) -> tuple[Any, Any]:
     """`jax.lax.scan` with a backward pass that keeps one copy of each `History` in the carry.
 
@@ -97,7 +107,7 @@ def run(body: Any, carry: Any, xs: Any, n: int, *, unroll: int = 1) -> tuple[Any
 
         def keep(carry: Any, x: Any) -> tuple[Any, Any]:
             new, y = step(consts, carry, x)
-            return new, (y, _without_history(carry))
+            return new, (y, without_histories(carry))
 
         last, (ys, carries) = jax.lax.scan(keep, carry, xs, n, unroll=unroll)
         return (last, ys), (consts, carries, last, xs)
@@ -110,10 +120,10 @@ def run(body: Any, carry: Any, xs: Any, n: int, *, unroll: int = 1) -> tuple[Any
         def pull(state: Any, at: Any) -> tuple[Any, Any]:
             d_carry, d_consts = state
             carry, x, d_y = at
-            inputs = (consts, _fill(carry, last), x)
+            inputs = (consts, fill(carry, last), x)
 
             def wanted(floats: Any) -> Any:
-                carry, y = step(*_fill(floats, inputs))
+                carry, y = step(*fill(floats, inputs))
                 return carry, _where(d_y, y)
 
             _, pull_one = jax.vjp(wanted, _floats(inputs))
@@ -134,18 +144,9 @@ def _is_history(node: Any) -> bool:
     return isinstance(node, History)
 
 
-def _without_history(carry: Any) -> Any:
-    return jax.tree.map(lambda node: None if _is_history(node) else node, carry, is_leaf=_is_history)
-
-
 def _floats(tree: Any) -> Any:
     """The leaves that have a gradient, None in place of the others."""
     return jax.tree.map(lambda a: a if jnp.issubdtype(a.dtype, jnp.inexact) else None, tree)
-
-
-def _fill(some: Any, whole: Any) -> Any:
-    """`some` with its Nones replaced by what stands there in `whole`."""
-    return jax.tree.map(lambda a, b: b if a is None else a, some, whole, is_leaf=lambda a: a is None)
 
 
 def _where(some: Any, whole: Any) -> Any:

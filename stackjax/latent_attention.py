@@ -69,6 +69,7 @@ class LatentAttention(Sublayer):
     norm: Norm = RMSNorm()
     inner_norm: Norm = NoNorm()
     backend: Literal["plain", "blockwise"] | None = None
+    sites = ("weights", "heads")
 
     def __post_init__(self):
         super().__post_init__()
@@ -125,7 +126,7 @@ class LatentAttention(Sublayer):
         if self.causal:
             refuse_repeats(key)
         sizes = {"n_heads": self.n_heads, "d_head": self.d_rotary}
-        in_blocks = self._blockwise(n_tokens, key["index"].shape[-1])
+        in_blocks = self._blockwise(n_tokens, key["index"].shape[-1], side_inputs.edits_at("weights"))
         return {
             "mask": None if in_blocks else visible(new, key, causal=self.causal),
             "position": self.position.prepare(shared, query=new, key=key, new_key=new, **sizes),
@@ -148,7 +149,10 @@ class LatentAttention(Sublayer):
 
         Returns:
             (..., T, D). State while decoding: the new `cache` entries. Intermediates: `weights` and `logits`
-            (B, H, T, S), unless the backend is blockwise.
+            (B, H, T, S), unless the backend is blockwise; `heads` (..., T, H, K).
+
+        Raises:
+            ValueError: an edit of weights that the backend never makes.
         """
         chex.assert_shape(x, (..., params["latent"].shape[0]))
         lead, n_tokens = x.shape[:-2], x.shape[-2]
@@ -173,11 +177,16 @@ class LatentAttention(Sublayer):
         run = self._absorbed if self._absorbing(n_tokens, latents.shape[1]) else self._expanded
         y, intermediates = run(params, query_plain, query_rotary, latents, side_inputs)
         y = checkpoint_name(y.reshape(*lead, n_tokens, -1), "attention_heads")
-        y = linear(params, "out", self.inner_norm.apply(params["inner_norm"], y))
-        return dropout(side_inputs.key, y, self.dropout), Aux(state=state, intermediates=intermediates)
+        y = self.inner_norm.apply(params["inner_norm"], y)
+        heads = side_inputs.edited("heads", y.reshape(*y.shape[:-1], self.n_heads, -1))
+        y = dropout(side_inputs.key, linear(params, "out", heads.reshape(y.shape)), self.dropout)
+        return y, Aux(state=state, intermediates={**intermediates, "heads": heads})
 
-    def _blockwise(self, n_queries: int, n_keys: int) -> bool:
-        return self.backend == "blockwise" or (self.backend is None and blockwise.large(n_queries, n_keys))
+    def _blockwise(self, n_queries: int, n_keys: int, edited: bool) -> bool:
+        if edited and self.backend == "blockwise":
+            raise ValueError("backend='blockwise' makes no weights to edit; use backend='plain', or None")
+        large = blockwise.large(n_queries, n_keys) and not edited
+        return self.backend == "blockwise" or (self.backend is None and large)
 
     def _absorbing(self, n_queries: int, n_keys: int) -> bool:
         """True if the absorbed form takes fewer multiplications (per head) than the expanded one."""
@@ -192,12 +201,13 @@ class LatentAttention(Sublayer):
         """softmax(query · key) value; and the weights and logits for observers."""
         prepared = side_inputs.prepared
         scale = (self.d_head + self.d_rotary) ** -0.5 if self.scale is None else self.scale
-        if self._blockwise(query.shape[1], key.shape[1]):
+        if self._blockwise(query.shape[1], key.shape[1], side_inputs.edits_at("weights")):
             scores = blockwise.Scores(scale=scale, position=self.position, causal=self.causal, d_position=self.d_rotary)
             within = {"position": params["position"], "shared": prepared["shared"]}
             return blockwise.blockwise_attention(scores, within, query, key, value, prepared["where"]), {}
         bias = self.position.bias(params["position"], prepared["position"])
         weights, logits = attention_weights(query, key, scale=scale, mask=prepared["mask"], bias=bias)
+        weights = side_inputs.edited("weights", weights)
         return weighted_sum(weights, value), {"weights": weights, "logits": logits}
 
     def _expanded(

@@ -5,14 +5,14 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import struct
 
 from stackjax.check import hashable, shown
 from stackjax.description import Description
+from stackjax.history import fill, without_histories
 from stackjax.recipe.base import Geometry, Recipe
 from stackjax.recipe.form import Branch, Form, FormCoefficients
-from stackjax.sublayer import Aux, Params, SideInputs, Sublayer, add_losses
+from stackjax.sublayer import Aux, Params, SideInputs, Sublayer, add_losses, call
 
 
 @struct.dataclass
@@ -20,12 +20,15 @@ class Trace:
     """The record of one layer that an observer reads.
 
     Args:
+        stream: what the recipe's forms carry in front of the layer, of which x_l is a view.
         before: x_l, (..., T, D).
         after: x_{l+1}, (..., T, D).
-        intermediates: by sublayer: `stream`, x before it; `x`, the input of its branch; `y`, its output; and what the
-            sublayer itself returned as intermediates.
+        intermediates: by sublayer: `stream`, the stream before it, and `view`, what an observer calls x there (..., T,
+            D); `input` of its branch and `output`; and what the sublayer itself returned as intermediates. What an edit
+            (`stackjax.edit`) replaced is seen as replaced.
     """
 
+    stream: Any
     before: jax.Array
     after: jax.Array
     intermediates: dict[str, dict[str, Any]]
@@ -67,6 +70,15 @@ class Layer(Description):
             residual["outer"] = specs
         return {**{sublayer.name: sublayer.spec(d_model) for sublayer in self.sublayers}, "residual": residual}
 
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of all values that an edit may replace, see `stackjax.edit`."""
+        return tuple(
+            f"{sublayer.name}/{site}"
+            for sublayer in self.sublayers
+            for site in ("stream", "input", *sublayer.sites, "output")
+        )
+
     def view(self, stream: Any) -> jax.Array:
         """The (..., T, D) that an observer calls x_l."""
         return self.forms[0].view(stream if self.outer is None else self.outer.view(stream))
@@ -101,6 +113,7 @@ class Layer(Description):
             state, intermediates = {}, {}
             for i, (sublayer, form) in enumerate(zip(self.sublayers, self.forms, strict=True)):
                 name = sublayer.name
+                inner = _edited(side_inputs[name], inner)
                 keys = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, i))
                 c = FormCoefficients({**{n: value[i] for n, value in coefficients.items()}, **hints})
                 run = partial(_run, sublayer, form, params[name], inner, replace(side_inputs[name], key=keys[0]))
@@ -120,7 +133,8 @@ class Layer(Description):
             outer_key = None if key is None else jax.random.fold_in(key, len(self.sublayers))
             c, group = FormCoefficients(outer_coefficients), params["residual"].get("outer", {})
             new, aux = _joined(self.outer, group, c, stream, Branch(sublayers, dtype), outer_key)
-        return new, aux, Trace(before=self.view(stream), after=self.view(new), intermediates=aux.intermediates)
+        before, after = self.view(stream), self.view(new)
+        return new, aux, Trace(stream=stream, before=before, after=after, intermediates=aux.intermediates)
 
 
 def _joined(
@@ -146,12 +160,11 @@ def _run(
     hints: dict[str, Any],
 ) -> tuple[jax.Array, Aux]:
     """The sublayer on the input that its form gives it, with what an observer sees of the branch."""
-    returned = sublayer.apply(params, x, replace(side_inputs, hints=hints))
-    if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Aux)):
-        raise ValueError(f"{type(sublayer).__name__}.apply must return (y, Aux()); it returned {shown(returned)}")
-    y, aux = returned
-    if jnp.shape(y) != jnp.shape(x):
-        raise ValueError(
-            f"{type(sublayer).__name__}.apply must return y in the shape of x, {jnp.shape(x)}; it returned {shown(y)}"
-        )
-    return y, replace(aux, intermediates={**aux.intermediates, "stream": form.view(stream), "x": x, "y": y})
+    y, aux = call(sublayer, params, x, replace(side_inputs, hints=hints))
+    seen = {"stream": without_histories(stream), "view": form.view(stream)}
+    return y, replace(aux, intermediates={**seen, **aux.intermediates})
+
+
+def _edited(side_inputs: SideInputs, stream: Any) -> Any:
+    """The stream before a sublayer, edited; a `History`, whose slots are set once, stays as it is."""
+    return fill(side_inputs.edited("stream", without_histories(stream)), stream)

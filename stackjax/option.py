@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 import jax
 
 from stackjax import scan
+from stackjax.edit import Edit
 from stackjax.recipe.base import Coefficients
 from stackjax.segment import Measure
 from stackjax.sublayer import Cache
@@ -29,6 +30,7 @@ class RunOptions(CommonOptions, TypedDict, total=False):
     cache: Cache | None
     taps: jax.Array | None
     perturbations: Any
+    edit: Edit | None
 
 
 class HiddenOptions(RunOptions, CommonOptions, TypedDict, total=False):
@@ -45,7 +47,9 @@ class BothOptions(CommonOptions, TypedDict, total=False):
 
 
 class DecodeOptions(TypedDict, total=False):
-    """Options of decoding: the recipe's numbers, None takes them from the depth; dtype of the stream and the cache."""
+    """Options of decoding: the recipe's numbers, None takes them from the depth; dtype of the stream and the cache;
+    what to replace in the layers."""
 
     coefficients: Coefficients | None
     dtype: Any
+    edit: Edit | None

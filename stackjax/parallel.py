@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from stackjax.norm import NoNorm, Norm
-from stackjax.sublayer import Aux, CachedPositions, Params, SideInputs, Sublayer, add_losses, dropout
+from stackjax.sublayer import Aux, CachedPositions, Params, SideInputs, Sublayer, add_losses, call, dropout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,12 @@ class Parallel(Sublayer):
     def mixes_tokens(self) -> bool:
         return any(sublayer.mixes_tokens for sublayer in self.sublayers)
 
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return tuple(
+            f"{sublayer.name}/{site}" for sublayer in self.sublayers for site in ("input", *sublayer.sites, "output")
+        )
+
     def map(self, change: Callable[[Sublayer], Sublayer]) -> Sublayer:
         return replace(self, sublayers=tuple(sublayer.map(change) for sublayer in self.sublayers))
 
@@ -67,7 +73,7 @@ class Parallel(Sublayer):
         cached: CachedPositions | None = None,
     ) -> Any:
         return {
-            sublayer.name: sublayer.prepare(shared, side_inputs, n_tokens, d_model, cached)
+            sublayer.name: sublayer.prepare(shared, side_inputs.within(sublayer.name), n_tokens, d_model, cached)
             for sublayer in self.sublayers
         }
 
@@ -88,8 +94,8 @@ class Parallel(Sublayer):
             side_inputs: what travels beside x.
 
         Returns:
-            (..., T, D). Losses are summed, state is kept by sublayer; intermediates are put together, and of two of the
-            same name the first one's counts.
+            (..., T, D). Losses are summed, state is kept by sublayer; intermediates are there as `sublayer/name`, and
+            under their names alone those of the first sublayer that has them.
         """
         ys = []
         loss: dict[str, jax.Array] = {}
@@ -97,17 +103,18 @@ class Parallel(Sublayer):
         intermediates: dict[str, Any] = {}
         for i, sublayer in enumerate(self.sublayers):
             its_inputs = replace(
-                side_inputs,
+                side_inputs.within(sublayer.name),
                 prepared=side_inputs.prepared[sublayer.name],
                 cache=None if side_inputs.cache is None else side_inputs.cache.get(sublayer.name),
                 key=None if side_inputs.key is None else jax.random.fold_in(side_inputs.key, i),
             )
             normed = self.norm.apply(params["norm"][sublayer.name], x)
-            y, aux = sublayer.apply(params[sublayer.name], normed, its_inputs)
+            y, aux = call(sublayer, params[sublayer.name], normed, its_inputs)
             ys.append(y)
             loss = add_losses(loss, aux.loss)
             for kind, value in aux.state.items():
                 state[kind] = {**state.get(kind, {}), sublayer.name: value}
-            intermediates = {**aux.intermediates, **intermediates}
+            by_place = {f"{sublayer.name}/{name}": value for name, value in aux.intermediates.items()}
+            intermediates = {**aux.intermediates, **intermediates, **by_place}
         aux = Aux(loss=loss, state=state, intermediates=intermediates)
         return dropout(side_inputs.key, sum(ys[1:], ys[0]), self.dropout), aux

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from stackjax.abstract_model import AbstractModel, Path, at
 from stackjax.layer import Trace
 from stackjax.norm import upcast
-from stackjax.parameter import Declared, is_spec
+from stackjax.parameter import Declared, is_spec, path_name
+from stackjax.segment import Measure
 from stackjax.stack import Stack
 from stackjax.sublayer import Params
 
@@ -94,9 +95,9 @@ def branches(trace: Trace) -> dict[str, jax.Array]:
     """Measure each branch: branch_rms, and branch_ratio, its size against the stream that it joins."""
     measures = {}
     for name, seen in trace.intermediates.items():
-        size = rms(seen["y"])
+        size = rms(seen["output"])
         measures[f"branch_rms/{name}"] = size
-        measures[f"branch_ratio/{name}"] = size / (rms(seen["stream"]) + EPS)
+        measures[f"branch_ratio/{name}"] = size / (rms(seen["view"]) + EPS)
     return measures
 
 
@@ -144,6 +145,27 @@ def standard(trace: Trace) -> dict[str, jax.Array]:
 def everything(trace: Trace) -> dict[str, jax.Array]:
     """`standard`, and rank_residual of x_{l+1}."""
     return {**standard(trace), "rank_residual": rank_residual(trace.after)}
+
+
+def values(*sites: str) -> Measure:
+    """A measure that reduces nothing: what an edit would see at these sites, {site: (L, ...)}.
+
+    Of a stream that is a pytree, each leaf has its path behind the site's name.
+
+    Args:
+        *sites: out of `Stack.sites`.
+    """
+
+    def whole(trace: Trace) -> dict[str, jax.Array]:
+        found = {}
+        for site in sites:
+            sublayer, _, name = site.partition("/")
+            seen = trace.intermediates.get(sublayer, {})
+            for path, leaf in jax.tree_util.tree_leaves_with_path(seen.get(name)):
+                found["/".join(filter(None, (site, path_name(path))))] = leaf
+        return found
+
+    return whole
 
 
 def last_token(trace: Trace) -> dict[str, jax.Array]:

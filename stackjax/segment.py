@@ -17,6 +17,7 @@ from stackjax import scan
 from stackjax.check import shown
 from stackjax.description import Description
 from stackjax.display import segment_lines
+from stackjax.edit import Edit, edits_of
 from stackjax.layer import Layer, Trace
 from stackjax.pin import pin
 from stackjax.sublayer import Params, SideInputs, Sublayer, add_losses
@@ -81,6 +82,7 @@ def scan_body(
     side_inputs: SideInputs,
     prepared: dict[Sublayer, Any],
     measure: Measure | None,
+    edit: Edit | None,
     remat: scan.Remat,
     loop: bool,
 ) -> scan.Body:
@@ -92,6 +94,7 @@ def scan_body(
         side_inputs: the caller's.
         prepared: what each sublayer prepared outside the scan.
         measure: what to reduce each layer's `Trace` to.
+        edit: what to replace in each layer.
         remat: what the backward pass recomputes.
         loop: whether the body is called by a Python loop.
     """
@@ -107,7 +110,12 @@ def scan_body(
             x["params"],
             stream,
             {
-                sublayer.name: replace(side_inputs, prepared=prepared[sublayer], cache=cache.get(sublayer.name))
+                sublayer.name: replace(
+                    side_inputs,
+                    prepared=prepared[sublayer],
+                    cache=cache.get(sublayer.name),
+                    edits=edits_of(edit, sublayer.name, x["layer"]),
+                )
                 for sublayer in layer.sublayers
             },
             coefficients=x["sublayer"],

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from stackjax.abstract_model import AbstractModel, Path
 from stackjax.attention import Attention
 from stackjax.check import instance, integers, shown
+from stackjax.edit import Edit
 from stackjax.embedding import Embedding, Head
 from stackjax.feed_forward import FeedForward
 from stackjax.layer import Layer
@@ -198,6 +199,7 @@ class EncoderDecoder(AbstractModel):
         key: jax.Array | None = None,
         taps: dict[str, jax.Array] | None = None,
         perturbations: dict[str, Any] | None = None,
+        edit: dict[str, Edit | None] | None = None,
         **options: Unpack[BothOptions],
     ) -> tuple[jax.Array, Result]:
         """Logits of the target, given the source.
@@ -212,6 +214,7 @@ class EncoderDecoder(AbstractModel):
             key: PRNG key for dropout; None means evaluation.
             taps: {encoder, decoder}, see `Stack.apply`.
             perturbations: {encoder, decoder}, see `Stack.apply`.
+            edit: {encoder, decoder}, see `Stack.apply`.
             **options: of both stacks, see `Model.hidden`.
 
         Returns:
@@ -222,7 +225,7 @@ class EncoderDecoder(AbstractModel):
         integers("source", source)
         integers("tokens", tokens)
         side_inputs = checked(side_inputs, tokens.shape)
-        both = {"coefficients": coefficients, "taps": taps, "perturbations": perturbations}
+        both = {"coefficients": coefficients, "taps": taps, "perturbations": perturbations, "edit": edit}
         for name, value in both.items():
             if value is not None and (not isinstance(value, Mapping) or value.keys() != {"encoder", "decoder"}):
                 got = sorted(value) if isinstance(value, Mapping) else shown(value)

@@ -12,6 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from stackjax import edit as editing
 from stackjax import scan
 from stackjax.abstract_model import AbstractModel
 from stackjax.check import first_axis, hashable, instance
@@ -59,10 +60,8 @@ class Stack(AbstractModel):
             declared = jax.tree.leaves(self.declaration()["segments"], is_leaf=is_spec)
             apart = sorted({d.spec.role for d in declared if jnp.size(self.gain(d.spec.role)) > 1})
             if apart:
-                name = type(self.recipe).__name__
-                raise ValueError(
-                    f"{name} scales {', '.join(apart)} differently in each layer, so they cannot be looped"
-                )
+                scaled = f"{type(self.recipe).__name__} scales {', '.join(apart)} differently in each layer"
+                raise ValueError(f"{scaled}, so they cannot be looped")
 
     @classmethod
     def of(
@@ -129,6 +128,12 @@ class Stack(AbstractModel):
     def d_model(self) -> int:
         """D, the width of the stream."""
         return self.geometry.d_model
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of all values that an edit may replace, see `stackjax.edit`."""
+        layers = (layer for segment in self.segments for layer in segment.layers)
+        return tuple(dict.fromkeys(site for layer in layers for site in layer.sites))
 
     def stacks(self) -> "dict[tuple[str, ...], Stack]":
         return {(): self}
@@ -237,6 +242,7 @@ class Stack(AbstractModel):
         taps: jax.Array | None = None,
         perturbations: Any = None,
         measure: Measure | None = None,
+        edit: editing.Edit | None = None,
         remat: scan.Remat = "none",
         loop: bool = False,
         unroll: int = 1,
@@ -254,6 +260,7 @@ class Stack(AbstractModel):
             perturbations: like the stream with a leading axis L, zeros that are added to the stream before each layer;
                 their gradient is dLoss/dx_l itself.
             measure: what to reduce each layer's `Trace` to.
+            edit: what to replace in the layers, see `stackjax.edit`.
             remat: what the backward pass recomputes: "none", "layer", "nested" or a jax checkpoint policy.
             loop: run a Python loop over the layers, the plain reference, instead of scans.
             unroll: layers (patterns) per scan step.
@@ -266,16 +273,18 @@ class Stack(AbstractModel):
             raise ValueError(f"a stack needs at least one token; got x of shape {x.shape}")
         first_axis("taps", taps, self.depth + 1)
         first_axis("perturbations", perturbations, self.depth)
+        editing.check(edit, self.sites)
         params = self.checked(params)
         side_inputs = checked(side_inputs, x.shape[:-1])
         coefficients = self.checked_coefficients(coefficients)
-        prepared = self._prepare(params, side_inputs, x.shape[-2], cache)
+        prepared = self._prepare(params, side_inputs, x.shape[-2], cache, edit)
         by_layer = {
             "sublayer": coefficients["sublayer"],
             "outer": coefficients.get("outer", {}),
             "key": None if key is None else jax.vmap(lambda l: jax.random.fold_in(key, l))(jnp.arange(self.depth)),
             "tap": None if taps is None else taps[:-1],
             "perturbation": perturbations,
+            "layer": None if edit is None else jnp.arange(self.depth),
         }
         stream, entered = self._enter(params, x)
         loss: dict[str, jax.Array] = {}
@@ -292,11 +301,11 @@ class Stack(AbstractModel):
             xs["params"] = None if segment.looped else stored
             xs["cache"] = None if cache is None else cache.segments[i]
             shared = stored if segment.looped else None
-            body = scan_body(segment, shared, side_inputs, prepared, measure, remat, loop)
+            body = scan_body(segment, shared, side_inputs, prepared, measure, edit, remat, loop)
             stream, ys = scan.run(body, stream, xs, segment.n, nested=remat == "nested", loop=loop, unroll=unroll)
             loss = add_losses(loss, {name: jnp.sum(value, 0) for name, value in ys[0].items()})
-            state[i], measured = ys[1], ys[2]
-            measures.append((segment.n, measured))
+            state[i] = ys[1]
+            measures.append((segment.n, ys[2]))
         stream = pin(stream)
         if taps is not None:
             stream = scan.tap(stream, taps[-1])
@@ -319,15 +328,16 @@ class Stack(AbstractModel):
         return {"inner": inner} if layer.outer is None else {"inner": inner, "outer": layer.outer}
 
     def _prepare(
-        self, params: Params, side_inputs: SideInputs, n_tokens: int, cache: Cache | None
+        self, params: Params, side_inputs: SideInputs, n_tokens: int, cache: Cache | None, edit: editing.Edit | None
     ) -> dict[Sublayer, Any]:
         """The values that each different sublayer prepares, once, outside the scan."""
         prepared = {}
         cached = None if cache is None else cache.position
-        for segment in self.segments:
-            for sublayer in (sublayer for layer in segment.layers for sublayer in layer.sublayers):
+        for layer in (layer for segment in self.segments for layer in segment.layers):
+            for sublayer in layer.sublayers:
                 if sublayer not in prepared:
-                    prepared[sublayer] = sublayer.prepare(params["shared"], side_inputs, n_tokens, self.d_model, cached)
+                    its_inputs = replace(side_inputs, edits=editing.edits_of(edit, sublayer.name, None))
+                    prepared[sublayer] = sublayer.prepare(params["shared"], its_inputs, n_tokens, self.d_model, cached)
         return prepared
 
 

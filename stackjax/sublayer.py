@@ -6,8 +6,8 @@ parameter comes through `SideInputs`; everything it returns beside the output go
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from flax import struct
 
 from stackjax.check import known, rate, shown
 from stackjax.description import Description
+from stackjax.edit import Edits
 
 Params = dict[str, Any]
 Positions = dict[str, jax.Array]
@@ -42,6 +43,7 @@ class SideInputs:
         prepared: what this sublayer's `prepare` returned.
         cache: this sublayer's slice of the decoding cache, read-only; None outside decoding.
         key: PRNG key of this sublayer; None means evaluation (no dropout).
+        edits: what is to be replaced inside this sublayer; None for nothing.
 
     Filled in by a residual form:
         hints: what the form tells its sublayer, by names that the two agree on.
@@ -53,7 +55,20 @@ class SideInputs:
     prepared: Any = None
     cache: Any = None
     key: jax.Array | None = None
+    edits: Edits | None = struct.field(pytree_node=False, default=None)
     hints: dict[str, Any] = struct.field(default_factory=dict)
+
+    def edited(self, site: str, value: Any) -> Any:
+        """The value at a site of this sublayer, as the caller's edit has it; the value itself if there is none."""
+        return value if self.edits is None else self.edits.apply(site, value)
+
+    def within(self, name: str) -> "SideInputs":
+        """Those of a sublayer inside this one."""
+        return self if self.edits is None else replace(self, edits=self.edits.within(name))
+
+    def edits_at(self, site: str) -> bool:
+        """True if the value at a site of this sublayer is to be edited."""
+        return self.edits is not None and site in self.edits
 
 
 @struct.dataclass
@@ -122,6 +137,11 @@ class Sublayer(Description):
 
     name: str = "sublayer"
     dropout: float = 0.0
+
+    sites: ClassVar[tuple[str, ...]] = ()
+    """Names of the values inside `apply` that an edit may replace (`stackjax.edit`).
+
+    Each goes through `side_inputs.edited(name, value)`, and is then returned among the intermediates."""
 
     def __post_init__(self):
         rate(self, "dropout")
@@ -209,6 +229,31 @@ class Sublayer(Description):
     def remember(self, params: Params, memory: jax.Array) -> Any:
         """The keys and values of the memory, computed once per layer for decoding; None outside cross-attention."""
         return None
+
+
+def call(sublayer: Sublayer, params: Params, x: jax.Array, side_inputs: SideInputs) -> tuple[jax.Array, Aux]:
+    """The sublayer on x, with its `input` and `output` edited and among its intermediates.
+
+    Args:
+        sublayer: what is called.
+        params: its parameters.
+        x: (..., T, D)
+        side_inputs: what it reads beside x.
+
+    Raises:
+        ValueError: it returns something else than y in the shape of x, and an `Aux`.
+    """
+    x = side_inputs.edited("input", x)
+    returned = sublayer.apply(params, x, side_inputs)
+    if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Aux)):
+        raise ValueError(f"{type(sublayer).__name__}.apply must return (y, Aux()); it returned {shown(returned)}")
+    y, aux = returned
+    if jnp.shape(y) != jnp.shape(x):
+        raise ValueError(
+            f"{type(sublayer).__name__}.apply must return y in the shape of x, {jnp.shape(x)}; it returned {shown(y)}"
+        )
+    y = side_inputs.edited("output", y)
+    return y, replace(aux, intermediates={**aux.intermediates, "input": x, "output": y})
 
 
 def checked(side_inputs: SideInputs | None, shape: tuple[int, ...]) -> SideInputs:

@@ -114,3 +114,33 @@ def test_html_is_well_formed_and_needs_no_network():
     parser = Tags()
     parser.feed(text)
     assert parser.depth == 0 and "-&gt;" in text and "http" not in text
+
+
+def test_every_parameter_beside_the_description():
+    layers = (LOCAL, LOCAL, FULL)
+    model = dataclasses.replace(sj.decoder(vocab=7, d_model=8, depth=1, n_heads=2), stack=stack(*layers, depth=7))
+    params = model.init(jax.random.key(0))
+    stored = params["stack"]["segments"]["0"]["0"]["attention"]
+    stored["query"] = stored["query"].at[1].multiply(3.0)
+    shown = display.parameters(model, params)
+    assert shown.title == repr(model) and repr(shown).startswith(repr(model))
+    rows = {row[0]: dict(zip(shown.header, row, strict=True)) for row in shown.rows}
+    assert sum(int(row["size"].replace(",", "")) for row in rows.values()) == model.n_params
+    query = rows["stack/segments/0/0/attention/query"]
+    low, high = (f"{np.std(stored['query'][layer]):.4g}" for layer in (0, 1))
+    assert (query["role"], query["layers"], query["shape"], query["size"]) == ("query", "0, 3", "8 x 8", "128")
+    assert query["std"] == f"{low} .. {high}" and query["std by layer"] == "▃█"
+    assert rows["head/unembed"]["layers"] == rows["head/unembed"]["std by layer"] == ""
+    assert "PreNorm()" in shown._repr_html_() and "-&gt;" in shown._repr_html_() and "Array" not in repr(shown)
+
+
+def test_spread_of_many_layers_fits_in_a_line():
+    many = display.bars(np.linspace(0, 1, 1000))
+    assert len(many) == display.MOST_BARS and list(many) == sorted(many) and set(many) == set(display.BARS)
+    assert display.bars(np.zeros(3)) == "▁▁▁" and display.bars(np.zeros(0)) == ""
+    assert display.bars(np.array([1.0, np.nan, 0.5])) == "█?▅"
+    assert display.shown_layers((0, 1, 2, 3)) == "0 .. 3" and display.shown_layers((1, 4, 7)) == "1 .. 7 by 3"
+    assert display.shown_layers((0, 1, 3)) == "0, 1, 3" and display.shown_layers(()) == ""
+    half = stack(FULL, depth=3)
+    drawn = half.init(jax.random.key(0), np.float16)
+    assert all("?" not in row[-1] for row in display.parameters(half, drawn).rows)

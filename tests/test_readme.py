@@ -24,6 +24,10 @@ def test_code_runs():
     assert np.isfinite(names["squares"]).all() and names["squares"].shape == (49,)
     assert names["measured"]["stream_rms"].shape == (48,)
     assert names["y"].shape == names["x"].shape
+    assert names["by_head"].shape == names["by_other_head"].shape == (6, 4) and names["by_token"].shape == (6, 16)
+    assert all(np.isfinite(names[name]).all() for name in ("by_head", "by_other_head", "by_token", "slope"))
+    assert len(np.unique(names["by_head"])) == len(np.unique(names["by_other_head"])) == 24 and np.all(names["slope"])
+    assert names["after_each_layer"].shape == (7, 2, 16, 256) and names["exit_losses"].shape == (7,)
 
 
 def test_code_of_the_package_docstring_is_that_of_the_readme():

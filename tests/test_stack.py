@@ -155,7 +155,7 @@ def test_dropout_needs_a_key_and_differs_by_layer_and_sublayer():
     params, x = deep.init(jax.random.key(0)), normal(2, T, D)
 
     def dropped(trace):
-        return {name: seen["y"] == 0 for name, seen in trace.intermediates.items()}
+        return {name: seen["output"] == 0 for name, seen in trace.intermediates.items()}
 
     run = jax.jit(lambda key: deep.apply(params, x, key=key, measure=dropped))
     (y, result), (again, _), (other, _) = (run(jax.random.key(i)) for i in (1, 1, 2))

@@ -45,6 +45,10 @@ class LowRank(Sublayer):
     def mixes_tokens(self) -> bool:
         return self.inner.mixes_tokens
 
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return self.inner.sites
+
     def map(self, change: Callable[[Sublayer], Sublayer]) -> Sublayer:
         return replace(self, inner=self.inner.map(change))
 

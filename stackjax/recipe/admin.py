@@ -34,7 +34,7 @@ def growth(trace: Any) -> dict[str, jax.Array]:
     variances, total = {"stream": jnp.var(upcast(trace.before))}, jnp.float32(0)
     for name, branch in trace.intermediates.items():
         variances[f"before/{name}"] = total
-        total = total + jnp.var(upcast(branch["y"]))
+        total = total + jnp.var(upcast(branch["output"]))
     return {**variances, "layer": total}
 
 

@@ -75,6 +75,10 @@ class Reparametrised(Sublayer):
     def mixes_tokens(self) -> bool:
         return self.inner.mixes_tokens
 
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return self.inner.sites
+
     def spec(self, d_model: int) -> dict[str, Any]:
         specs = self.inner.spec(d_model)
 

@@ -33,8 +33,8 @@ def check_dtype(model: Model, side_inputs: SideInputs | None = None, *, subject:
 
     def note(trace: Trace) -> dict[str, jax.Array]:
         for name, intermediates in trace.intermediates.items():
-            dtypes[f"the stream before {name}"] = intermediates["stream"].dtype
-            dtypes[f"the output of {name}"] = intermediates["y"].dtype
+            dtypes[f"the stream before {name}"] = intermediates["view"].dtype
+            dtypes[f"the output of {name}"] = intermediates["output"].dtype
         dtypes["the stream behind the layer"] = trace.after.dtype
         return {}
 

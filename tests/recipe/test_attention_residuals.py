@@ -52,7 +52,9 @@ def test_starts_as_the_mean_of_what_came_before(x64):
     params = stack.init(jax.random.key(0), jnp.float64)
     x = normal(2, 5, 8, key=1)
     y, result = stack.apply(
-        params, x, measure=lambda trace: {"x": trace.intermediates["one"]["x"], "y": trace.intermediates["one"]["y"]}
+        params,
+        x,
+        measure=lambda trace: {"x": trace.intermediates["one"]["input"], "y": trace.intermediates["one"]["output"]},
     )
     values, plain = [np.asarray(x)], {"query": np.zeros(8), "key_norm": {}}
     for s, (_, f) in enumerate(sublayers(map(numpy, sj.convert.unstack(stack, params)))):

@@ -86,7 +86,7 @@ def test_admin_evens_out_the_branches(x64):
     def share(trace):
         found = {}
         for name, seen in trace.intermediates.items():
-            found[name] = jnp.var(seen["y"])
+            found[name] = jnp.var(seen["output"])
         return found
 
     variances = stack.apply(params, x, measure=share)[1].measure
