@@ -121,10 +121,11 @@ def _in_forward_pass(model: AbstractModel, params: Params, inputs: Any, options:
     y, result = model.apply(params, *inputs, measure=count, **options)
     for path, stack in model.stacks().items():
         measured = jax.tree.map(np.asarray, model.of_stack(result.measure, path))
-        for layer in range(stack.depth):
-            for site, counts in measured.items():
-                if np.isfinite(counts[layer]).all():  # NaN where the layer has no such site
-                    yield _not_finite(counts[layer], site=site, stack=_name(model, path), layer=layer)
+        layers = [layer for segment in stack.segments for layer in segment.layers * segment.n]
+        for index, layer in enumerate(layers):
+            for site in layer.sites:
+                for name in (name for name in measured if name == site or name.startswith(f"{site}/")):
+                    yield _not_finite(measured[name][index], site=name, stack=_name(model, path), layer=index)
     yield _counted(y, site="output")
 
 
