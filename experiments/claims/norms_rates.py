@@ -37,18 +37,24 @@ def name(recipe: str, depth: int) -> str:
 
 
 ARMS = ((PRE, 8), (SMALL, 8), (POST, 8), (PLAIN, 8), (PRE, 32), (SMALL, 32))
+AGAIN = {f"{name(recipe, 8)}, again": recipe for recipe in (PRE, PLAIN)}
+"""Units of the control, on seeds that the first run has not used."""
 
 
 def units(quick: bool) -> list[Unit]:
-    """Four recipes at eight layers, two of them at 32."""
+    """Four recipes at eight layers, two of them at 32; and two once more, for the control."""
     size = {"d_model": 32, "n_heads": 4, "context": 32, "batch": 4, "steps": 200, "seeds": list(seeds(3))}
     size |= {"rates": list(RATES)}
     if quick:
         size |= {"d_model": 8, "n_heads": 2, "context": 8, "steps": 2, "seeds": list(seeds(2))}
-    return [
+    first = [
         Unit(name=name(*arm), run=run, setting={**size, "recipe": arm[0], "depth": 2 if quick else arm[1]})
         for arm in ARMS
     ]
+    size |= {"rates": list(RATES[:5]), "seeds": [40, 41, 42]}
+    depth = 2 if quick else 8
+    again = [Unit(name=name, run=run, setting={**size, "recipe": arm, "depth": depth}) for name, arm in AGAIN.items()]
+    return [*first, *again]
 
 
 def largest(rows: Rows, unit: str) -> np.ndarray:
@@ -59,6 +65,11 @@ def largest(rows: Rows, unit: str) -> np.ndarray:
     return np.array(
         [max((np.log2(r) for r, ok in zip(RATES, lane, strict=True) if ok), default=below) for lane in well.T]
     )
+
+
+def behind(rows: Rows, pre: str, plain: str) -> np.ndarray:
+    """Best loss of no norm, at most that of counting single bytes, minus pre-norm's; one a seed, in nats."""
+    return np.minimum(best(rows[plain]), rows[plain]["unigram"]) - best(rows[pre])
 
 
 def ratio(depth: int, threshold: float) -> Check:
@@ -86,8 +97,17 @@ CHECKS = (
         values=lambda rows: largest(rows, name(POST, 8)) - largest(rows, name(SMALL, 8)),
     ),
     Check(
-        claim="no norm, usual init, 8 layers: best loss minus pre-norm's, nats",
+        claim="no norm, usual init, 8 layers, fresh seeds: best loss, or that of counting single bytes if that is "
+        "lower, minus pre-norm's, nats",
         about="control",
+        relation="above",
+        threshold=0.2,
+        needs=tuple(AGAIN),
+        values=lambda rows: behind(rows, *AGAIN),
+    ),
+    Check(
+        claim="the same in the first run, where the loss counted up to 100 nats",
+        about="beyond",
         relation="above",
         threshold=0.2,
         needs=(name(PLAIN, 8), name(PRE, 8)),
@@ -101,13 +121,19 @@ def figure(rows: Rows) -> alt.TopLevelMixin:
     points = [
         {"arm": unit, "rate": rate, "loss": loss}
         for unit, row in rows.items()
+        if unit not in AGAIN
         for rate, each in zip(row["rates"], row["loss"], strict=True)
         for loss in each
         if loss is not None and loss < 4
     ]
-    x = alt.X("rate:Q", title="learning rate", scale=alt.Scale(type="log"), axis=alt.Axis(values=RATES, format="~g"))
+    scale = alt.Scale(type="log", domain=[RATES[0], RATES[-1]], nice=False, padding=12)
+    x = alt.X("rate:Q", title="learning rate", scale=scale, axis=alt.Axis(values=RATES, format="~g"))
     y = alt.Y("loss:Q", title="validation loss (nats)", scale=alt.Scale(zero=False))
-    return drawing.with_line(drawing.curves(points, x=x, y=y, arms=list(rows)), ENDS_WELL, "ends well below")
+    return drawing.with_line(
+        drawing.curves(points, x=x, y=y, arms=list(dict.fromkeys(point["arm"] for point in points))),
+        ENDS_WELL,
+        "ends well below",
+    )
 
 
 def lesson(rows: Rows) -> str:
@@ -122,7 +148,8 @@ def lesson(rows: Rows) -> str:
         f"Pre-norm ends well up to {rate(name(PRE, 8))} and {rate(name(PRE, 32))} (the grid ends at {RATES[-1]:g}). "
         f"Where the norm stands decides: with the norm on the skip it is {rate(name(POST, 8))}. A norm before the "
         "branch makes the output indifferent to the size of what comes in, so a step that is too long does not blow "
-        "up."
+        f"up. Without norms and with the usual init nothing ends well: {best(rows[name(PLAIN, 8)]).min():.1f} nats at "
+        "best, which is off the figure."
     )
 
 
@@ -135,7 +162,10 @@ CLAIM = Claim(
     protocol="Pre-norm, post-norm, and the skip without norms with small and usual init, 8 and 32 layers, D = 32, 200 "
     "steps of 4 windows of 32 bytes, eight learning rates from 0.001 by factors of two; the largest that ends below "
     "3.06 nats.",
-    control="No norm with the usual init must do badly at every rate, or the setting asks for nothing.",
+    control="No norm with the usual init must do badly at every rate, or the setting asks for nothing. In the first "
+    "run its three seeds ended so far above the threshold, and so far apart, that the interval of their mean held "
+    "zero: a fault of the measure, for a loss that explodes has no mean to speak of. The control was run again, with "
+    "three other seeds and the five lower rates, and a loss above that of counting single bytes counts as that.",
     units=units,
     checks=CHECKS,
     figure=figure,
