@@ -1,5 +1,6 @@
 """What the README and the guide for contributors show runs, names what exists and gives the commands that CI gives."""
 
+import json
 import re
 from pathlib import Path
 
@@ -57,6 +58,28 @@ def test_experiments_are_there():
     for module in [*found, *(f"experiments.{name}" for name in listed)]:
         path = ROOT / module.replace(".", "/")
         assert path.is_dir() or path.with_suffix(".py").exists(), module
+
+
+def test_losses_of_the_sweep_are_those_that_were_found():
+    paragraph = re.search(r"^A \[sweep of .*?\n\n", TEXT, re.MULTILINE | re.DOTALL).group()
+    folder = ROOT / "experiments" / "results" / "depth_sweep"
+    result = json.loads((folder / "result.json").read_text())
+    loss = {(row["recipe"], row["depth"]): row["loss"] for row in result["rows"]}
+    unigram = re.search(r"counting single tokens \((\d\.\d+)\)", (folder / "finding.md").read_text()).group(1)
+    wanted = [f"{loss[recipe, 24]:.2f}" for recipe in ("post_norm", "pre_norm", "deepnorm")]
+    assert re.findall(r"\d\.\d+", paragraph) == [wanted[0], unigram, *wanted[1:]]
+    assert re.findall(r"(\d+) (?:steps|layers)", paragraph) == [str(result["setting"]["steps"]), "24"]
+
+
+def test_every_claim_stands_beside_its_verdict():
+    """Each claim is a link to its heading in the finding, in the line of its verdict."""
+    folder = ROOT / "experiments" / "results" / "claims"
+    titles = {f"{c['title']}: {c['verdict']}" for c in json.loads((folder / "result.json").read_text())["claims"]}
+    assert titles < set(re.findall(r"^## (.*)$", (folder / "finding.md").read_text(), re.MULTILINE))
+    lines = re.findall(r"^- \*(holds|corrected|false|not settled)\*: (.*?)\.$", TEXT, re.MULTILINE | re.DOTALL)
+    shown = [(word, anchor) for word, line in lines for anchor in re.findall(r"claims/finding\.md#([\w-]+)\)", line)]
+    wanted = [(title.rpartition(": ")[2], re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")) for title in titles]
+    assert sorted(shown) == sorted(wanted) and len(shown) > 10
 
 
 def test_commands_are_those_of_ci():
