@@ -65,8 +65,8 @@ def lesson(rows: Rows) -> str:
         f"whose matrices start small, pre-norm stands at {gap(8)} nats with 8 layers and at {gap(32)} with 32 (minus "
         "would be faster). What a norm gives is room: many learning rates work. Who has found the right one without a "
         "norm does not train more slowly for it. Where the fault could be in this experiment: the two differ not only "
-        "in the norm but also in their init, small on one side and usual on the other, and the race is short, 200 steps "
-        "of a narrow model. It shows that norms are not needed for speed, not what they cost."
+        "in the norm but also in their init, small on one side and usual on the other, and the race is short, 200 "
+        "steps of a narrow model. It shows that norms are not needed for speed, not what they cost."
     )
 
 
