@@ -109,7 +109,8 @@ def by_projection(model: AbstractModel) -> optax.GradientTransformation:
             axes = tuple(range(declared.stacked, update.ndim))
             return jnp.where(jnp.any(update != 0, axes, keepdims=True), projected - before, update)
 
-        return _each(model, change, updates, params, moved, model.project(moved))
+        projected = model.project(moved) if jax.tree.leaves(moved) else moved  # all masked: no tree to speak of
+        return _each(model, change, updates, params, moved, projected)
 
     return optax.stateless(bend)
 

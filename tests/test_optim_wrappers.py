@@ -197,7 +197,8 @@ def test_a_part_trains_as_it_would_alone(x64, optimiser, name, part):
     for wrap in PARTIAL.values():
         check(run(wrap(make(model), mask), params, gradients), alone, params, mask)
     if part != "all":
-        assert largest_difference(alone, params) > 0.01
+        # Clipping leaves least: two steps of norm 0.1 * 0.3 over a layer of some 800 numbers of size 1.
+        assert largest_difference(alone, params) > 0.1 * 0.3 / 800**0.5
 
 
 @pytest.mark.parametrize(("optimiser", "name"), FIRST_PAIRS)
