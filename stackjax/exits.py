@@ -11,6 +11,7 @@ arXiv:2404.16710.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -51,7 +52,7 @@ def hidden(model: Model, params: Params, tokens: jax.Array, *inputs: Any, **opti
 
     x, result = model.hidden(params, tokens, *inputs, measure=left, **options)
     measured = dict(result.measure)
-    return jnp.concatenate((measured.pop(EXIT), x[None])), result.replace(measure=measured)
+    return jnp.concatenate((measured.pop(EXIT), x[None])), replace(result, measure=measured)
 
 
 def logits(model: Model, params: Params, tokens: jax.Array, *inputs: Any, **options: Any) -> tuple[jax.Array, Result]:
