@@ -69,7 +69,7 @@ def test_absorbed_is_expanded(x64):
         def _absorbing(self, n_queries, n_keys):
             return True
 
-    sizes = {name: getattr(SUB, name) for name in SUB.__dataclass_fields__}
+    sizes = {field.name: getattr(SUB, field.name) for field in dataclasses.fields(SUB)}
     assert not SUB._absorbing(T, T)
 
     def loss(params, sublayer):
