@@ -5,8 +5,9 @@ Reading order: `names` (words on the command line to objects), `options` (those 
 (several runs side by side in one program), `cost` (FLOPs and memory, counted); then `grid` (cells, groups and jobs, and
 their names), `store` (a run's folder), `claim` (workers that share it), `outcome` (how a cell ended), `sweep` (the loop
 over jobs), `progress`; then `results` (the folder read back as tables), `headline`, `chart`, `profile_chart` and
-`page`. Beside them, `command_line` and `finding` are the beginning and the end of every experiment, and `trees` holds
-documents with their trees.
+`page`. Beside them, `command_line` and `finding` are the beginning and the end of every experiment, `trees` holds
+documents with their trees, `position_matrix` draws what a position does, and `committed`, `documented` and `notebook`
+serve pages and notebooks.
 
 In a notebook:
 

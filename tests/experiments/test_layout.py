@@ -1,6 +1,8 @@
 """An experiment is one file or one folder, and `lab` holds what two or more of them import."""
 
 import ast
+import json
+import re
 from importlib.util import resolve_name
 from pathlib import Path
 
@@ -29,22 +31,36 @@ def package_of(module):
 
 def imports(module):
     """Modules of `experiments` that a file imports, anywhere in it."""
+    return imported(FILES[module].read_text(), package_of(module)) - {module}
+
+
+def imported(source, package):
+    """Modules of `experiments` that code in a package imports."""
     found = set()
-    for node in ast.walk(ast.parse(FILES[module].read_text())):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            path = resolve_name("." * node.level + (node.module or ""), package_of(module))
+            path = resolve_name("." * node.level + (node.module or ""), package)
             found |= {path, *(f"{path}.{alias.name}" for alias in node.names)}
-    return found & set(FILES) - {"experiments", module}
+    return found & set(FILES) - {"experiments"}
+
+
+def code_of(notebook):
+    """The Python of a notebook, without what only IPython reads."""
+    cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+    return re.sub(r"^( *)%.*$", r"\1pass", "\n".join("".join(cell["source"]) for cell in cells), flags=re.MULTILINE)
+
+
+NOTEBOOKS = {path.stem: imported(code_of(path), "experiments") for path in (ROOT / "notebooks").glob("*.ipynb")}
 
 
 IMPORTS = {module: imports(module) for module in FILES}
 
 
 def reached(experiment):
-    """Modules that an experiment needs, those that it needs only through others included."""
-    wanted = {module for module in FILES if module.split(".")[1:2] == [experiment]}
+    """Modules that an experiment or a notebook needs, those that it needs only through others included."""
+    wanted = {module for module in FILES if module.split(".")[1:2] == [experiment]} | NOTEBOOKS.get(experiment, set())
     while more := {name for module in wanted for name in IMPORTS[module]} - wanted:
         wanted |= more
     return wanted
@@ -81,7 +97,8 @@ def test_the_lab_imports_no_experiment():
 
 
 def test_the_lab_holds_what_two_or_more_import():
-    """What belongs together, a folder of the lab, counts as one."""
-    used = {name: {".".join(module.split(".")[:3]) for module in reached(name)} for name in EXPERIMENTS}
+    """Experiments or notebooks. What belongs together, a folder of the lab, counts as one."""
+    users = [*EXPERIMENTS, *NOTEBOOKS]
+    used = {name: {".".join(module.split(".")[:3]) for module in reached(name)} for name in users}
     parts = {".".join(module.split(".")[:3]) for module in FILES if module.startswith("experiments.lab.")}
     assert {part for part in parts if sum(part in modules for modules in used.values()) < 2} == set()

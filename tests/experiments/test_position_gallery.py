@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import position_gallery as gallery
+from experiments.lab import position_matrix
 from stackjax import position
 from stackjax.position import alibi
 from tests.position.helpers import index
 
-SHOWN = gallery.encodings(8)
+SHOWN = position_matrix.encodings(8)
 ABSTRACT = {position.Position, position.LearnedBias, position.Both}
 
 
@@ -23,11 +23,11 @@ def test_every_encoding_is_shown_and_in_the_table():
 
 @pytest.mark.parametrize("name", [name for name in SHOWN if not name.startswith("Both")])
 def test_every_encoding_has_an_equation_and_a_source(name):
-    equation, source = gallery.said(SHOWN[name])
+    equation, source = position_matrix.equation_and_source(SHOWN[name])
     assert len(equation) > 20 and len(source) > 20, (equation, source)
 
 
 def test_alibi_is_its_picture():
-    matrix = gallery.induced(SHOWN["ALiBi"], index(*range(8)), jax.random.key(0))
+    matrix = position_matrix.induced(SHOWN["ALiBi"], index(*range(8)), jax.random.key(0))
     far = np.abs(np.arange(8)[:, None] - np.arange(8))
     np.testing.assert_allclose(matrix, 4 - alibi.slopes(4)[0] * far, rtol=1e-6)
