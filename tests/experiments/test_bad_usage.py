@@ -26,6 +26,7 @@ COMMANDS = (
     "history_cost",
     "layer_drop",
     "length_extrapolation",
+    "pages",
     "position_gallery",
     "tree_positions",
     "x_ray",
@@ -123,7 +124,7 @@ def test_every_option_with_values_that_cannot_be(refused, name, monkeypatch):
     if name == "x_ray":
         monkeypatch.setattr(module_of(name).subject.hf, "describe", unexpected)
     cases = list(generated(name))
-    assert len(cases) >= {"claims": 2, "position_gallery": 10, "x_ray": 15}.get(name, 20)
+    assert len(cases) >= {"claims": 2, "pages": 0, "position_gallery": 10, "x_ray": 15}.get(name, 20)
     for option, value in cases:
         flag = f"--{option.replace('_', '-')}"
         if (name, option) == ("x_ray", "folder"):
@@ -397,6 +398,12 @@ def test_numbers_of_claims_that_are_damaged(refused, tmp_path):
     for words in ((), ("--only", "staircase"), ("--report-only",)):
         line = refused("claims", *words, "--out", tmp_path / "claims", out=tmp_path / "claims")
         assert "staircase.json is damaged" in line
+
+
+def test_pages_whose_measurements_are_damaged(refused, tmp_path):
+    (tmp_path / "pages" / "positions").mkdir(parents=True)
+    (tmp_path / "pages" / "positions" / "result.json").write_text("{")
+    assert "result.json is damaged" in refused("pages", "--out", tmp_path / "pages", out=tmp_path / "pages")
 
 
 def test_what_can_be_is_not_refused(monkeypatch, corpus, tmp_path):

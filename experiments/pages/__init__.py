@@ -1,0 +1,1 @@
+"""One page a recipe and a position, from the code and the committed results."""
