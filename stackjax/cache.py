@@ -4,6 +4,41 @@ The layers read the cache and return only their new entries, which are written h
 The token of index i is entry i modulo the capacity, so a sublayer that sees a window keeps a window; one that sees all
 may not overrun its capacity (`bounded`). Masks come from the positions of the entries alone; a padded token has index
 -1, is written nowhere and is seen by nobody.
+
+A sublayer of one's own that mixes tokens says what it keeps of them. Here each token reads the mean of all that came
+before it, itself included; it keeps them, and masks come from the positions that the cache holds:
+
+    >>> from dataclasses import dataclass
+    >>> import jax, jax.numpy as jnp, stackjax as sj
+    >>> @dataclass(frozen=True, kw_only=True)
+    ... class Mean(sj.Sublayer):
+    ...     name: str = "mean"
+    ...
+    ...     def spec(self, d_model):
+    ...         return {"out": sj.Spec(shape=(d_model, d_model), role="out")}
+    ...
+    ...     def cache(self, batch, capacity, d_model, dtype):
+    ...         return {"x": jnp.zeros((batch, capacity, d_model), dtype)}
+    ...
+    ...     def prepare(self, shared, side_inputs, n_tokens, d_model, cached=None):
+    ...         new = sj.dot_product.flat_positions(side_inputs.position, n_tokens)
+    ...         keys = sj.dot_product.with_cached(cached[max(cached)], new) if cached else new
+    ...         seen = sj.dot_product.visible(new, keys, causal=True)[..., 0, :, :]
+    ...         return seen / jnp.maximum(seen.sum(-1, keepdims=True), 1)
+    ...
+    ...     def apply(self, params, x, side_inputs):
+    ...         old = side_inputs.cache
+    ...         tokens = x if old is None else jnp.concatenate((old["x"], x), -2)
+    ...         mean = side_inputs.prepared.astype(x.dtype) @ tokens
+    ...         return mean @ params["out"], sj.Aux(state={"cache": {"x": x}})
+    >>> layer = sj.Layer(sublayers=(Mean(), sj.FeedForward()))
+    >>> stack = sj.Stack.of(layer, depth=2, d_model=16, recipe=sj.recipe.PreNorm())
+    >>> model = sj.Model(embedding=sj.Embedding(vocab=16), stack=stack)
+    >>> params, prompt = jax.jit(model.init)(jax.random.key(0)), jnp.array([[3, 1, 4]])
+    >>> new = sj.decode.generate(model, params, prompt, n_tokens=4).tokens
+    >>> logits, _ = jax.jit(model.apply)(params, jnp.concatenate((prompt, new), 1))
+    >>> bool((logits[:, 2:-1].argmax(-1) == new).all())
+    True
 """
 
 from dataclasses import replace

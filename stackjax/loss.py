@@ -6,6 +6,33 @@ backward pass again:
 
     x, result = model.hidden(params, tokens[..., :-1])
     loss = sj.loss.blockwise_cross_entropy(functools.partial(model.logits, params), x, tokens[..., 1:])
+
+Documents packed into one row: indices begin anew, `segment` keeps each from seeing another, and a weight of 0 takes out
+the first token of a document, which the one before cannot foretell:
+
+    >>> import jax, jax.numpy as jnp, stackjax as sj
+    >>> model = sj.decoder(vocab=16, d_model=16, depth=2, n_heads=2)
+    >>> params = jax.jit(model.init)(jax.random.key(0))
+    >>> tokens = jnp.array([[3, 1, 4, 1, 5, 9, 2]])
+    >>> position = {"index": jnp.array([[0, 1, 2, 0, 1, 2, 3]]), "segment": jnp.array([[0, 0, 0, 1, 1, 1, 1]])}
+    >>> apply = jax.jit(model.apply)
+    >>> logits, _ = apply(params, tokens, sj.SideInputs(position=position))
+    >>> weights = (position["index"] > 0).astype(int)
+    >>> packed = sj.loss.next_token(logits, tokens, weights)
+    >>> alone = [sj.loss.next_token(apply(params, part)[0], part) for part in (tokens[:, :3], tokens[:, 3:])]
+    >>> bool(jnp.allclose(packed, (2 * alone[0] + 3 * alone[1]) / 5, rtol=1e-5))
+    True
+
+The router's losses come back summed over the layers, to be added to the model's:
+
+    >>> import jax, jax.numpy as jnp, stackjax as sj
+    >>> experts = sj.MixtureOfExperts(n_experts=4, top_k=2, d_hidden=32)
+    >>> model = sj.decoder(vocab=16, d_model=16, depth=2, n_heads=2, feed_forward=experts)
+    >>> params, tokens = jax.jit(model.init)(jax.random.key(0)), jnp.arange(8)[None]
+    >>> logits, result = jax.jit(model.apply)(params, tokens)
+    >>> sorted(result.loss)
+    ['balance', 'router_z']
+    >>> loss = sj.loss.next_token(logits, tokens) + sum(result.loss.values())
 """
 
 import math

@@ -2,6 +2,31 @@
 
 Removed tokens get a logit of -inf. All numbers may be traced, and may be arrays (..., 1) with one number for each row;
 out of their range they are refused where they are known, and make NaN of the logits where they are traced.
+
+Prompts of several lengths, padded and marked as such:
+
+    >>> import jax, stackjax as sj
+    >>> model = sj.decoder(vocab=16, d_model=16, depth=2, n_heads=2)
+    >>> params = jax.jit(model.init)(jax.random.key(0))
+    >>> tokens, side_inputs = sj.decode.pad([[1, 2, 3, 4], [5]])
+    >>> side_inputs.position["index"].tolist()
+    [[0, 1, 2, 3], [0, -1, -1, -1]]
+    >>> sj.decode.generate(model, params, tokens, side_inputs, n_tokens=3).tokens.shape
+    (2, 3)
+
+A stream of tokens, each handed on as soon as it is there:
+
+    >>> start = jax.jit(sj.decode.start, static_argnums=(0, 4))
+    >>> follow = jax.jit(sj.decode.follow, static_argnums=0)
+    >>> state = start(model, params, tokens, side_inputs, 3)
+    >>> logits, index, cache = state.logits, state.index, state.cache
+    >>> for step in range(3):
+    ...     token = sj.sample.draw(None, logits)
+    ...     logits, cache = follow(model, params, token, index + step, cache)
+    ...     print("tokens for", token.shape[0], "prompts")
+    tokens for 2 prompts
+    tokens for 2 prompts
+    tokens for 2 prompts
 """
 
 from collections.abc import Callable

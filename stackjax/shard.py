@@ -9,6 +9,28 @@ and vocabulary over `model` (tensor parallelism). The layer axis stays whole, si
 
 Activations follow by themselves: a stack pins its stream to the batch at the door of every layer (`stackjax.pin`), on
 the mesh that the parameters lie on. A program compiled from shapes alone needs `with jax.set_mesh(mesh):` around it.
+
+A training loop in which every device holds its share of parameters, moments and batch (as many devices as there are):
+
+    >>> import jax, jax.numpy as jnp, optax, stackjax as sj
+    >>> model = sj.decoder(vocab=16, d_model=16, depth=2, n_heads=2)
+    >>> mesh = sj.shard.mesh(data=jax.device_count())
+    >>> params = jax.jit(model.init, out_shardings=sj.shard.parameters(model, mesh))(jax.random.key(0))
+    >>> optimizer = sj.optim.adamw(model, learning_rate=1e-2)
+    >>> shapes = jax.eval_shape(optimizer.init, params)
+    >>> state = jax.jit(optimizer.init, out_shardings=sj.shard.state(model, mesh, shapes))(params)
+    >>> @jax.jit
+    ... def step(params, state, tokens):
+    ...     loss = lambda params: sj.loss.next_token(model.apply(params, tokens)[0], tokens)
+    ...     value, gradient = jax.value_and_grad(loss)(params)
+    ...     updates, state = optimizer.update(gradient, state, params)
+    ...     return optax.apply_updates(params, updates), state, value
+    >>> tokens = jnp.arange(8 * jax.device_count()).reshape(-1, 8) % 16
+    >>> tokens = jax.device_put(tokens, sj.shard.batch(mesh))
+    >>> for _ in range(2):
+    ...     params, state, value = step(params, state, tokens)
+    >>> bool(jnp.isfinite(value))
+    True
 """
 
 import math
