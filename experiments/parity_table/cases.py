@@ -359,6 +359,80 @@ def _deepseek(random: Random) -> dict[str, Any]:
     }
 
 
+def _olmo(random: Random) -> dict[str, Any]:
+    sizes = {name: value for name, value in _without_width(random).items() if name != "rms_norm_eps"}
+    return {**sizes, "clip_qkv": [None, 0.5][random.integers(2)], "pad_token_id": 0}
+
+
+def _olmo3(random: Random) -> dict[str, Any]:
+    ropes = {"sliding_attention": ROPES[0], "full_attention": ROPES[[0, 3][random.integers(2)]]}
+    return {**_olmo2(random), "num_hidden_layers": 5, "sliding_window": 3, "rope_parameters": ropes}
+
+
+def _exaone4(random: Random) -> dict[str, Any]:
+    sizes, hybrid = _grouped(random), bool(random.integers(2))
+    if hybrid:
+        return {**sizes, "num_hidden_layers": 5, "sliding_window": 3}
+    return {**sizes, "sliding_window": None, "layer_types": ["full_attention"] * sizes["num_hidden_layers"]}
+
+
+def _gpt_neo(random: Random) -> dict[str, Any]:
+    sizes = _sizes(random)
+    return {
+        "num_layers": 4,
+        "num_heads": sizes["num_attention_heads"],
+        "attention_types": [[["global", "local"], 2]],
+        "window_size": 3,
+        **{name: sizes[name] for name in ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings")},
+    }
+
+
+def _gpt_bigcode(random: Random) -> dict[str, Any]:
+    return {**_gpt2(random), "multi_query": bool(random.integers(2)), "pad_token_id": 0}
+
+
+def _mpt(random: Random) -> dict[str, Any]:
+    heads = int(random.choice([2, 3, 4]))
+    attention = {"clip_qkv": [None, 0.5][random.integers(2)], "softmax_scale": [None, 0.3][random.integers(2)]}
+    sizes = {"d_model": 8 * heads, "n_heads": heads, "n_layers": int(random.integers(2, 5))}
+    return {**sizes, "vocab_size": VOCAB, "max_seq_len": 96, "attn_config": attention}
+
+
+def _cohere(random: Random) -> dict[str, Any]:
+    choices = {name: bool(random.integers(2)) for name in ("use_qk_norm", "attention_bias", "tie_word_embeddings")}
+    return {**_layer_normed(random), **choices, "logit_scale": 0.3}
+
+
+def _cohere2(random: Random) -> dict[str, Any]:
+    sizes = {**_layer_normed(random), "num_hidden_layers": 5, "sliding_window": 3}
+    return {**sizes, "attention_bias": bool(random.integers(2)), "logit_scale": 0.3}
+
+
+def _glm4_moe(random: Random) -> dict[str, Any]:
+    experts = {name: value for name, value in _deepseek(random).items() if name in _EXPERTS_OF_DEEPSEEK}
+    choices = {name: bool(random.integers(2)) for name in ("use_qk_norm", "attention_bias")}
+    return {**_grouped(random), **experts, **choices, "head_dim": 8}
+
+
+_EXPERTS_OF_DEEPSEEK = (
+    "moe_intermediate_size",
+    "n_routed_experts",
+    "n_shared_experts",
+    "num_experts_per_tok",
+    "n_group",
+    "topk_group",
+    "first_k_dense_replace",
+)
+
+
+def _minicpm3(random: Random) -> dict[str, Any]:
+    latent = _deepseek(random)
+    names = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "rope_parameters")
+    sizes = {**_sizes(random), **{name: latent[name] for name in names}}
+    sizes["num_key_value_heads"] = sizes["num_attention_heads"]
+    return {**sizes, "scale_emb": 2, "scale_depth": 1.1, "dim_model_base": 8}
+
+
 def of_architecture(kind: str, architecture: hf.Architecture) -> Case:
     """A case for an architecture from outside: the usual sizes, whatever the format calls them.
 
@@ -606,6 +680,80 @@ CASES = {
         options=_mt5,
         indexed=False,
         spread=0.12,
+        gradients=True,
+    ),
+    "olmo": Case(
+        title="OLMo",
+        config="OlmoConfig",
+        model="OlmoForCausalLM",
+        options=_olmo,
+        gradients=True,
+    ),
+    "olmo3": Case(
+        title="OLMo 3",
+        config="Olmo3Config",
+        model="Olmo3ForCausalLM",
+        options=_olmo3,
+        gradients=True,
+    ),
+    "exaone4": Case(
+        title="EXAONE 4",
+        config="Exaone4Config",
+        model="Exaone4ForCausalLM",
+        options=_exaone4,
+        gradients=True,
+    ),
+    "gpt_neo": Case(
+        title="GPT-Neo",
+        config="GPTNeoConfig",
+        model="GPTNeoForCausalLM",
+        layers=("transformer.h",),
+        options=_gpt_neo,
+        gradients=True,
+    ),
+    "gpt_bigcode": Case(
+        title="StarCoder",
+        config="GPTBigCodeConfig",
+        model="GPTBigCodeForCausalLM",
+        layers=("transformer.h",),
+        options=_gpt_bigcode,
+        gradients=True,
+    ),
+    "mpt": Case(
+        title="MPT",
+        config="MptConfig",
+        model="MptForCausalLM",
+        layers=("transformer.blocks",),
+        options=_mpt,
+        indexed=False,
+        gradients=True,
+    ),
+    "cohere": Case(
+        title="Command-R",
+        config="CohereConfig",
+        model="CohereForCausalLM",
+        options=_cohere,
+        gradients=True,
+    ),
+    "cohere2": Case(
+        title="Command-A",
+        config="Cohere2Config",
+        model="Cohere2ForCausalLM",
+        options=_cohere2,
+        gradients=True,
+    ),
+    "glm4_moe": Case(
+        title="GLM-4.5",
+        config="Glm4MoeConfig",
+        model="Glm4MoeForCausalLM",
+        options=_glm4_moe,
+        gradients=True,
+    ),
+    "minicpm3": Case(
+        title="MiniCPM 3",
+        config="MiniCPM3Config",
+        model="MiniCPM3ForCausalLM",
+        options=_minicpm3,
         gradients=True,
     ),
 }

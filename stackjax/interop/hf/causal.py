@@ -40,8 +40,7 @@ PRE_NORM: Table = {
     "post_attention_layernorm": norm("residual/feed_forward/norm"),
 }
 ALIASES = (("lm_head.weight", "model.embed_tokens.weight"),)
-
-
+UP_AND_DOWN: Table = {"mlp.c_fc": dense("feed_forward/up"), "mlp.c_proj": dense("feed_forward/down")}
 GATE_AND_UP: Table = {
     "mlp.gate_up_proj": dense("feed_forward/gate", "feed_forward/up"),
     "mlp.down_proj": dense("feed_forward/down"),

@@ -15,7 +15,7 @@ import numpy as np
 
 from stackjax.interop.hf.architecture import Architecture
 from stackjax.interop.hf.architectures import ARCHITECTURES
-from stackjax.interop.hf.config import Config
+from stackjax.interop.hf.config import Config, without
 from stackjax.interop.hf.folder import locate, read_config, read_tensors, write_folder
 from stackjax.interop.hf.mapping import Link, listed, unfold
 from stackjax.model import Model
@@ -76,7 +76,7 @@ def load(
     config = read_config(path)
     architecture = _architecture(config, architectures)
     model, links, options = _describe(config, architecture, ignore)
-    config = {name: value for name, value in config.items() if name not in options}
+    config = without(config, options)
     tensors, others = _match(links, read_tensors(path), architecture, config, ignore)
     _say_ignored(ignore, options, others)
     shares: dict[str, list[tuple[Link, int]]] = {}

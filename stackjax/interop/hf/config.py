@@ -1,6 +1,6 @@
 """config.json, read strictly: an option that nobody reads is refused, so that none is silently left out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from stackjax import feed_forward
@@ -28,6 +28,7 @@ class Config:
     def __init__(self, fields: dict[str, Any]):
         self.fields = dict(fields)
         self.read: dict[str, Any] = {}
+        self.inside: dict[str, Config] = {}
 
     def take(self, name: str, default: Any = ...) -> Any:
         """Read an option.
@@ -40,6 +41,11 @@ class Config:
             raise ValueError(f"config.json lacks the option {name}")
         self.read[name] = self.fields.get(name, default)
         return self.read[name]
+
+    def nested(self, name: str) -> "Config":
+        """The options of a config inside this one; those that are not read are refused as `name.option`."""
+        inside = self.take(name, None) or {}
+        return self.inside.setdefault(name, Config(inside))
 
     def rename(self, **older: str) -> None:
         """Let options that this format names in its own way be read under the names that most formats use.
@@ -85,7 +91,19 @@ class Config:
             Values by name. One that is itself nothing (null, false, or empty) asks for nothing.
         """
         unread = sorted(self.fields.keys() - self.read.keys())
-        return {name: self.fields[name] for name in unread if not (is_nothing(self.fields[name]) or inert(name))}
+        found = {name: self.fields[name] for name in unread if not (is_nothing(self.fields[name]) or inert(name))}
+        for outer, config in self.inside.items():
+            found |= {f"{outer}.{name}": value for name, value in config.unknown(inert).items()}
+        return found
+
+
+def without(fields: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """The options of a config.json but some, of which `outer.inner` is one of a config inside it."""
+    kept = {name: value for name, value in fields.items() if name not in names}
+    for outer, _, inner in (name.partition(".") for name in names):
+        if inner:
+            kept[outer] = without(kept[outer], [inner])
+    return kept
 
 
 def is_nothing(value: Any) -> bool:

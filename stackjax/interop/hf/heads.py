@@ -1,14 +1,36 @@
-"""Norms of queries and keys that do not treat all heads alike."""
+"""Norms of queries, keys and values that only some checkpoints have: clipped, over all heads, with scales by head."""
 
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from stackjax.attention import Attention
 from stackjax.norm import Norm
 from stackjax.parameter import is_spec
 from stackjax.sublayer import Params
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clipped(Norm):
+    """x clipped to [-limit, limit]; it stands where a norm of queries, keys or values would.
+
+    Args:
+        limit: of the absolute value.
+
+    Source: MosaicML 2023 (MPT-7B), and its released code.
+    """
+
+    limit: float
+
+    def apply(self, params: Params, x: jax.Array) -> jax.Array:
+        return jnp.clip(x, -self.limit, self.limit)
+
+
+def clipped(limit: float | None) -> dict[str, Norm]:
+    """The fields of `Attention` that clip queries, keys and values; none where the limit is None."""
+    return {} if limit is None else {"qk_norm": Clipped(limit=limit), "value_norm": Clipped(limit=limit)}
 
 
 @dataclass(frozen=True, kw_only=True)

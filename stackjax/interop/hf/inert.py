@@ -68,6 +68,11 @@ BLOOM = Inert(
         r"skip_bias_add_qkv|n_inner|seq_length",
     ),
 )
+COHERE = Inert(options=(r"model_max_length",))
+COHERE2 = Inert(
+    # The trainer's own names for what every model of the family does.
+    options=(r"position_embedding_type|use_(embedding_sharing|gated_activation|parallel_block|parallel_embedding)",),
+)
 DEEPSEEK_V3 = Inert(
     # One layer that predicts a further token stands behind the others.
     options=(r"num_nextn_predict_layers|num_mtp_layers",),
@@ -76,7 +81,17 @@ DEEPSEEK_V3 = Inert(
 GEMMA2 = Inert(options=(r"sliding_window_size",))
 # DistilBERT's positions are stored, whatever they began as.
 DISTILBERT = Inert(options=(r"sinusoidal_pos_embds|tie_weights_",), tensors=(r"distilbert\.embeddings\.position_ids",))
+EXAONE4 = Inert(options=(r"reorder_qk_norm|max_window_layers",))
 FALCON = Inert(options=(r"apply_residual_connection_post_layernorm",))
+GPT_BIGCODE = Inert(
+    # How another program ran it.
+    options=(
+        r"inference_runner|max_batch_size|max_sequence_length|pad_key_length|pre_allocate_kv_cache|"
+        r"validate_runner_input|attention_softmax_in_fp32|scale_attention_softmax_in_fp32",
+    ),
+    tensors=(r"(transformer\.)?bias", r".*\.attn\.(masked_)?bias"),
+)
+GPT_NEO = Inert(tensors=(r".*\.attn\.attention\.(masked_)?bias",))
 GPTJ = Inert(options=(r"rotary",), tensors=(r".*\.attn\.(masked_)?bias", r".*\.embed_positions"))
 GPT_NEOX = Inert(tensors=(r".*\.attention\.(masked_)?bias",))
 GPT2 = Inert(
@@ -88,6 +103,10 @@ LLAMA = Inert(options=(r"is_llama_config|max_sequence_length",))
 MARIAN = Inert(
     options=(r"max_position_embeddings",),
     tensors=(r"model\.(en|de)coder\.embed_positions\.weight",),
+)
+MPT = Inert(
+    # ALiBi takes the place of learned positions, and every norm is computed in float32.
+    options=(r"learned_pos_emb|max_seq_len|norm_type|init_config|tokenizer_name|verbose|attn_impl",),
 )
 PEGASUS = Inert(
     options=(r"max_position_embeddings|extra_pos_embeddings",),

@@ -8,7 +8,7 @@ from stackjax.feed_forward import FeedForward
 from stackjax.interop.hf import causal, inert
 from stackjax.interop.hf.config import Config
 from stackjax.interop.hf.heads import NormedByHead
-from stackjax.interop.hf.mapping import Table, dense, norm, tensor
+from stackjax.interop.hf.mapping import Table, norm, tensor
 from stackjax.interop.hf.rope import rotary
 from stackjax.layer import Layer
 from stackjax.model import Model
@@ -34,7 +34,7 @@ STABLELM_TENSORS: Table = causal.layers(
 STARCODER2_TENSORS: Table = causal.layers(
     causal.PRE_NORM,
     causal.ATTENTION,
-    {"mlp.c_fc": dense("feed_forward/up"), "mlp.c_proj": dense("feed_forward/down")},
+    causal.UP_AND_DOWN,
 )
 
 

@@ -106,7 +106,7 @@ def olmoe(config: Config) -> tuple[Model, Table]:
     config.only(clip_qkv=None)
     norm = RMSNorm(eps=config.take("rms_norm_eps", 1e-5))
     experts = _experts(config, d_hidden=config.take("intermediate_size"))
-    layer = Layer(sublayers=(olmo.attention(config, norm), experts))
+    layer = Layer(sublayers=(olmo.attention(config, norm, position=rotary(config)), experts))
     table = causal.layers(NORMS, causal.ATTENTION, causal.EXPERTS)
     return causal.decoder(config, layer, recipe=PreNorm(residual=Pre(norm=norm))), table
 
