@@ -742,13 +742,7 @@ CASES = {
         options=_cohere2,
         gradients=True,
     ),
-    "glm4_moe": Case(
-        title="GLM-4.5",
-        config="Glm4MoeConfig",
-        model="Glm4MoeForCausalLM",
-        options=_glm4_moe,
-        gradients=True,
-    ),
+    "glm4_moe": Case(title="GLM-4.5", config="Glm4MoeConfig", model="Glm4MoeForCausalLM", options=_glm4_moe),
     "minicpm3": Case(
         title="MiniCPM 3",
         config="MiniCPM3Config",
