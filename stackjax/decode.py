@@ -71,7 +71,7 @@ def extend(
     Args:
         model: a decoder.
         params: of the model.
-        tokens: (B, T) integers.
+        tokens: (B, T) integers, or vectors (B, T, D).
         side_inputs: `position` of the tokens, (B, T); index -1 is padding. Of a memory the cache holds all that is
             needed.
         cache: what went before.
@@ -84,12 +84,12 @@ def extend(
     Raises:
         ValueError: no position; tokens that are known not to fit into the cache.
     """
-    integers("tokens", tokens)
+    shape = model.embedding.shape(tokens, model.stack.d_model)
     instance("side_inputs", side_inputs, SideInputs)
-    position = checked(side_inputs, tokens.shape).position
-    if position is None or position["index"].shape != tokens.shape:
+    position = checked(side_inputs, shape).position
+    if position is None or position["index"].shape != shape:
         got = "none" if position is None else position["index"].shape
-        raise ValueError(f"say where the tokens stand: give side_inputs.position, index {tokens.shape}; got {got}")
+        raise ValueError(f"say where the tokens stand: give side_inputs.position, index {shape}; got {got}")
     reading = replace(side_inputs, memory_position=cache.memory_position)
     x, result = model.hidden(params, tokens, reading, cache=cache, **options)
     return bounded(x, cache, position), write(cache, result.state, position)
@@ -117,7 +117,7 @@ def checked_prompt(
 
     Args:
         model: a decoder.
-        tokens: (B, T) integers.
+        tokens: (B, T) integers, or vectors (B, T, D).
         side_inputs: the caller's.
         n_tokens: that will follow.
 
@@ -125,20 +125,21 @@ def checked_prompt(
         ValueError: what `start` raises.
     """
     instance("model", model, Model)
-    integers("tokens", tokens)
-    if tokens.ndim != 2:
-        raise ValueError(f"prompts must be (B, T), padded to one length as `pad` does; got the shape {tokens.shape}")
+    shape = model.embedding.shape(tokens, model.stack.d_model)
+    if len(shape) != 2:
+        raise ValueError(f"prompts must be (B, T), padded to one length as `pad` does; got the shape {shape}")
     if n_tokens < 1:
         raise ValueError(f"n_tokens must be positive; got {n_tokens}")
-    ids("tokens", tokens, model.embedding.vocab)
-    side_inputs = checked(side_inputs, tokens.shape)
+    if tokens.shape == shape:
+        ids("tokens", tokens, model.embedding.vocab)
+    side_inputs = checked(side_inputs, shape)
     limit = model.embedding.position.limit
-    if limit is not None and tokens.shape[1] + n_tokens > limit:
-        raise ValueError(f"{tokens.shape[1]} + {n_tokens} tokens, but the position table has {limit} rows")
+    if limit is not None and shape[1] + n_tokens > limit:
+        raise ValueError(f"{shape[1]} + {n_tokens} tokens, but the position table has {limit} rows")
     if side_inputs.position is not None and set(side_inputs.position) != {"index"}:
         kinds = sorted(side_inputs.position)
         raise ValueError(f"only indices go on by themselves; got positions {kinds}; use `extend`")
-    index = jnp.broadcast_to(flat_positions(side_inputs.position, tokens.shape[1])["index"], tokens.shape)
+    index = jnp.broadcast_to(flat_positions(side_inputs.position, shape[1])["index"], shape)
     numbers = known(index)
     if numbers is not None and not (numbers >= 0).any(-1).all():
         raise ValueError("every prompt needs a token; got a row whose indices are all -1, padding")
@@ -158,7 +159,7 @@ def start(
     Args:
         model: a decoder.
         params: of the model.
-        tokens: (B, T) integers.
+        tokens: (B, T) integers, or vectors (B, T, D).
         side_inputs: `position` {index: (B, T)}, None for no padding; for a decoder with cross-attention `memory`
             (B, S, D) and `memory_position`.
         n_tokens: that will follow.
@@ -169,8 +170,8 @@ def start(
             index; and, where they are known, tokens outside of the vocabulary, an empty prompt, indices too far apart
             for the cache. Where such are traced the logits are NaN.
     """
-    capacity = tokens.shape[-1] + n_tokens
     side_inputs, index = checked_prompt(model, tokens, side_inputs, n_tokens)
+    capacity = index.shape[-1] + n_tokens
     dtype = options.get("dtype", jnp.float32)
     none, cache = (empty(model.stack, params["stack"], side_inputs, n, dtype=dtype) for n in (0, capacity))
     reading = replace(side_inputs, memory=None, memory_position=none.memory_position)
@@ -247,7 +248,7 @@ def generate(
     Args:
         model: a decoder; of an encoder-decoder, its `decoder` together with the memory.
         params: of the model.
-        tokens: (B, T) prompts, see `pad`.
+        tokens: (B, T) prompts, see `pad`; or vectors (B, T, D) in their place, see `Embedding.vectors`.
         side_inputs: `position` {index: (B, T)}, -1 where padded, None for no padding; with cross-attention `memory`
             (B, S, D), the encoder's output, and `memory_position`.
         n_tokens: n, how many to add.

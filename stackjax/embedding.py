@@ -25,6 +25,8 @@ def final_norm(norm: Norm, d_model: int) -> dict[str, Spec]:
 class Embedding(Description):
     """Tokens to vectors: dropout(norm(scale E[token] + types + position)).
 
+    Vectors may come in place of tokens (a learned prompt, what another model saw); they stand for scale E[token].
+
     Args:
         vocab: V.
         scale: on the token's vector; None means sqrt(D).
@@ -64,6 +66,43 @@ class Embedding(Description):
             specs["type"] = Spec(shape=(self.n_types, d_model), role="embed", init=Normal(std))
         return specs
 
+    def width(self, d_model: int) -> int:
+        """Length of a vector in place of a token."""
+        return d_model
+
+    def shape(self, tokens: jax.Array, d_model: int) -> tuple[int, ...]:
+        """The shape (..., T) of tokens, or of vectors (..., T, D) in their place.
+
+        Raises:
+            ValueError: neither integers nor vectors of the right length.
+        """
+        if not jnp.issubdtype(getattr(tokens, "dtype", int), jnp.floating):
+            integers("tokens", tokens)
+            return tokens.shape
+        if tokens.ndim < 2 or tokens.shape[-1] != self.width(d_model):
+            raise ValueError(
+                f"vectors in place of tokens must be (..., T, {self.width(d_model)}); got the shape {tokens.shape}"
+            )
+        return tokens.shape[:-1]
+
+    def vectors(self, params: Params, tokens: jax.Array, position: Positions, *, multiplier: Any = 1.0) -> jax.Array:
+        """multiplier scale E[token], to which types and positions are added; vectors are taken as they are.
+
+        Args:
+            params: as declared by `spec`.
+            tokens: (..., T) integers, or vectors (..., T, D).
+            position: of the tokens.
+            multiplier: the recipe's number for the embedding.
+
+        Returns:
+            (..., T, D)
+        """
+        if jnp.issubdtype(tokens.dtype, jnp.floating):
+            return tokens
+        ids("tokens", tokens, self.vocab)
+        scale = params["token"].shape[-1] ** 0.5 if self.scale is None else self.scale
+        return multiplier * scale * upcast(rows(params["token"], tokens))
+
     def apply(
         self,
         params: Params,
@@ -79,7 +118,7 @@ class Embedding(Description):
 
         Args:
             params: as declared by `spec`.
-            tokens: (..., T) integers.
+            tokens: (..., T) integers, or vectors (..., T, D).
             position: of the tokens; None means 0 .. T-1.
             types: (..., T) integers, for models with token types; None means type 0.
             multiplier: the recipe's number for the embedding.
@@ -93,8 +132,8 @@ class Embedding(Description):
             ValueError: tokens or types outside of their tables, where they are known, and types without a table; where
                 they are traced such rows are NaN. A position beyond a table, which traced is NaN, too.
         """
-        n_tokens, limit = tokens.shape[-1], self.position.limit
-        ids("tokens", tokens, self.vocab)
+        shape = tokens.shape[:-1] if jnp.issubdtype(tokens.dtype, jnp.floating) else tokens.shape
+        n_tokens, limit = shape[-1], self.position.limit
         if types is not None:
             if not self.n_types:
                 raise ValueError("types are given, but the embedding has none; make it with n_types")
@@ -104,13 +143,12 @@ class Embedding(Description):
             raise ValueError(f"{n_tokens} tokens, but the position table has {limit} rows")
         if limit is not None and position is not None:
             ids("position['index']", position["index"], limit, least=-1)
-        scale = params["token"].shape[-1] ** 0.5 if self.scale is None else self.scale
-        x = (multiplier * scale * upcast(rows(params["token"], tokens))).astype(dtype)
-        if self.n_types:
-            x = x + rows(params["type"], jnp.zeros_like(tokens) if types is None else types).astype(dtype)
         where = first_positions(n_tokens) if position is None else position
-        if position is None and tokens.ndim == 1:
+        if position is None and len(shape) == 1:
             where = {"index": where["index"][0]}
+        x = self.vectors(params, tokens, where, multiplier=multiplier).astype(dtype)
+        if self.n_types:
+            x = x + rows(params["type"], jnp.zeros(shape, int) if types is None else types).astype(dtype)
         x = self.position.embed(params["position"], where, x)
         return dropout(key, self.norm.apply(params["norm"], x), self.dropout)
 
@@ -121,6 +159,7 @@ class Head(Description):
 
     Args:
         tied: whether the embedding's matrix is used again.
+        n_outputs: number of logits; None means V.
         std: of the initial entries; None means 1/sqrt(D), logits of unit variance for a stream of unit RMS.
         bias: whether logits have a bias.
         scale: on the logits; T5 divides by sqrt(D) where it ties.
@@ -130,6 +169,7 @@ class Head(Description):
     """
 
     tied: bool = False
+    n_outputs: int | None = None
     std: float | None = None
     bias: bool = False
     scale: float = 1.0
@@ -137,17 +177,23 @@ class Head(Description):
     transform: Activation | None = None
     norm: Norm = NoNorm()
 
+    def __post_init__(self):
+        positive(self, "n_outputs")
+        if self.tied and self.n_outputs is not None:
+            raise ValueError(f"a tied head has the logits of the vocabulary; got n_outputs={self.n_outputs}")
+
     def spec(self, d_model: int, vocab: int) -> dict[str, Any]:
         """Declare the parameters."""
+        n_outputs = vocab if self.n_outputs is None else self.n_outputs
         specs: dict[str, Any] = {"norm": final_norm(self.norm, d_model)}
         if self.transform is not None:
             specs["transform"] = Spec(shape=(d_model, d_model), role="unembed")
             specs["transform_bias"] = Spec(shape=(d_model,), role="head_bias", init=zeros)
         if not self.tied:
             std = d_model**-0.5 if self.std is None else self.std
-            specs["unembed"] = Spec(shape=(d_model, vocab), role="unembed", init=Normal(std))
+            specs["unembed"] = Spec(shape=(d_model, n_outputs), role="unembed", init=Normal(std))
         if self.bias:
-            specs["bias"] = Spec(shape=(vocab,), role="head_bias", init=zeros)
+            specs["bias"] = Spec(shape=(n_outputs,), role="head_bias", init=zeros)
         return specs
 
     def scaled(self, params: Params, logits: jax.Array, d_model: int) -> jax.Array:

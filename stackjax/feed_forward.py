@@ -56,6 +56,15 @@ def gelu_tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return keep_slope(jax.nn.gelu, x)
 
 
+def gelu_sigmoid(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """x sigmoid(1.702 x), GELU in the approximation that CLIP uses. Source: arXiv:1606.08415, section 2."""
+    return keep_slope(_gelu_sigmoid, x)
+
+
+def _gelu_sigmoid(x: jax.Array) -> jax.Array:
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
 def silu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """x sigmoid(x), also called swish."""
     return keep_slope(jax.nn.silu, x)

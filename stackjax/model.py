@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from stackjax.abstract_model import AbstractModel, Path
 from stackjax.attention import Attention
-from stackjax.check import instance, integers
+from stackjax.check import instance
 from stackjax.embedding import Embedding, Head
 from stackjax.feed_forward import FeedForward
 from stackjax.layer import Layer
@@ -122,7 +122,7 @@ class Model(AbstractModel):
 
         Args:
             params: as drawn by `init`.
-            tokens: (..., T) integers.
+            tokens: (..., T) integers, or vectors (..., T, D) in their place, see `Embedding.vectors`.
             side_inputs: positions and whatever else travels beside the stream.
             coefficients: the recipe's numbers; None takes them from the stack's depth.
             key: PRNG key for dropout and stochastic depth; None means evaluation.
@@ -152,7 +152,7 @@ class Model(AbstractModel):
 
         Args:
             params: as drawn by `init`.
-            tokens: (..., T) integers.
+            tokens: (..., T) integers, or vectors (..., T, D) in their place, see `Embedding.vectors`.
             side_inputs: positions and whatever else travels beside the stream.
             types: (..., T) token types, for models that have them.
             coefficients: the recipe's numbers; None takes them from the stack's depth.
@@ -163,9 +163,8 @@ class Model(AbstractModel):
         Returns:
             (..., T, D), and the stack's `Result`.
         """
-        integers("tokens", tokens)
         params = self.checked(params, "embedding", "stack")
-        side_inputs = checked(side_inputs, tokens.shape)
+        side_inputs = checked(side_inputs, self.embedding.shape(tokens, self.stack.d_model))
         coefficients = self.stack.checked_coefficients(coefficients)
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
         x = self.embedding.apply(

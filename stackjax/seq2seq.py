@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from stackjax.abstract_model import AbstractModel, Path
 from stackjax.attention import Attention
-from stackjax.check import instance, integers, shown
+from stackjax.check import instance, shown
 from stackjax.edit import Edit
 from stackjax.embedding import Embedding, Head
 from stackjax.feed_forward import FeedForward
@@ -132,13 +132,13 @@ class EncoderDecoder(AbstractModel):
 
         Args:
             params: as drawn by `init`.
-            source: (..., S) integers.
-            tokens: (..., T) integers, the target shifted right.
+            source: (..., S) integers, or vectors (..., S, D) in their place.
+            tokens: (..., T) integers, or vectors (..., T, D), of the target shifted right.
             side_inputs: as for `apply`.
             **options: of both stacks, see `Model.hidden`.
         """
         params = self.checked(params)
-        side_inputs = checked(side_inputs, tokens.shape)
+        side_inputs = checked(side_inputs, self.decoder.embedding.shape(tokens, self.encoder.d_model))
         reading = SideInputs(position=side_inputs.memory_position)
 
         def observe(trial: Params, measure: Measure) -> dict[str, jax.Array]:
@@ -171,7 +171,7 @@ class EncoderDecoder(AbstractModel):
 
         Args:
             params: as drawn by `init`.
-            source: (..., S) integers.
+            source: (..., S) integers, or vectors (..., S, D) in their place.
             side_inputs: with the positions of the source's tokens; None means 0 .. S-1 without padding.
             coefficients: the recipe's numbers for the encoder; None takes them from its depth.
             key: PRNG key for dropout; None means evaluation.
@@ -206,8 +206,8 @@ class EncoderDecoder(AbstractModel):
 
         Args:
             params: as drawn by `init`.
-            source: (..., S) integers.
-            tokens: (..., T) integers, the target shifted right.
+            source: (..., S) integers, or vectors (..., S, D) in their place.
+            tokens: (..., T) integers, or vectors (..., T, D), of the target shifted right.
             side_inputs: `position` of the target's tokens and `memory_position` of the source's; None means neither is
                 padded. The memory is made here.
             coefficients: {encoder, decoder}: the recipe's numbers; None takes them from the depths.
@@ -222,9 +222,7 @@ class EncoderDecoder(AbstractModel):
             as {encoder, decoder}.
         """
         params = self.checked(params)
-        integers("source", source)
-        integers("tokens", tokens)
-        side_inputs = checked(side_inputs, tokens.shape)
+        side_inputs = checked(side_inputs, self.decoder.embedding.shape(tokens, self.encoder.d_model))
         both = {"coefficients": coefficients, "taps": taps, "perturbations": perturbations, "edit": edit}
         for name, value in both.items():
             if value is not None and (not isinstance(value, Mapping) or value.keys() != {"encoder", "decoder"}):

@@ -32,6 +32,9 @@ class Case:
         left_out: pattern of tensors that stackjax does not read, and so does not write.
         spread: of the Gaussian noise that is added to all parameters. Less for T5, which has no 1/sqrt(K): attention
             would be so sharp that float32 itself is off by more than 1e-5.
+        head: where the model reads one token alone: the paths of its last norm and of the matrix behind that, so that
+            every token's outputs are compared.
+        images: whether it reads images, in place of tokens.
         untied: whether published checkpoints have an output matrix of their own, where `transformers` ties it.
     """
 
@@ -48,6 +51,8 @@ class Case:
     one_by_one: bool = False
     left_out: str = "nothing"
     spread: float = 0.25
+    head: tuple[str, ...] = ()
+    images: bool = False
     untied: bool = False
 
     @property
@@ -433,6 +438,23 @@ def _minicpm3(random: Random) -> dict[str, Any]:
     return {**sizes, "scale_emb": 2, "scale_depth": 1.1, "dim_model_base": 8}
 
 
+def _electra(random: Random) -> dict[str, Any]:
+    return {**_bert(random), "embedding_size": int(random.choice([6, 12]))}
+
+
+def _clip(random: Random) -> dict[str, Any]:
+    sizes = {**_sizes(random), "projection_dim": VOCAB + 3, "eos_token_id": VOCAB - 1}
+    return {**sizes, "hidden_act": str(random.choice(["quick_gelu", "gelu"]))}
+
+
+def _vit(random: Random) -> dict[str, Any]:
+    sizes = {
+        name: value for name, value in _bert(random).items() if name not in ("vocab_size", "max_position_embeddings")
+    }
+    image = {"image_size": 12, "patch_size": 4, "num_channels": int(random.choice([1, 3])), "num_labels": VOCAB}
+    return {**sizes, **image, "qkv_bias": bool(random.integers(2))}
+
+
 def of_architecture(kind: str, architecture: hf.Architecture) -> Case:
     """A case for an architecture from outside: the usual sizes, whatever the format calls them.
 
@@ -749,5 +771,36 @@ CASES = {
         model="MiniCPM3ForCausalLM",
         options=_minicpm3,
         gradients=True,
+    ),
+    "electra": Case(
+        title="ELECTRA",
+        config="ElectraConfig",
+        model="ElectraForMaskedLM",
+        layers=("electra.encoder.layer",),
+        options=_electra,
+        decodes=False,
+        gradients=True,
+    ),
+    "clip_text": Case(
+        title="CLIP, text",
+        config="CLIPTextConfig",
+        model="CLIPTextModelWithProjection",
+        layers=("text_model.encoder.layers",),
+        options=_clip,
+        decodes=False,
+        gradients=True,
+        head=("text_model.final_layer_norm", "text_projection"),
+    ),
+    "vit": Case(
+        title="ViT",
+        config="ViTConfig",
+        model="ViTForImageClassification",
+        layers=("vit.layers",),
+        options=_vit,
+        indexed=False,
+        decodes=False,
+        gradients=True,
+        head=("vit.layernorm", "classifier"),
+        images=True,
     ),
 }

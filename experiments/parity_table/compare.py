@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Every program here is compiled for one call.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import jax.numpy as jnp
@@ -39,11 +41,13 @@ class Batch:
         tokens: (B, T); 0 where there is none.
         real: (B, T) booleans.
         targets: (B, T) what a loss asks for; -1 where there is no token.
+        images: (B, C, height, width), of which the tokens are the patches; None where tokens are read.
     """
 
     tokens: np.ndarray
     real: np.ndarray
     targets: np.ndarray
+    images: np.ndarray | None = None
 
     @property
     def index(self) -> np.ndarray:
@@ -68,6 +72,14 @@ def draw_batch(random: Random, *, left: bool) -> Batch:
     real = real[:, ::-1] if left else real
     tokens, targets = (random.integers(1, VOCAB, (BATCH, TOKENS)) for _ in range(2))
     return Batch(tokens=np.where(real, tokens, 0), real=real, targets=np.where(real, targets, -1))
+
+
+def draw_images(random: Random, config: Any) -> Batch:
+    """Images in place of sequences."""
+    images = random.normal(size=(BATCH, config.num_channels, config.image_size, config.image_size)).astype(np.float32)
+    tokens = np.asarray(hf.patches(jnp.asarray(images), config.patch_size))
+    targets = random.integers(0, config.num_labels, tokens.shape[:2])
+    return Batch(tokens=tokens, real=np.ones(tokens.shape[:2], bool), targets=targets, images=images)
 
 
 def draw_config(case: Case, seed: int = 0) -> dict[str, Any]:
@@ -117,7 +129,9 @@ def theirs(case: Case, model: Any, batches: list[Batch], renames: tuple[tuple[st
         for path, captured in zip(paths, seen, strict=True)
         for layer in model.get_submodule(path)
     ]
+    images = batches[0].images
     inputs = {"input_ids": torch.tensor(batches[0].tokens), "attention_mask": batches[0].mask}
+    inputs = inputs if images is None else {"pixel_values": torch.tensor(images)}
     if case.two_sided:
         inputs["decoder_input_ids"] = torch.tensor(batches[1].tokens)
         inputs["decoder_attention_mask"] = batches[1].mask
@@ -133,6 +147,12 @@ def theirs(case: Case, model: Any, batches: list[Batch], renames: tuple[tuple[st
             ]
             for captured in seen
         ]
+    elif case.head:
+        last, output = map(model.get_submodule, case.head)
+        normed: list[torch.Tensor] = []
+        hooks.append(last.register_forward_hook(lambda _, __, out: normed.append(out)))
+        model(**inputs)
+        logits = output(normed[0])
     else:
         logits = model(**inputs).logits
     for hook in hooks:
@@ -281,6 +301,8 @@ def compare(case: Case, seed: int, folder: Path, architectures: Architectures = 
     checkpoint = hf.load(folder / "theirs", architectures=architectures)
     architecture = architectures[checkpoint.config["model_type"]]
     batches = [draw_batch(random, left=case.left and bool(seed % 2)) for _ in range(1 + case.two_sided)]
+    if case.images:
+        batches = [draw_images(random, model.config)]
     computed, reference = (
         ours(case, checkpoint, batches, architectures),
         theirs(case, model, batches, architecture.renames),

@@ -124,8 +124,8 @@ CONFIGS = {
         "max_seq_len": 32,
         "attn_config": {"clip_qkv": 0.3},
     },
-    "cohere": {**_WITHOUT_WIDTH, **_ROPE, "use_qk_norm": True},
-    "cohere2": {**_WITHOUT_WIDTH, **_ROPE, "num_hidden_layers": 5, "sliding_window": 2},
+    "cohere": {**_WITHOUT_WIDTH, **_ROPE, "use_qk_norm": True, "logit_scale": 1.0},
+    "cohere2": {**_WITHOUT_WIDTH, **_ROPE, "logit_scale": 1.0, "num_hidden_layers": 5, "sliding_window": 2},
     "glm4_moe": {
         **_GROUPED,
         **_ROPE,
@@ -145,6 +145,16 @@ CONFIGS = {
         "qk_nope_head_dim": 4,
         "qk_rope_head_dim": 2,
         "dim_model_base": 8,
+    },
+    "electra": {**_SIZES, "embedding_size": 8},
+    "clip_text_model": {**_SIZES, "projection_dim": 9},
+    "vit": {
+        **{name: value for name, value in _SIZES.items() if name not in ("vocab_size", "max_position_embeddings")},
+        "image_size": 6,
+        "patch_size": 3,
+        "num_channels": 2,
+        "id2label": {str(i): f"LABEL_{i}" for i in range(5)},
+        "label2id": {f"LABEL_{i}": i for i in range(5)},
     },
     "deepseek_v3": {
         **_SIZES,

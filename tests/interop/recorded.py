@@ -18,6 +18,7 @@ from tests.interop.configs import CONFIGS
 PATH = Path(__file__).with_suffix(".json")
 TOKENS = np.array([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 0, 0]])
 REAL = TOKENS > 0
+IMAGES = np.sin(np.arange(2 * 2 * 6 * 6, dtype=np.float32) ** 1.1).reshape(2, 2, 6, 6)
 SOURCE = np.array([[2, 7, 1, 8, 2, 8, 1], [8, 2, 8, 0, 0, 0, 0]])
 
 
@@ -30,7 +31,7 @@ def fixed_params(kind):
 
 
 def reference(kind, folder):
-    """Logits of the real tokens by `transformers`."""
+    """Logits of the real tokens by `transformers`, and of all where it reads one alone."""
     import torch
     import transformers
 
@@ -43,6 +44,11 @@ def reference(kind, folder):
         side_inputs = {"decoder_" + key: value for key, value in side_inputs.items()}
         side_inputs |= {"input_ids": torch.tensor(SOURCE), "attention_mask": torch.tensor((SOURCE > 0).astype(int))}
     with torch.no_grad():
+        if kind == "vit":
+            outputs = model.classifier(model.vit(pixel_values=torch.tensor(IMAGES)).last_hidden_state)
+            return outputs.numpy().reshape(-1, outputs.shape[-1])
+        if kind == "clip_text_model":
+            return model.text_projection(model.text_model(**side_inputs).last_hidden_state).numpy()[REAL]
         return model(**side_inputs).logits.numpy()[REAL]
 
 

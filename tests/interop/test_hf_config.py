@@ -39,6 +39,7 @@ OTHERS = {
     "partial_rotary_factor": 0.25,
     "no_rope_layers": [0, 1, 1],
     "mlp_only_layers": [1],
+    "id2label": {"0": "one", "1": "other"},
 }
 
 
@@ -59,8 +60,34 @@ WITHOUT_EFFECT = {
     "original_max_position_embeddings": "of scaled rotary positions",
     "multi_query": "of Falcon's first architecture",
 }
-LEARNED = ("bert", "roberta", "xlm-roberta", "distilbert", "opt", "bart", "mbart")
-WITH_EFFECT = {("gpt2", "n_positions"), *((kind, "max_position_embeddings") for kind in LEARNED)}
+LEARNED = (
+    "clip_text_model",
+    "electra",
+    "gpt_neo",
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "distilbert",
+    "opt",
+    "bart",
+    "mbart",
+)
+WITH_EFFECT = {
+    ("gpt2", "n_positions"),
+    ("gpt_bigcode", "n_positions"),
+    ("gpt_bigcode", "multi_query"),
+    *((kind, "max_position_embeddings") for kind in LEARNED),
+}
+
+
+def changes(reader):
+    """The options that were read, with their values, and a config in which one has another; nested ones as well."""
+    for name, value in reader.read.items():
+        if name not in reader.inside:
+            yield name, value, lambda name=name, value=value: {**reader.fields, name: another(name, value)}
+        else:
+            for inner, given, change in changes(reader.inside[name]):
+                yield inner, given, lambda name=name, change=change: {**reader.fields, name: change()}
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -69,11 +96,11 @@ def test_every_option_matters(kind):
     plain = hf.describe(CONFIGS[kind])
     reader = options.Config(CONFIGS[kind])
     hf.ARCHITECTURES[kind].describe(reader)
-    for name, value in reader.read.items():
+    for name, value, change in changes(reader):
         if name in WITHOUT_EFFECT and (kind, name) not in WITH_EFFECT:
             continue
         try:
-            changed = hf.describe({**CONFIGS[kind], name: another(name, value)}) != plain
+            changed = hf.describe(change()) != plain
         except ValueError:
             changed = True
         assert changed, f"{name}={value!r} is read and does nothing"

@@ -10,7 +10,7 @@ import pytest
 from stackjax.interop import hf
 from stackjax.sublayer import SideInputs
 from tests.interop.configs import CONFIGS
-from tests.interop.recorded import PATH, REAL, SOURCE, TOKENS, fixed_params
+from tests.interop.recorded import IMAGES, PATH, REAL, SOURCE, TOKENS, fixed_params
 
 RECORDED = json.loads(PATH.read_text())
 
@@ -26,8 +26,10 @@ def test_logits(kind):
         logits, _ = jax.jit(model.apply)(
             params, SOURCE, TOKENS, SideInputs(position=where(REAL), memory_position=where(SOURCE > 0))
         )
+    elif kind == "vit":
+        logits, _ = jax.jit(model.apply)(params, hf.patches(jnp.asarray(IMAGES), 3))
     else:
         logits, _ = jax.jit(model.apply)(params, TOKENS, SideInputs(position=where(REAL)))
-    expected = np.array(RECORDED[kind])
+    expected, real = np.array(RECORDED[kind]), np.ones(logits.shape[:2], bool) if kind == "vit" else REAL
     assert np.ptp(expected, -1).min() > 0.01
-    np.testing.assert_allclose(np.asarray(logits)[REAL], expected, atol=2e-5 * np.abs(expected).max(), rtol=0)
+    np.testing.assert_allclose(np.asarray(logits)[real], expected, atol=2e-5 * np.abs(expected).max(), rtol=0)

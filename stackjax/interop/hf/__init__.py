@@ -22,7 +22,7 @@ An architecture of your own is one file outside the library; `experiments/own_ar
 
 `hf.addresses(model)` lists what the table must name; its rows are made of `dense`, `stored`, `norm` and `tensor`, and
 `within` puts a prefix before many. `hf.rotary` reads rotary positions, and `hf.causal` holds what decoders since Llama
-have in common.
+have in common. ViT reads `hf.patches` of images in place of tokens.
 
 Reading order: `gpt2`, `mapping`, `config`, `inert`, `checkpoint`, `folder`; then the other architectures.
 """
@@ -35,6 +35,7 @@ from stackjax.interop.hf.config import Config
 from stackjax.interop.hf.inert import Inert
 from stackjax.interop.hf.mapping import Rule, Table, addresses, dense, norm, stored, tensor, within
 from stackjax.interop.hf.rope import rotary
+from stackjax.interop.hf.vit import patches
 
 __all__ = [
     "ARCHITECTURES",
@@ -50,6 +51,7 @@ __all__ = [
     "describe",
     "load",
     "norm",
+    "patches",
     "rotary",
     "save",
     "stored",

@@ -1,8 +1,9 @@
 """The architectures that are described, by config.json's model_type."""
 
-from stackjax.interop.hf.bert import BERT, DISTILBERT, ROBERTA, XLM_ROBERTA
+from stackjax.interop.hf.bert import BERT, DISTILBERT, ELECTRA, ROBERTA, XLM_ROBERTA
 from stackjax.interop.hf.beside import FALCON, GPT_NEOX, GPTJ, PHI
 from stackjax.interop.hf.bloom import BLOOM
+from stackjax.interop.hf.clip import CLIP_TEXT
 from stackjax.interop.hf.cohere import COHERE, COHERE2
 from stackjax.interop.hf.deepseek import DEEPSEEK_V3, GLM4_MOE, MINICPM3
 from stackjax.interop.hf.experts import GPT_OSS, MIXTRAL
@@ -17,16 +18,19 @@ from stackjax.interop.hf.mixture import OLMOE, QWEN2_MOE, QWEN3_MOE
 from stackjax.interop.hf.olmo import EXAONE4, OLMO, OLMO2, OLMO3
 from stackjax.interop.hf.opt import OPT
 from stackjax.interop.hf.t5 import MT5, T5, UMT5
+from stackjax.interop.hf.vit import VIT
 from stackjax.interop.hf.xlnet import XLNET
 
 ARCHITECTURES = {
     "bart": BART,
     "bert": BERT,
     "bloom": BLOOM,
+    "clip_text_model": CLIP_TEXT,
     "cohere": COHERE,
     "cohere2": COHERE2,
     "deepseek_v3": DEEPSEEK_V3,
     "distilbert": DISTILBERT,
+    "electra": ELECTRA,
     "exaone4": EXAONE4,
     "falcon": FALCON,
     "gemma": GEMMA,
@@ -68,6 +72,7 @@ ARCHITECTURES = {
     "starcoder2": STARCODER2,
     "t5": T5,
     "umt5": UMT5,
+    "vit": VIT,
     "xlm-roberta": XLM_ROBERTA,
     "xlnet": XLNET,
 }

@@ -1,11 +1,16 @@
-"""BERT, RoBERTa, XLM-R and DistilBERT with their masked-token heads: post-norm encoders.
+"""BERT, RoBERTa, XLM-R, DistilBERT and ELECTRA with their masked-token heads: post-norm encoders.
 
 Devlin et al. 2018, arXiv:1810.04805; Liu et al. 2019, arXiv:1907.11692; Conneau et al. 2019, arXiv:1911.02116; Sanh et
-al. 2019, arXiv:1910.01108.
+al. 2019, arXiv:1910.01108; Clark et al. 2020, arXiv:2003.10555.
 """
 
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import jax
+
 from stackjax.attention import Attention
-from stackjax.embedding import Embedding, Head
+from stackjax.embedding import Embedding, Head, final_norm
 from stackjax.feed_forward import Activation, FeedForward, gelu
 from stackjax.interop.hf import inert
 from stackjax.interop.hf.architecture import Architecture
@@ -14,10 +19,12 @@ from stackjax.interop.hf.mapping import Table, dense, norm, tensor, within
 from stackjax.layer import Layer
 from stackjax.model import Model
 from stackjax.norm import LayerNorm
+from stackjax.parameter import linear, matrix
 from stackjax.position import Learned
 from stackjax.recipe import PostNorm
 from stackjax.recipe.residual import Post
 from stackjax.stack import Stack
+from stackjax.sublayer import Params
 
 
 def _body(module: str) -> Table:
@@ -78,6 +85,53 @@ DISTILBERT_TENSORS: Table = {
 }
 
 
+ELECTRA_TENSORS: Table = _body("electra") | {
+    "electra.embeddings_project": dense("embedding/project"),
+    "generator_predictions.dense": dense("head/transform"),
+    "generator_predictions.LayerNorm": norm("head/norm"),
+    "generator_lm_head.bias": tensor("head/bias"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NarrowEmbedding(Embedding):
+    """An embedding of few features, mapped to the stream's by one matrix; it has no vectors in place of tokens.
+
+    Args:
+        d_token: number of features.
+
+    Source: Lan et al. 2019, section 3.1, arXiv:1909.11942.
+    """
+
+    d_token: int
+
+    def spec(self, d_model: int) -> dict[str, Any]:
+        return super().spec(self.d_token) | matrix(self.d_token, d_model, "embed", name="project", bias=True)
+
+    def width(self, d_model: int) -> int:
+        return self.d_token
+
+    def apply(self, params: Params, *arguments: Any, **options: Any) -> jax.Array:
+        return linear(params, "project", super().apply(params, *arguments, **options))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NarrowHead(Head):
+    """A head whose dense layer leads to the features of a `NarrowEmbedding`.
+
+    Args:
+        d_token: number of features.
+    """
+
+    d_token: int
+
+    def spec(self, d_model: int, vocab: int) -> dict[str, Any]:
+        specs = super().spec(d_model, vocab)
+        transform = replace(specs["transform"], shape=(d_model, self.d_token))
+        bias = replace(specs["transform_bias"], shape=(self.d_token,))
+        return {**specs, "transform": transform, "transform_bias": bias, "norm": final_norm(self.norm, self.d_token)}
+
+
 def _model(
     config: Config, activation: Activation, transform: Activation, norm: LayerNorm, *, first: int = 0, types: int = 0
 ) -> Model:
@@ -133,6 +187,21 @@ def distilbert(config: Config) -> tuple[Model, Table]:
     return _model(config, activation, activation, LayerNorm(eps=1e-12)), DISTILBERT_TENSORS
 
 
+def electra(config: Config) -> tuple[Model, Table]:
+    """ELECTRA's generator from its config: BERT with a narrow embedding."""
+    config.only(is_decoder=False, add_cross_attention=False, position_embedding_type="absolute")
+    norm, activation = LayerNorm(eps=config.take("layer_norm_eps", 1e-12)), config.activation("hidden_act", "gelu")
+    model = _model(config, activation, gelu, norm, types=config.take("type_vocab_size", 2))
+    width = config.take("embedding_size", 128)
+    if width == model.stack.d_model:
+        return model, ELECTRA_TENSORS
+    ends = {
+        name: kind(**{each.name: getattr(end, each.name) for each in fields(end)}, d_token=width)
+        for name, end, kind in (("embedding", model.embedding, NarrowEmbedding), ("head", model.head, NarrowHead))
+    }
+    return replace(model, **ends), ELECTRA_TENSORS
+
+
 BERT = Architecture(
     describe=bert,
     classes=("BertForMaskedLM", "BertForPreTraining"),
@@ -164,4 +233,10 @@ DISTILBERT = Architecture(
     classes=("DistilBertForMaskedLM",),
     aliases=(("vocab_projector.weight", "distilbert.embeddings.word_embeddings.weight"),),
     inert=inert.DISTILBERT,
+)
+ELECTRA = Architecture(
+    describe=electra,
+    classes=("ElectraForMaskedLM",),
+    aliases=(("generator_lm_head.weight", "electra.embeddings.word_embeddings.weight"),),
+    inert=inert.ELECTRA,
 )

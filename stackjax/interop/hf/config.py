@@ -13,6 +13,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": feed_forward.gelu_tanh,
     "gelu_fast": feed_forward.gelu_tanh,
     "gelu_pytorch_tanh": feed_forward.gelu_tanh,
+    "quick_gelu": feed_forward.gelu_sigmoid,
     "silu": feed_forward.silu,
     "swish": feed_forward.silu,
 }

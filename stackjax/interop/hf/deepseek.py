@@ -71,12 +71,13 @@ def _latent_attention(config: Config, *, interleaved: bool) -> LatentAttention:
     )
 
 
-def _model(config: Config, attention: Attention | LatentAttention, *, dense: int, scale: float) -> Model:
+def _model(config: Config, attention: Attention | LatentAttention, norm: RMSNorm, *, dense: int, scale: float) -> Model:
     """Dense layers first, then layers with experts.
 
     Args:
         config: read for the experts.
         attention: of all layers.
+        norm: before every sublayer.
         dense: number of dense layers, where the config does not say.
         scale: of the experts' sum, where the config does not say.
     """
@@ -98,8 +99,7 @@ def _model(config: Config, attention: Attention | LatentAttention, *, dense: int
     dense_layer = Layer(sublayers=(attention, causal.feed_forward(config, activation)))
     n_dense, depth = config.take("first_k_dense_replace", dense), config.take("num_hidden_layers")
     layers = [dense_layer] * min(n_dense, depth) + [Layer(sublayers=(attention, experts))] * max(depth - n_dense, 0)
-    recipe = PreNorm(residual=Pre(norm=RMSNorm(eps=config.take("rms_norm_eps", 1e-6))))
-    return causal.decoder(config, *layers, recipe=recipe)
+    return causal.decoder(config, *layers, recipe=PreNorm(residual=Pre(norm=norm)))
 
 
 def deepseek_v3(config: Config) -> tuple[Model, Table]:
@@ -107,20 +107,21 @@ def deepseek_v3(config: Config) -> tuple[Model, Table]:
     config.only(ep_size=1, moe_layer_freq=1, scoring_func="sigmoid", topk_method="noaux_tc")
     attention = _latent_attention(config, interleaved=config.take("rope_interleave", True))
     table = causal.layers(NORMS, _attention(attention), causal.FORWARD, EXPERTS)
-    return _model(config, attention, dense=3, scale=2.5), table
+    norm = RMSNorm(eps=config.take("rms_norm_eps", 1e-6))
+    return _model(config, attention, norm, dense=3, scale=2.5), table
 
 
 def glm4_moe(config: Config) -> tuple[Model, Table]:
     """GLM-4.5 and 4.6 from their config: DeepSeek's experts behind grouped heads, of which half of each turns."""
-    norm = RMSNorm(eps=config.take("rms_norm_eps", 1e-5)) if config.take("use_qk_norm", False) else NoNorm()
+    norm = RMSNorm(eps=config.take("rms_norm_eps", 1e-5))
     attention = causal.attention(
         config,
         bias=causal.QUERY_KEY_VALUE if config.take("attention_bias", False) else (),
         position=rotary(config, d_head=causal.head_width(config), share=0.5),
-        qk_norm=norm,
+        qk_norm=norm if config.take("use_qk_norm", False) else NoNorm(),
     )
     table = causal.layers(NORMS, causal.ATTENTION, causal.FORWARD, EXPERTS)
-    return _model(config, attention, dense=1, scale=1.0), table
+    return _model(config, attention, norm, dense=1, scale=1.0), table
 
 
 def minicpm3(config: Config) -> tuple[Model, Table]:

@@ -55,6 +55,8 @@ def gpt_neo(config: Config) -> tuple[Model, Table]:
     config.rename(num_hidden_layers="num_layers", num_attention_heads="num_heads")
     groups = config.take("attention_types", [[["global", "local"], 12]])
     kinds = [kind for names, times in groups for _ in range(times) for kind in names]
+    if len(kinds) != config.take("num_hidden_layers"):
+        raise ValueError(f"config.json needs as many attention_types as layers; got {groups}")
     config.only(attention_layers=kinds)
     attention = causal.attention(config, bias=("out",), scale=1.0)
     windows = {"global": None, "local": config.take("window_size", 256)}

@@ -68,6 +68,7 @@ BLOOM = Inert(
         r"skip_bias_add_qkv|n_inner|seq_length",
     ),
 )
+CLIP_TEXT = Inert(tensors=(r"text_model\.embeddings\.position_ids",))
 COHERE = Inert(options=(r"model_max_length",))
 COHERE2 = Inert(
     # The trainer's own names for what every model of the family does.
@@ -81,6 +82,9 @@ DEEPSEEK_V3 = Inert(
 GEMMA2 = Inert(options=(r"sliding_window_size",))
 # DistilBERT's positions are stored, whatever they began as.
 DISTILBERT = Inert(options=(r"sinusoidal_pos_embds|tie_weights_",), tensors=(r"distilbert\.embeddings\.position_ids",))
+ELECTRA = Inert(
+    options=(r"generator_size",), tensors=(r"electra\.embeddings\.position_ids", r"discriminator_predictions\..*")
+)
 EXAONE4 = Inert(options=(r"reorder_qk_norm|max_window_layers",))
 FALCON = Inert(options=(r"apply_residual_connection_post_layernorm",))
 GPT_BIGCODE = Inert(
@@ -127,6 +131,9 @@ ROBERTA = Inert(tensors=(r"roberta\.pooler\..*", r"roberta\.embeddings\.position
 T5 = Inert(
     options=(r"n_positions|scalable_attention",),
     tensors=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
+)
+VIT = Inert(
+    options=(r"encoder_stride|pooler_output_size|pooler_act|image_processor_type",), tensors=(r"vit\.pooler\..*",)
 )
 XLNET = Inert(
     # The memory, which is not used, and other heads.

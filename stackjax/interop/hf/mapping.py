@@ -33,13 +33,13 @@ class Rule:
             axes are stored the other way round.
         groups: of how many groups the last axis consists, each with its share of every parameter: 1 for plain
             concatenation, the number of heads for projections stored head by head, F for interleaved columns.
-        heads: where the last axis is stored as two, (heads, width); 0 where it is one.
+        shape: as which the numbers are stored, where that has other axes; one of them may be -1, what is left.
     """
 
     leaves: tuple[str, ...]
     tensors: tuple[tuple[str, str, bool], ...]
     groups: int = 1
-    heads: int = 0
+    shape: tuple[int, ...] = ()
 
 
 Table = dict[str, Rule | tuple[Rule, ...]]
@@ -61,9 +61,9 @@ def norm(leaf: str) -> Rule:
     return Rule(leaves=(leaf,), tensors=((".weight", "/scale", False), (".bias", "/bias", False)))
 
 
-def tensor(*leaves: str, transposed: bool = False, groups: int = 1, heads: int = 0) -> Rule:
+def tensor(*leaves: str, transposed: bool = False, groups: int = 1, shape: tuple[int, ...] = ()) -> Rule:
     """A tensor by its full name."""
-    return Rule(leaves=leaves, tensors=(("", "", transposed),), groups=groups, heads=heads)
+    return Rule(leaves=leaves, tensors=(("", "", transposed),), groups=groups, shape=shape)
 
 
 def within(module: str, leaf: str, table: Table) -> Table:
@@ -104,29 +104,34 @@ class Link:
         parts: side by side along the last axis.
         transposed: see `Rule`.
         groups: see `Rule`.
-        heads: see `Rule`.
+        stored: see `Rule.shape`.
     """
 
     name: str
     parts: tuple[Part, ...]
     transposed: bool = False
     groups: int = 1
-    heads: int = 0
+    stored: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the tensor as stored in the checkpoint."""
+        left = math.prod(self._plain) // abs(math.prod(self.stored))
+        return tuple(left if size == -1 else size for size in self.stored) or self._plain
+
+    @property
+    def _plain(self) -> tuple[int, ...]:
+        """The shape without the axes that only the file has."""
         lead, last = self.parts[0].shape[:-1], sum(part.shape[-1] for part in self.parts if part.shape)
         if self.transposed:
             lead, last = (*lead[:-1], last), lead[-1]
         if not self.parts[0].shape:
             return ()
-        return (*lead, self.heads, last // self.heads) if self.heads else (*lead, last)
+        return (*lead, last)
 
     def split(self, value: np.ndarray) -> list[np.ndarray]:
         """The tensor's parts, in our orientation."""
-        if self.heads:
-            value = value.reshape(*value.shape[:-2], -1)
+        value = value.reshape(self._plain)
         if self.transposed:
             value = np.swapaxes(value, -1, -2)
         if len(self.parts) == 1:
@@ -240,7 +245,7 @@ def _links(name: str, rule: Rule, addresses: dict[str, Part]) -> list[Link]:
                         parts=tuple(part if expert is None else _row(part, expert) for part in parts),
                         transposed=transposed,
                         groups=rule.groups,
-                        heads=rule.heads,
+                        stored=rule.shape,
                     )
                 )
     return links

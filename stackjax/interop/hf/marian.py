@@ -47,7 +47,7 @@ TENSORS: Table = {
     **within("model.decoder.layers.{layer}.", "decoder/stack/{layer}/", LAYER),
     "model.encoder.layer_norm": norm("encoder/leave/inner/norm"),
     "model.decoder.layer_norm": norm("decoder/stack/leave/inner/norm"),
-    "final_logits_bias": tensor("decoder/head/bias", heads=1),
+    "final_logits_bias": tensor("decoder/head/bias", shape=(1, -1)),
 }
 
 

@@ -19,14 +19,15 @@ from stackjax.recipe.residual import Post
 from stackjax.stack import Stack
 
 
-def tensors(heads: int) -> Table:
+def tensors(d_model: int, heads: int) -> Table:
     """The table of XLNet's tensors; its projections keep the heads on an axis of their own."""
+    shape = (d_model, heads, -1)
     layer: Table = {
-        "rel_attn.q": tensor("attention/query", heads=heads),
-        "rel_attn.k": tensor("attention/key", heads=heads),
-        "rel_attn.v": tensor("attention/value", heads=heads),
-        "rel_attn.o": tensor("attention/out", transposed=True, heads=heads),
-        "rel_attn.r": tensor("attention/position/relative", heads=heads),
+        "rel_attn.q": tensor("attention/query", shape=shape),
+        "rel_attn.k": tensor("attention/key", shape=shape),
+        "rel_attn.v": tensor("attention/value", shape=shape),
+        "rel_attn.o": tensor("attention/out", transposed=True, shape=shape),
+        "rel_attn.r": tensor("attention/position/relative", shape=shape),
         "rel_attn.r_w_bias": tensor("attention/position/content_bias"),
         "rel_attn.r_r_bias": tensor("attention/position/position_bias"),
         "rel_attn.layer_norm": norm("residual/attention/norm"),
@@ -60,7 +61,7 @@ def describe(config: Config) -> tuple[Model, Table]:
         stack=Stack.of(layer, depth=config.take("n_layer"), d_model=d_model, recipe=recipe, side="encoder"),
         head=Head(tied=True, bias=True),
     )
-    return model, tensors(heads)
+    return model, tensors(d_model, heads)
 
 
 XLNET = Architecture(
