@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from stackjax.check import ids, integers, positive, rate, rows
+from stackjax.check import ids, integers, positive, rate, rows, shown
 from stackjax.description import Description
 from stackjax.dot_product import first_positions
 from stackjax.feed_forward import Activation
@@ -81,7 +81,8 @@ class Embedding(Description):
             return tokens.shape
         if tokens.ndim < 2 or tokens.shape[-1] != self.width(d_model):
             raise ValueError(
-                f"vectors in place of tokens must be (..., T, {self.width(d_model)}); got the shape {tokens.shape}"
+                f"tokens must be an array (..., T) of integers, or vectors (..., T, {self.width(d_model)}) in their "
+                f"place; got {shown(tokens)}"
             )
         return tokens.shape[:-1]
 

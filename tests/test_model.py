@@ -163,5 +163,7 @@ def test_a_position_that_does_not_act_on_the_stream():
 
 def test_tokens_must_be_integers():
     model = sj.decoder(**SMALL)
-    with pytest.raises(ValueError, match=r"tokens must be an array .* of integers; got an array .* float32"):
+    with pytest.raises(
+        ValueError, match=r"tokens must be an array .* of integers, or vectors .*; got an array .* float32"
+    ):
         model.apply(model.init(jax.random.key(0)), jnp.zeros((2, 6)))
