@@ -28,7 +28,7 @@ TENSORS: Table = causal.layers(
 def _model(config: Config, norm: LayerNorm, *attention: Attention) -> tuple[Model, Table]:
     """Attention, one or one for each layer, beside the feed-forward."""
     forward = causal.feed_forward(config, config.activation("hidden_act", "silu"))
-    layers = [Layer(sublayers=(Parallel(sublayers=(own, forward)),)) for own in attention]
+    layers = [Layer(sublayers=(Parallel(sublayers=(each, forward)),)) for each in attention]
     head = {"scale": config.take("logit_scale", 0.0625)}
     recipe = PreNorm(residual=Pre(norm=norm))
     return causal.decoder(config, *layers, recipe=recipe, tied=True, head=head), TENSORS

@@ -92,19 +92,19 @@ class Config:
             Values by name. One that is itself nothing (null, false, or empty) asks for nothing.
         """
         unread = sorted(self.fields.keys() - self.read.keys())
-        found = {name: self.fields[name] for name in unread if not (is_nothing(self.fields[name]) or inert(name))}
+        unknown = {name: self.fields[name] for name in unread if not (is_nothing(self.fields[name]) or inert(name))}
         for outer, config in self.inside.items():
-            found |= {f"{outer}.{name}": value for name, value in config.unknown(inert).items()}
-        return found
+            unknown |= {f"{outer}.{name}": value for name, value in config.unknown(inert).items()}
+        return unknown
 
 
 def without(fields: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
     """The options of a config.json but some, of which `outer.inner` is one of a config inside it."""
-    kept = {name: value for name, value in fields.items() if name not in names}
+    left = {name: value for name, value in fields.items() if name not in names}
     for outer, _, inner in (name.partition(".") for name in names):
         if inner:
-            kept[outer] = without(kept[outer], [inner])
-    return kept
+            left[outer] = without(left[outer], [inner])
+    return left
 
 
 def is_nothing(value: Any) -> bool:

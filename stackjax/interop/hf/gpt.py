@@ -44,7 +44,7 @@ def _model(config: Config, *attention: Attention) -> Model:
     """Attention, one or one for each layer, and a feed-forward with biases, over learned positions."""
     activation = config.activation("activation_function", "gelu_new")
     forward = FeedForward(d_hidden=config.take("intermediate_size", None), activation=activation, bias=True)
-    layers = [Layer(sublayers=(own, forward)) for own in attention]
+    layers = [Layer(sublayers=(each, forward)) for each in attention]
     recipe = PreNorm(residual=Pre(norm=LayerNorm(eps=config.take("layer_norm_epsilon", 1e-5))))
     position = Learned(n_positions=config.take("max_position_embeddings"))
     return causal.decoder(config, *layers, recipe=recipe, tied=True, embedding={"position": position})
@@ -99,13 +99,13 @@ def mpt(config: Config) -> tuple[Model, Table]:
     """MPT from its config: ALiBi, no biases, and queries, keys and values that may be clipped."""
     config.rename(hidden_size="d_model", num_hidden_layers="n_layers", num_attention_heads="n_heads")
     config.only(no_bias=True, expansion_ratio=4, logit_scale=None, embedding_fraction=1.0, tie_word_embeddings=True)
-    own = config.nested("attn_config")
-    own.only(attn_type="multihead_attention", alibi=True, alibi_bias_max=8, qk_ln=False, prefix_lm=False)
+    nested = config.nested("attn_config")
+    nested.only(attn_type="multihead_attention", alibi=True, alibi_bias_max=8, qk_ln=False, prefix_lm=False)
     attention = Attention(
         n_heads=config.take("num_attention_heads"),
         position=ALiBi(),
-        scale=own.take("softmax_scale", None),
-        **clipped(own.take("clip_qkv", None)),
+        scale=nested.take("softmax_scale", None),
+        **clipped(nested.take("clip_qkv", None)),
     )
     layer = Layer(sublayers=(attention, FeedForward(activation=gelu)))
     recipe = PreNorm(residual=Pre(norm=LayerNorm(eps=config.take("layer_norm_epsilon", 1e-5), bias=False)))

@@ -49,7 +49,7 @@ def attention(config: Config, norm: RMSNorm, **more: object) -> Attention:
 def _model(config: Config, norm: RMSNorm, *attention: Attention) -> tuple[Model, Table]:
     """Attention, one or one for each layer, and the gated feed-forward, with a norm behind each."""
     forward = causal.feed_forward(config, config.activation("hidden_act", "silu"))
-    layers = [Layer(sublayers=(own, forward)) for own in attention]
+    layers = [Layer(sublayers=(each, forward)) for each in attention]
     return causal.decoder(config, *layers, recipe=ResPostNorm(residual=BranchNormed(norm=norm))), TENSORS
 
 
