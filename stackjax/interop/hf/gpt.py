@@ -101,11 +101,13 @@ def mpt(config: Config) -> tuple[Model, Table]:
     config.only(no_bias=True, expansion_ratio=4, logit_scale=None, embedding_fraction=1.0, tie_word_embeddings=True)
     nested = config.nested("attn_config")
     nested.only(attn_type="multihead_attention", alibi=True, alibi_bias_max=8, qk_ln=False, prefix_lm=False)
+    clip = clipped(nested.take("clip_qkv", None))
     attention = Attention(
         n_heads=config.take("num_attention_heads"),
         position=ALiBi(),
         scale=nested.take("softmax_scale", None),
-        **clipped(nested.take("clip_qkv", None)),
+        qk_norm=clip,
+        value_norm=clip,
     )
     layer = Layer(sublayers=(attention, FeedForward(activation=gelu)))
     recipe = PreNorm(residual=Pre(norm=LayerNorm(eps=config.take("layer_norm_epsilon", 1e-5), bias=False)))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from stackjax.attention import Attention
-from stackjax.norm import Norm
+from stackjax.norm import NoNorm, Norm
 from stackjax.parameter import is_spec
 from stackjax.sublayer import Params
 
@@ -28,9 +28,9 @@ class Clipped(Norm):
         return jnp.clip(x, -self.limit, self.limit)
 
 
-def clipped(limit: float | None) -> dict[str, Norm]:
-    """The fields of `Attention` that clip queries, keys and values; none where the limit is None."""
-    return {} if limit is None else {"qk_norm": Clipped(limit=limit), "value_norm": Clipped(limit=limit)}
+def clipped(limit: float | None) -> Norm:
+    """The clipping at a limit that a config gives; None for none."""
+    return NoNorm() if limit is None else Clipped(limit=limit)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ OLMo: Groeneveld et al. 2024, arXiv:2402.00838. OLMo 2: 2024, arXiv:2501.00656. 
 """
 
 from dataclasses import replace
+from typing import Any
 
 from stackjax.attention import Attention
 from stackjax.interop.hf import causal, inert
@@ -28,19 +29,15 @@ TENSORS: Table = causal.layers(NORMS, causal.ATTENTION, causal.FORWARD)
 
 def olmo(config: Config) -> tuple[Model, Table]:
     """OLMo 1 from its config: norms without parameters, and queries, keys and values clipped."""
-    attention = causal.attention(
-        config,
-        bias=config.take("attention_bias", False),
-        position=rotary(config),
-        **clipped(config.take("clip_qkv", None)),
-    )
+    bias, clip = config.take("attention_bias", False), clipped(config.take("clip_qkv", None))
+    attention = causal.attention(config, bias=bias, position=rotary(config), qk_norm=clip, value_norm=clip)
     forward = causal.feed_forward(config, config.activation("hidden_act", "silu"))
     recipe = PreNorm(residual=Pre(norm=LayerNorm(eps=1e-5, scale=False, bias=False)))
     table = causal.layers(causal.PROJECTIONS, causal.FORWARD)
     return causal.decoder(config, Layer(sublayers=(attention, forward)), recipe=recipe), table
 
 
-def attention(config: Config, norm: RMSNorm, **more: object) -> Attention:
+def attention(config: Config, norm: RMSNorm, **more: Any) -> Attention:
     """The attention of OLMoE, OLMo 2 and 3."""
     bias, qk_norm = config.take("attention_bias", False), OverHeads(norm=norm)
     return causal.attention(config, kind=NormedOverHeads, bias=bias, qk_norm=qk_norm, **more)
@@ -73,10 +70,10 @@ def exaone4(config: Config) -> tuple[Model, Table]:
     """EXAONE 4 from its config: where some layers are local, the others know no positions."""
     norm, window = RMSNorm(eps=config.take("rms_norm_eps", 1e-5)), config.take("sliding_window", 4096)
     attention = causal.attention(config, position=rotary(config), qk_norm=norm)
-    pattern = config.take("sliding_window_pattern", 4)
-    if isinstance(pattern, str):
-        config.take("layer_types")
-    kinds = causal.kinds(config, lambda i: "sliding_attention" if window and (i + 1) % pattern else "full_attention")
+    every = config.take("sliding_window_pattern", 4)
+    if isinstance(every, str):
+        every = len(config.take("layer_types"))
+    kinds = causal.kinds(config, lambda i: "sliding_attention" if window and (i + 1) % every else "full_attention")
     far = attention if window is None else replace(attention, position=NoPosition())
     by_kind = {"full_attention": far, "sliding_attention": replace(attention, window=window)}
     return _model(config, norm, *(by_kind[kind] for kind in kinds))
