@@ -1,5 +1,6 @@
 """kill -9, at random instants and at each named point of a write: nothing reported is lost, and no bit changes."""
 
+import contextlib
 import random
 import time
 
@@ -15,15 +16,29 @@ def reported(out):
     return {path: path.read_bytes() for path in out.glob("cells/*/summary.json")}
 
 
+def at_work(process, out):
+    """Wait until a worker has claimed a group, which comes after its imports; False if it ended before."""
+    began = time.time()
+    while process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):
+            if any(path.stat().st_mtime > began for path in out.glob("groups/*/claim.json")):
+                return True
+        time.sleep(0.005)
+    return False
+
+
 def test_at_fifty_random_instants(bench, tmp_path):
-    """One folder after another, each worker killed at a moment drawn from the whole of its run."""
+    """One folder after another, each worker killed at a moment drawn from the whole of its work."""
     random_ = random.Random(time.time_ns())
+    process = bench.start(tmp_path / "timing")
+    at_work(process, tmp_path / "timing")
     began = time.monotonic()
-    bench.check(tmp_path / "timing")
+    process.communicate()
     whole, killed, folder, out = time.monotonic() - began, 0, 0, tmp_path / "0"
     while killed < 50:
         process = bench.start(out)
-        time.sleep(random_.uniform(0.5, 1.0) * whole)
+        if at_work(process, out):
+            time.sleep(random_.uniform(0, 1) * whole)
         before = reported(out)
         ended = process.poll() is not None
         process.kill()
