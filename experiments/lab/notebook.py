@@ -14,7 +14,7 @@ from . import chart
 from .store import Json
 
 DIGITS = 4
-"""Of the numbers beside a picture."""
+"""Significant digits of the numbers beside a picture."""
 
 
 def show(figure: alt.TopLevelMixin, *, raster: bool = False) -> None:
@@ -36,7 +36,7 @@ def show(figure: alt.TopLevelMixin, *, raster: bool = False) -> None:
 
 
 def compressed(png: bytes) -> bytes:
-    """The same picture with its pixels packed as tightly as zlib can, which the renderer does not do."""
+    """A PNG with its pixels packed as tightly as zlib can, which the renderer does not do."""
     chunks, place = [], 8
     while place < len(png):
         (size,) = struct.unpack_from(">I", png, place)

@@ -54,7 +54,7 @@ DEPTH, SEEDS = 48, 3
 
 
 def about_recipes(quick: bool) -> dict[str, Json]:
-    """What a profile at birth is of, for each recipe."""
+    """Recipes and sizes that identify each profile at birth, by name."""
     setting, depth, seeds = (QUICK_SIZES, 2, 1) if quick else (SIZES, DEPTH, SEEDS)
     shown = (recipe_page.REFERENCE, "deepnorm") if quick else NAMES
     size = {"depth": depth, "seeds": seeds, "d_model": setting.d_model, "context": setting.context}
@@ -62,7 +62,7 @@ def about_recipes(quick: bool) -> dict[str, Json]:
 
 
 def about_positions(quick: bool) -> dict[str, Json]:
-    """What a matrix is of, for each position; with the tokens along its sides where they are those of a tree."""
+    """Positions that identify each matrix, by name; with the tokens along its sides where they are those of a tree."""
     words = document()[0][:TOKENS]
     shown = list(position_page.pages(encodings(TOKENS)).items())[: 2 if quick else None]
     return {

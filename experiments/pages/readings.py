@@ -46,7 +46,7 @@ def points(recipe: str) -> list[Json]:
 
 
 def check(recipe: str) -> Json | None:
-    """What the first steps at the greatest depth cost a recipe, in the depth atlas."""
+    """Cost of a recipe's first steps at the greatest depth, in the depth atlas; None if it was not measured."""
     rows = (row for row in result("depth_atlas")["rows"] if row["kind"] == "check" and row["recipe"] == recipe)
     return next(rows, None)
 
