@@ -138,7 +138,7 @@ def measure(options: Options, way: Way, n_tokens: int) -> Row:
 
 
 def cases(options: Options) -> list[tuple[Way, int]]:
-    """What is measured, in order."""
+    """The cases to measure, in order."""
     ways: tuple[Way, ...] = ("written out", "window", "blocks")
     return [(way, n) for n in options.tokens for way in ways if way != "written out" or n <= options.written_out]
 

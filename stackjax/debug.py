@@ -145,7 +145,7 @@ def _name(model: AbstractModel, path: Path) -> str:
 
 
 def _count(value: jax.Array) -> jax.Array:
-    """How many are NaN, and how many infinite, (2,)."""
+    """Count the NaN and the infinite entries, (2,)."""
     return jnp.stack((jnp.sum(jnp.isnan(value)), jnp.sum(jnp.isinf(value))))
 
 

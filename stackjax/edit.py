@@ -59,7 +59,7 @@ class Edits:
         return site in self.functions
 
     def within(self, name: str) -> "Edits":
-        """Those of a sublayer inside this one."""
+        """The edits of a sublayer inside this one."""
         return Edits(_below(self.functions, name), f"{self.place}/{name}")
 
     def apply(self, site: str, value: Any) -> Any:

@@ -28,7 +28,7 @@ EXIT = "exit"
 
 
 def hidden(model: Model, params: Params, tokens: jax.Array, *inputs: Any, **options: Any) -> tuple[jax.Array, Result]:
-    """What leaves the stack after each layer, in place of what leaves after the last: `Model.hidden` at all depths.
+    """The stack's output after each layer, in place of that after the last alone: `Model.hidden` at all depths.
 
     Args:
         model: a decoder or an encoder.

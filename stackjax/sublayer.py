@@ -63,7 +63,7 @@ class SideInputs:
         return value if self.edits is None else self.edits.apply(site, value)
 
     def within(self, name: str) -> "SideInputs":
-        """Those of a sublayer inside this one."""
+        """The side inputs of a sublayer inside this one, with the edits that are for it."""
         return self if self.edits is None else replace(self, edits=self.edits.within(name))
 
     def edits_at(self, site: str) -> bool:

@@ -101,7 +101,7 @@ def metrics_named(name: str) -> Callable[..., Any]:
 
 
 def dotted(name: str, kind: str) -> Any:
-    """What stands at a dotted path, `my.module:thing`.
+    """The object at a dotted path, `my.module:thing`.
 
     Args:
         name: the path.
