@@ -1,7 +1,7 @@
 """Options of config.json files as they are published, by repository: sizes, ages and quirks mixed.
 
-Names and values are the files'; lists that repeat a number, and what tells nothing (names of authors, versions, task
-parameters), are shortened.
+Names and values are those of the public files as their readers remember them; few could be compared with a file here.
+Lists that repeat a number, and what tells nothing (names of authors, versions, task parameters), are shortened.
 """
 
 _BERT = {
