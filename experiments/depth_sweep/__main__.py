@@ -1,7 +1,7 @@
 """The main job: train every recipe at every depth and learning rate, and report which of them can be stacked.
 
     python -m experiments.depth_sweep
-    python -m experiments.depth_sweep --task hops --context 17 --depths 0 1 2 3 --steps 3000
+    python -m experiments.depth_sweep --task hops --context 17 --batch 64 --depths 0 1 2 3 --steps 3000
     python -m experiments.depth_sweep --depths 4 16 64 --recipes pre_norm my.module:recipe --seeds 3 --out runs/mine
 
 Killed at any moment, the same command goes on. A larger grid in the same folder runs only what is new.
@@ -10,7 +10,7 @@ Killed at any moment, the same command goes on. A larger grid in the same folder
 import dataclasses
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,17 +18,16 @@ import jax.numpy as jnp
 import tyro
 from rich.console import Console
 
-from ..lab import command_line, compile_cache, cost, data, progress
+from ..lab import command_line, compile_cache, cost, data, extend, progress
 from ..lab.command_line import FAILED, INTERRUPTED, OK, UNDONE, asked_to_stop
 from ..lab.corpus import Corpus
 from ..lab.data.found import printable
-from ..lab.grid import Grid, Job, Setting
-from ..lab.headline import sentences
+from ..lab.grid import Grid, Setting
 from ..lab.made import TASKS
 from ..lab.results import Results
 from ..lab.store import Folder
-from ..lab.sweep import Interrupted, Show, Sweep, run, save_record, undone
-from . import on_ray, report
+from ..lab.sweep import Interrupted, RunJobs, Sweep, run, run_jobs, save_record, undone
+from . import hops, on_ray, report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +60,11 @@ class Options:
     """Folder of the run; a new one, or that of a sweep with the same setting and data."""
     lanes: Literal["vmap", "loop"] = "vmap"
     """Learning rates and seeds all at once, or one after another in less memory."""
+    extend_rates: bool = True
+    """Where the best learning rate of a recipe and depth is an end of those tried, try the next one on that side (up
+    to three); then once halfway to its neighbours. A single --learning-rates is left alone."""
+    hops: bool = True
+    """Beside text, train one and two layers to follow three pointers, in the folder hops: what stacking is for."""
     dry_run: bool = False
     """Print what is read and what is left out, the grid, what it costs and what is done already; write nothing."""
     report_only: bool = False
@@ -87,8 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return command_line.command("experiments.depth_sweep", prepared, work, arguments)
 
 
-def prepared(words: Sequence[str], line: str) -> tuple[Options, Sweep | Results]:
-    """The options, and the sweep that they describe, checked; or with `--report-only` the results that are there.
+def prepared(words: Sequence[str], line: str) -> tuple[Options, list[Sweep] | Results]:
+    """The options, and the sweeps that they describe, checked; or with `--report-only` the results that are there.
 
     Raises:
         ValueError: what cannot be.
@@ -101,26 +105,32 @@ def prepared(words: Sequence[str], line: str) -> tuple[Options, Sweep | Results]
         results = Results.of(options.out)
         command_line.make_folder(options.out)
         return options, results
-    sweep = prepare(options, line)
-    complaints = sweep.check()
+    sweeps = planned(options, line)
+    complaints = dict.fromkeys(warning for sweep in sweeps for warning in sweep.check())
     if not options.dry_run:
         command_line.make_folder(options.out)
     for warning in complaints:
         warnings.warn(warning, stacklevel=1)
-    return options, sweep
+    return options, sweeps
 
 
-def work(made: tuple[Options, Sweep | Results]) -> int:
+def work(made: tuple[Options, list[Sweep] | Results]) -> int:
     """Do what the options ask for; returns the exit status."""
     options, subject = made
     if isinstance(subject, Results):
         return _report(subject)
     if options.dry_run:
-        print(dry_run(subject))
+        print(*map(dry_run, subject), "Nothing was written.", sep="\n\n")
         return OK
     if options.compile_cache:
         compile_cache.enable()
-    return _run(subject, options.retry_failed, on_ray.run if options.scheduler == "ray" else run)
+    return _run(subject, options.retry_failed, on_ray.run_jobs if options.scheduler == "ray" else run_jobs)
+
+
+def planned(options: Options, command: str) -> list[Sweep]:
+    """The sweep that the options describe and, beside text, that of three hops."""
+    sweep = prepare(options, command)
+    return [sweep, hops.beside(sweep)] if options.hops and options.setting.task == "text" else [sweep]
 
 
 def prepare(options: Options, command: str) -> Sweep:
@@ -142,6 +152,7 @@ def prepare(options: Options, command: str) -> Sweep:
         setting=options.setting,
         corpus=corpus,
         mode=options.lanes,
+        extend_rates=options.extend_rates,
         command=command,
         checkpoint_seconds=options.checkpoint_seconds,
         keep_params=options.keep_params,
@@ -157,7 +168,7 @@ def dry_run(sweep: Sweep) -> str:
         "",
         f"{'recipe':<20}{'depth':>6}{'cells':>7}{'done':>6}{'params':>13}{'FLOPs':>10}{'memory':>11}",
     ]
-    total = 0
+    total, most = 0, 0
     for job in sweep.jobs():
         group = job.group
         done = sum(sweep.folder.summary(name) is not None for name in job.cell_names)
@@ -168,6 +179,7 @@ def dry_run(sweep: Sweep) -> str:
             lines.append(f"{group.recipe:<20}{group.depth:>6}  cannot be built: {type(error).__name__}")
             continue
         total += 0 if done == len(group.cells) else flops
+        most += sweep.grid.seeds * extend.MOST * flops // len(group.cells)
         memory = cost.memory_estimate(
             model,
             n_heads=setting.n_heads,
@@ -182,43 +194,55 @@ def dry_run(sweep: Sweep) -> str:
             f"{group.recipe:<20}{group.depth:>6}{len(group.cells):>7}{done:>6}{model.n_params:>13,}{flops:>10.1e}"
             f"{memory / 2**20:>7.0f} MiB"
         )
-    lines += [
-        "",
-        f"{total:.2e} model FLOPs are left to do. Memory is an estimate, to a factor of two. Nothing was written.",
-    ]
+    lines += ["", f"{total:.2e} model FLOPs are left to do. Memory is an estimate, to a factor of two."]
+    steps = extend.ladder(sweep.grid.learning_rates)
+    if sweep.extend_rates and len(steps) > 1:
+        lines.append(
+            f"Learning rates may be added where the best is an end of those tried, from {steps[0]:g} to {steps[-1]:g}, "
+            f"and halfway to its neighbours: at most {extend.MOST} for a recipe and depth, {most:.2e} FLOPs in all."
+        )
     return "\n".join(lines)
 
 
-def _run(sweep: Sweep, retry_failed: bool, run: Callable[[Sweep, Show], list[Job]]) -> int:
-    if retry_failed:
-        for config in sweep.folder.configs():
-            if (sweep.folder.summary(config["cell"]) or {}).get("status") == "failed":
-                sweep.folder.remove(config["cell"])
-    console = Console()
-    show = progress.Screen(console) if console.is_terminal else progress.Plain()
-    try:
-        with asked_to_stop() as stop:
-            left = run(dataclasses.replace(sweep, stop=stop), show)
-    except (Interrupted, KeyboardInterrupt):
-        show.close()
-        print(f"\nInterrupted. This goes on from there:\n  {sweep.command}")
-        return INTERRUPTED
-    finally:
-        show.close()
-    status = _report(Results.of(sweep.folder.path))
-    if left:
-        print(undone(sweep, left))
+def _run(sweeps: Sequence[Sweep], retry_failed: bool, begin: RunJobs) -> int:
+    left = []
+    for sweep in sweeps:
+        if retry_failed:
+            _forget_failed(sweep.folder)
+        console = Console()
+        show = progress.Screen(console) if console.is_terminal else progress.Plain()
+        try:
+            with asked_to_stop() as stop:
+                jobs = run(dataclasses.replace(sweep, stop=stop), show, begin)
+        except (Interrupted, KeyboardInterrupt):
+            show.close()
+            print(f"\nInterrupted. This goes on from there:\n  {sweep.command}")
+            return INTERRUPTED
+        finally:
+            show.close()
+        left += [undone(sweep, jobs)] if jobs else []
+    status = _report(Results.of(sweeps[0].folder.path))
+    for line in left:
+        print(line)
     return UNDONE if left else status
 
 
+def _forget_failed(folder: Folder) -> None:
+    for config in folder.configs():
+        if (folder.summary(config["cell"]) or {}).get("status") == "failed":
+            folder.remove(config["cell"])
+
+
 def _report(results: Results) -> int:
-    save_record(results.folder, results.base, results.folder.groups())
-    results.save()
+    parts = [part for part in (results, hops.read(results)) if part is not None]
+    for part in parts:
+        save_record(part.folder, part.base, part.folder.groups())
+        part.save()
     report.write_finding(results)
     path = report.write_report(results)
-    headline = "\n".join(f"- {line}" for line in sentences(results))
+    headline = "\n".join(f"- {line}" for line in report.headlines(results))
     print(f"\n{headline}\n\nThe report: {path}")
-    return FAILED if any(cell["status"] == "failed" for cell in results.cells) else OK
+    return FAILED if any(cell["status"] == "failed" for part in parts for cell in part.cells) else OK
 
 
 if __name__ == "__main__":

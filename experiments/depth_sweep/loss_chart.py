@@ -11,6 +11,7 @@ import altair as alt
 from ..lab.chart import PALETTE, decades, ramp
 from ..lab.results import Results
 from ..lab.store import Json
+from . import hops
 
 COLUMNS = 3
 WIDTH, HEIGHT = 280, 200
@@ -50,7 +51,25 @@ def final_loss(results: Results) -> alt.TopLevelMixin | None:
         .encode(x=x, y="seed_loss:Q", color=color, opacity=opacity, tooltip=seed_tip)
     )
     layers = _floors(results) + base.mark_line(strokeWidth=2.5) + dots + mark
-    return layers.add_params(chosen).properties(width=820, height=380)
+    beside = hops.read(results)
+    if beside is None:
+        return layers.add_params(chosen).properties(width=820, height=380)
+    text = layers.add_params(chosen).properties(width=520, height=380, title="Text: which recipes can be stacked")
+    return alt.hconcat(text, _three_hops(beside), spacing=70)
+
+
+def _three_hops(results: Results) -> Any:
+    """Final loss of each number of layers on three hops, at the best learning rate."""
+    rows = [{**row, "cells": None} for row in results.best() if row["loss"] is not None]
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        x=alt.X("depth:O", title="depth (layers)", axis=alt.Axis(labelAngle=0)),
+        y=alt.Y("loss:Q", title="final validation loss (nats per answer)", scale=alt.Scale(zero=True)),
+    )
+    bar = base.mark_bar(size=34, color=PALETTE[0]).encode(
+        tooltip=["depth:O", alt.Tooltip("loss:Q", format=".4f"), alt.Tooltip("learning_rate:Q", title="best rate")]
+    )
+    number = base.mark_text(dy=-8).encode(text=alt.Text("loss:Q", format=".2f"))
+    return (bar + number).properties(width=170, height=380, title="Three hops: what stacking is for")
 
 
 def _floors(results: Results) -> Any:

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 from ..lab import command_line, progress
 from ..lab.grid import Job
-from ..lab.sweep import Interrupted, Show, Sweep, run_jobs
+from ..lab.sweep import Interrupted, Show, Sweep
+from ..lab.sweep import run_jobs as run_here
 
 PROGRAM = "experiments.depth_sweep"
 TRIES = 4
@@ -42,13 +43,19 @@ def settle(words: Sequence[str], folder: str, group: str) -> bool:
     """
     os.chdir(folder)
     depth_sweep = importlib.import_module(f"{__package__}.__main__")
-    sweep = depth_sweep.prepare(command_line.parse(words, depth_sweep.Options, PROGRAM), "")
-    jobs = [job for job in sweep.jobs() if job.name == group]
-    return bool(jobs) and not run_jobs(sweep, jobs, progress.Plain())
+    for part in depth_sweep.planned(command_line.parse(words, depth_sweep.Options, PROGRAM), ""):
+        if jobs := [job for job in part.jobs() if job.name == group]:
+            return not run_here(part, jobs, progress.Plain())
+    return False
 
 
-def run(sweep: Sweep, show: Show) -> list[Job]:
-    """`sweep.run` on a Ray cluster, whose machines share the sweep's folder and its data.
+def run_jobs(sweep: Sweep, jobs: Sequence[Job], show: Show) -> list[Job]:
+    """`lab.sweep.run_jobs` on a Ray cluster, whose machines share the sweep's folder and its data.
+
+    Args:
+        sweep: whose command every task reads again.
+        jobs: some of it.
+        show: tells people how it is getting on.
 
     Returns:
         Jobs that are left undone.
@@ -58,9 +65,7 @@ def run(sweep: Sweep, show: Show) -> list[Job]:
     """
     ray = importlib.import_module("ray")
     words = shlex.split(sweep.command)[len(command_line.invocation(PROGRAM)) :]
-    jobs, left = sweep.jobs(), []
-    sweep.save(jobs)
-    show.planned(sweep, jobs)
+    left = []
     path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get("RAY_ADDRESS")

@@ -11,7 +11,7 @@ from ..lab import finding, headline, page
 from ..lab.chart import export
 from ..lab.results import Results
 from ..lab.store import Json, write
-from . import layer_chart, loss_chart
+from . import hops, layer_chart, loss_chart
 
 Chart = Callable[[Results], alt.TopLevelMixin | None]
 
@@ -42,7 +42,8 @@ SECTIONS: dict[str, tuple[Figure, ...]] = {
             "Final validation loss of each recipe at its own best learning rate. Small dots are seeds. A triangle says "
             "that the best rate is the lowest or highest of those tried, so a wider grid may do better. Dashed lines: "
             "entropy of the validation data's single bytes or tokens (what one learns by counting them) and of each "
-            "given the one before.",
+            "given the one before; the lowest loss with zero layers. Beside it, where there is one, a task that asks "
+            "for two layers: follow a pointer three times.",
         ),
     ),
     "Loss while training": (
@@ -110,6 +111,12 @@ def write_report(results: Results) -> Path:
     return path
 
 
+def headlines(results: Results) -> list[str]:
+    """What came of the sweep, and of the three hops beside it, in sentences."""
+    beside = hops.read(results)
+    return headline.sentences(results) + ([] if beside is None else [hops.sentence(beside)])
+
+
 def write_finding(results: Results) -> Path:
     """Write finding.md and result.json: who is best at each depth, at which learning rate."""
     best = results.best()
@@ -120,13 +127,15 @@ def write_finding(results: Results) -> Path:
         line[f"depth {row['depth']}"] = summary
     columns = ["recipe", *(f"depth {depth}" for depth in results.depths)]
     lines = [{column: line.get(column, "") for column in columns} for line in by_recipe.values()]
-    sentences = "\n".join(f"- {sentence}" for sentence in headline.sentences(results))
+    sentences = "\n".join(f"- {sentence}" for sentence in headlines(results))
+    beside = hops.read(results)
+    rows = [*best, *([] if beside is None else [{**row, "task": hops.TASK} for row in beside.best()])]
     return finding.write(
         results.folder.path,
         question="Which recipes can be stacked, and how deep?",
         setting={**results.base["setting"], "data": results.base["data"]},
         predictions=(),
-        rows=[{**row, "cells": [cell["cell"] for cell in row["cells"]]} for row in best],
+        rows=[{**row, "cells": [cell["cell"] for cell in row["cells"]]} for row in rows],
         figures={},
         text=f"{sentences}\n\n{headline.rule(results)}\n\n"
         "![Final validation loss against depth](figures/final_loss.svg)\n\n"
@@ -156,7 +165,7 @@ def _page(results: Results, specs: dict[str, Json], sections: str) -> str:
 {_cells(results)}
 <h2>Environment</h2>
 {_environment(results)}"""
-    return page.document(title="Depth sweep", under=under, headline=headline.sentences(results), body=body, specs=specs)
+    return page.document(title="Depth sweep", under=under, headline=headlines(results), body=body, specs=specs)
 
 
 def _failures(results: Results) -> str:

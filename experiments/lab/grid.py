@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -36,11 +36,11 @@ MOST_CELLS = 1_000_000
 class Grid:
     """The grid of comparisons: every recipe at every depth, learning rate and seed."""
 
-    depths: tuple[int, ...] = (0, 2, 8, 24)
+    depths: tuple[int, ...] = (0, 1, 12)
     """Numbers of layers, 0 or more; zero layers are what the others are compared with."""
     recipes: Recipes = field(default_factory=lambda: names.recipes("pre_norm", "post_norm", "deepnorm"))
     """Names, or dotted paths of your own (my.module:recipe)."""
-    learning_rates: tuple[float, ...] = (1e-3, 5e-3, 2.5e-2)
+    learning_rates: tuple[float, ...] = (2e-3, 6e-3, 1.8e-2)
     """Peaks of the schedule; every recipe and depth gets all of them."""
     seeds: int = 1
     """Number of seeds: 3 means 0, 1 and 2. A seed sets the init and the order of the data."""
@@ -70,10 +70,13 @@ class Grid:
 class Setting(Sizes):
     """The setting that all cells share and that, with the data, determines their numbers."""
 
-    steps: int = 200
+    context: int = 64
+    """Tokens T of a window that are predicted."""
+    steps: int = 400
     """Updates in a run, the same for all."""
-    task: Literal["text", "hops", "tree", "copy"] = "text"
-    """The next token of text; or a task made by rule: chasing pointers, finding a grandparent, copying."""
+    task: Literal["text", "hops", "three_hops", "tree", "copy"] = "text"
+    """The next token of text; or a task made by rule: chasing pointers for 1, 2, 4 and 8 hops or for three, finding a
+    grandparent, copying."""
     position: str | None = None
     """Position encoding: a name or a dotted path; None is what the task needs, rotary for text."""
     optimizer: str = "adamw"
@@ -90,9 +93,9 @@ class Setting(Sizes):
     """Type of the stream; parameters stay float32."""
     remat: Literal["none", "layer", "nested"] = "layer"
     """Rematerialisation in the backward pass; on CPUs "layer" is also the fastest."""
-    eval_every: int = 25
+    eval_every: int = 100
     """Steps between evaluations and looks into the layers; also the steps in a compiled chunk."""
-    eval_batches: int = 8
+    eval_batches: int = 32
     """Batches of validation windows in an evaluation, the same for all."""
     metrics: str | None = None
     """Dotted path of a function (task, params, batch) -> {name: number, or array over layers}, recorded beside the
@@ -272,7 +275,9 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def plan(grid: Grid, known: Sequence[Group], mode: Mode, common: Mapping[str, Any]) -> list[Job]:
+def plan(
+    grid: Grid, known: Sequence[Group], mode: Mode, common: Mapping[str, Any], more: Iterable[Cell] = ()
+) -> list[Job]:
     """The jobs that hold a grid's cells: groups already begun, and new ones for the cells that are in none.
 
     Args:
@@ -280,11 +285,12 @@ def plan(grid: Grid, known: Sequence[Group], mode: Mode, common: Mapping[str, An
         known: groups begun earlier.
         mode: of the new groups.
         common: see `Job.of`.
+        more: cells of the grid's recipes and depths that are wanted beside its own.
     """
     begun = {cell: group for group in known for cell in group.cells}
     new: dict[tuple[str, int], list[Cell]] = {}
     order: dict[Any, None] = {}
-    for cell in grid.cells():
+    for cell in (*grid.cells(), *more):
         if cell in begun:
             order[begun[cell]] = None
         else:

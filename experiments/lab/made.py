@@ -1,5 +1,6 @@
 """Tasks made by rule, with the face of a `Corpus`, so that a sweep can train on them as on text."""
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -109,6 +110,14 @@ TASKS: Mapping[str, Made] = {
         side="encoder",
         position=lambda context: sj.position.Learned(n_positions=context),
         examples=_own_context(task_hops.examples),
+        context=task_hops.PLACES + 1,
+    ),
+    "three_hops": Made(
+        name="pointer chasing: 3 hops over 16 places",
+        vocab=task_hops.PLACES + task_hops.MOST_HOPS,
+        side="encoder",
+        position=lambda context: sj.position.Learned(n_positions=context),
+        examples=_own_context(functools.partial(task_hops.examples, hops=(3,))),
         context=task_hops.PLACES + 1,
     ),
     "tree": Made(

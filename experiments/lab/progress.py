@@ -52,6 +52,13 @@ class Plain:
         self._n = sum(sweep.folder.summary(name) is not None for job in jobs for name in job.cell_names)
         self._say(f"{self._total} cells in {len(jobs)} groups, {self._n} done before, in {sweep.folder.path}")
 
+    def added(self, sweep: Sweep, jobs: list[Job]) -> None:
+        """Learning rates follow those tried."""
+        self._total += sum(len(job.cell_names) for job in jobs)
+        for job in jobs:
+            rates = dict.fromkeys(f"{cell.learning_rate:g}" for cell in job.group.cells)
+            self._say(f"{job.title}: adding learning rates {', '.join(rates)}")
+
     def compiling(self, job: Job) -> None:
         """A group begins."""
         self._say(f"{job.title}: compiling {len(job.group.cells)} lanes ({job.group.mode})")
@@ -108,15 +115,20 @@ class Screen:
     def planned(self, sweep: Sweep, jobs: list[Job]) -> None:
         """The sweep begins."""
         self._header, self._steps = header(sweep), sweep.setting.steps
+        self._done, self._work = {}, {}
+        self.added(sweep, jobs)
+        self._live.start()
+
+    def added(self, sweep: Sweep, jobs: list[Job]) -> None:
+        """Learning rates follow those tried."""
         for job in jobs:
             for cell, name in zip(job.group.cells, job.cell_names, strict=True):
                 summary = sweep.folder.summary(name)
                 self._rows[cell] = _row(cell, "waiting") if summary is None else _ended(cell, summary)
         waiting = [job for job in jobs if any(self._rows[cell][4] == "waiting" for cell in job.group.cells)]
-        self._done = {job.name: 0 for job in waiting}
-        self._work = {job.name: _work(job) for job in waiting}
+        self._done |= {job.name: 0 for job in waiting}
+        self._work |= {job.name: _work(job) for job in waiting}
         self._bar.update(self._task, total=sum(self._work.values()) * self._steps)
-        self._live.start()
 
     def compiling(self, job: Job) -> None:
         """A group begins."""

@@ -1,25 +1,23 @@
 """The loop over a sweep's groups: claim, compile, train, save, and go on whatever happens to one of them."""
 
-import dataclasses
-import itertools
-import re
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 
 from stackjax.recipe import Recipe
 
-from . import cost, environment, names
+from . import cost, environment, extend, names
 from .claim import Claim, holder, holders, share
 from .corpus import Corpus
 from .grid import SCHEMA, Grid, Group, Job, Setting, plan
 from .lanes import Mode, Run
 from .made import Made
 from .outcome import failure, summary
+from .results import Results
 from .store import Folder, Json, read_sealed, save_params, write, write_sealed
 
 
@@ -27,10 +25,15 @@ class Show(Protocol):
     """The protocol of whatever tells people how a sweep is getting on."""
 
     def planned(self, sweep: "Sweep", jobs: list[Job]) -> None: ...
+    def added(self, sweep: "Sweep", jobs: list[Job]) -> None: ...
     def compiling(self, job: Job) -> None: ...
     def moved(self, job: Job, run: Run) -> None: ...
     def ended(self, job: Job, summaries: list[Json]) -> None: ...
     def note(self, line: str) -> None: ...
+
+
+RunJobs = Callable[["Sweep", Sequence[Job], Show], list[Job]]
+"""`run_jobs`, or what does the same elsewhere."""
 
 
 class Interrupted(Exception):
@@ -51,6 +54,7 @@ class Sweep:
         setting: what all cells share.
         corpus: what they read.
         mode: how lanes of new groups are run.
+        extend_rates: whether learning rates are added where the best one is an end of those tried, see `extend`.
         command: the line that started it.
         checkpoint_seconds: time between checkpoints, which are made between chunks.
         keep_params: whether trained parameters are kept.
@@ -64,6 +68,7 @@ class Sweep:
     setting: Setting
     corpus: Corpus | Made
     mode: Mode = "vmap"
+    extend_rates: bool = False
     command: str = ""
     checkpoint_seconds: float = 15.0
     keep_params: bool = False
@@ -132,8 +137,13 @@ class Sweep:
         return [f"{path} was begun with {', '.join(moved)}; last digits may differ"] if moved else []
 
     def jobs(self) -> list[Job]:
-        """The groups of the grid's cells, those already begun as they were begun."""
-        return plan(self.grid, list(self.folder.groups().values()), self.mode, self.common)
+        """The groups of the grid's cells, those already begun as they were begun; and of the rates that follow."""
+        more = extend.cells(self.grid, Results.of(self.folder.path).cells) if self._begun and self.extend_rates else ()
+        return plan(self.grid, list(self.folder.groups().values()), self.mode, self.common, more)
+
+    @property
+    def _begun(self) -> bool:
+        return self.folder.base() is not None
 
     def done(self, job: Job) -> bool:
         """True if all cells of a job have ended."""
@@ -182,30 +192,6 @@ class Sweep:
         save_record(self.folder, self.folder.base() or self.base(), groups, command)
 
 
-def vary(sweep: Sweep, **axes: Sequence[Any]) -> list[Sweep]:
-    """A sweep for each combination of values of fields of the setting, each in a folder of its own below the sweep's.
-
-    Args:
-        sweep: what they have in common.
-        **axes: {field of `Setting`: its values}, such as d_model=(32, 64), warmup=(0, 20).
-
-    Raises:
-        ValueError: no field of the setting, the task (which belongs to the data), no values, or values that do not fit.
-    """
-    fields = {field.name for field in dataclasses.fields(sweep.setting)} - {"task"}
-    if unknown := set(axes) - fields:
-        raise ValueError(f"axes are {', '.join(sorted(fields))}; got {', '.join(sorted(unknown))}")
-    if empty := [name for name, values in axes.items() if not values]:
-        raise ValueError(f"an axis needs at least one value; {', '.join(empty)} has none")
-    varied = []
-    for values in itertools.product(*axes.values()):
-        chosen = dict(zip(axes, values, strict=True))
-        title = re.sub(r"[^A-Za-z0-9_.,=-]", "-", ",".join(f"{name}={value}" for name, value in chosen.items()))
-        setting = dataclasses.replace(sweep.setting, **chosen)
-        varied.append(dataclasses.replace(sweep, folder=Folder(sweep.folder.path / title), setting=setting))
-    return varied
-
-
 def save_record(folder: Folder, base: Json, groups: dict[str, Group], *commands: Json) -> None:
     """Write sweep.json, what was in it before included.
 
@@ -227,8 +213,26 @@ def save_record(folder: Folder, base: Json, groups: dict[str, Group], *commands:
     write_sealed(folder.sweep_file, record)
 
 
-def run(sweep: Sweep, show: Show) -> list[Job]:
+def run_jobs(sweep: Sweep, jobs: Sequence[Job], show: Show) -> list[Job]:
+    """Run every job that no living worker is running, and return those that are left to others."""
+    left = share(
+        jobs,
+        path=lambda job: sweep.folder.claim_file(job.name),
+        settle=lambda job: _settled(sweep, job, show),
+        note=show.note,
+    )
+    for job in left:
+        show.note(f"{job.title}: left to {holder(sweep.folder.claim_file(job.name))}")
+    return left
+
+
+def run(sweep: Sweep, show: Show, begin: RunJobs = run_jobs) -> list[Job]:
     """Run every group that no living worker is running, those included whose worker died.
+
+    Args:
+        sweep: what is run.
+        show: tells people how it is getting on.
+        begin: runs a few of its jobs, here or elsewhere.
 
     Returns:
         Jobs that are left undone, because other workers hold them, which live.
@@ -239,19 +243,12 @@ def run(sweep: Sweep, show: Show) -> list[Job]:
     jobs = sweep.jobs()
     sweep.save(jobs)
     show.planned(sweep, jobs)
-    return run_jobs(sweep, jobs, show)
-
-
-def run_jobs(sweep: Sweep, jobs: Sequence[Job], show: Show) -> list[Job]:
-    """`run` for some of a sweep's jobs, the sweep's record being written."""
-    left = share(
-        jobs,
-        path=lambda job: sweep.folder.claim_file(job.name),
-        settle=lambda job: _settled(sweep, job, show),
-        note=show.note,
-    )
-    for job in left:
-        show.note(f"{job.title}: left to {holder(sweep.folder.claim_file(job.name))}")
+    left, tried = begin(sweep, jobs, show), {job.name for job in jobs}
+    while sweep.extend_rates and (more := [job for job in sweep.jobs() if job.name not in tried]):
+        save_record(sweep.folder, sweep.base(), {job.name: job.group for job in more})
+        show.added(sweep, more)
+        left += begin(sweep, more, show)
+        tried |= {job.name for job in more}
     return left
 
 

@@ -13,11 +13,13 @@ from tests.experiments import browser as chromium
 
 SIZES = {"steps": 6, "d-model": 8, "n-heads": 2, "context": 6, "batch": 2, "eval-every": 3, "eval-batches": 2}
 
+PLAIN = ("--no-compile-cache", "--no-extend-rates", "--no-hops")
+
 
 def arguments(out, corpus, *more):
     """A command line for a sweep of tiny models."""
     sizes = [word for name, size in SIZES.items() for word in (f"--{name}", str(size))]
-    return [*sizes, "--no-compile-cache", "--data", str(corpus), "--out", str(out), *map(str, more)]
+    return [*sizes, *PLAIN, "--data", str(corpus), "--out", str(out), *map(str, more)]
 
 
 LANES = ("--learning-rates", 1e-2, 1e30, "--seeds", 2)
