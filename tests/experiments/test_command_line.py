@@ -194,7 +194,7 @@ def test_token_files_loops_and_recipes_of_ones_own_sweep_too(tmp_path, capsys):
     command = arguments(tmp_path / "out", tmp_path / "tokens.bin", "--vocab", 50, "--lanes", "loop")
     assert depth_sweep.main([*command, "--depths", "1", "--optimizer", "muon", "--recipes", OWN]) == 0
     said = capsys.readouterr().out
-    assert "V = 50" in said and f"{OWN} L=1 lr 0.001 seed 0: " in said
+    assert "V = 50" in said and f"{OWN} L=1 lr 0.002 seed 0: " in said
 
 
 def test_help_is_no_error(capsys):

@@ -52,7 +52,7 @@ def started(command, folder, path):
 SWEEP = [
     *(word for name, size in SIZES.items() for word in (f"--{name}", str(size))),
     *("--recipes", "pre_norm", "experiments.mine:recipe", "--depths", "0", "1", "--learning-rates", "0.01"),
-    *("--data", "text.txt", "--no-compile-cache"),
+    *("--data", "text.txt", "--no-compile-cache", "--no-hops"),
 ]
 
 
