@@ -25,8 +25,8 @@ from ..lab.data.found import printable
 from ..lab.grid import Grid, Setting
 from ..lab.made import TASKS
 from ..lab.results import Results
-from ..lab.store import Folder
-from ..lab.sweep import Interrupted, RunJobs, Sweep, run, run_jobs, save_record, undone
+from ..lab.store import Folder, save_record
+from ..lab.sweep import Interrupted, RunJobs, Sweep, run, run_jobs, undone
 from . import hops, on_ray, report
 
 
@@ -61,8 +61,8 @@ class Options:
     lanes: Literal["vmap", "loop"] = "vmap"
     """Learning rates and seeds all at once, or one after another in less memory."""
     extend_rates: bool = True
-    """Where the best learning rate of a recipe and depth is an end of those tried, try the next one on that side (up
-    to three); then once halfway to its neighbours. A single --learning-rates is left alone."""
+    """Try the next learning rate on the side where a recipe's and depth's best is an end of those tried (up to three);
+    then once halfway to its neighbours. A single --learning-rates is left alone."""
     hops: bool = True
     """Beside text, train one and two layers to follow three pointers, in the folder hops: what stacking is for."""
     dry_run: bool = False

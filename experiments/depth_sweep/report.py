@@ -112,7 +112,7 @@ def write_report(results: Results) -> Path:
 
 
 def headlines(results: Results) -> list[str]:
-    """What came of the sweep, and of the three hops beside it, in sentences."""
+    """Sentences on what came of the sweep, and of the three hops beside it."""
     beside = hops.read(results)
     return headline.sentences(results) + ([] if beside is None else [hops.sentence(beside)])
 

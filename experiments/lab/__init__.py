@@ -4,7 +4,7 @@ Reading order: `names` (words on the command line to objects), `options` (those 
 `data` (files to batches), `task` and those beside it (what is learned), `train` (one run as pure functions), `lanes`
 (several runs side by side in one program), `cost` (FLOPs and memory, counted); then `grid` (cells, groups and jobs, and
 their names), `store` (a run's folder), `claim` (workers that share it), `outcome` (how a cell ended), `sweep` (the
-loop over jobs), `extend` (learning rates that it adds), `vary`, `progress`; then `results` (the folder read back as
+loop over jobs), `extend` (learning rates that it adds), `progress`; then `results` (the folder read back as
 tables), `headline`, `chart`, `profile_chart` and `page`. Beside them, `command_line` and `finding` are the beginning
 and the end of every experiment, `trees` holds documents with their trees, `position_matrix` draws what a position
 does, and `committed`, `documented` and `notebook` serve pages and notebooks.
@@ -19,7 +19,7 @@ In a notebook:
 
 or a sweep, resumable as at the command line, of recipes that no table knows:
 
-    from experiments.lab import progress, sweep, vary
+    from experiments.lab import progress, sweep
     from experiments.lab.grid import Grid, Setting
     from experiments.lab.results import Results, table
     from experiments.lab.store import Folder
@@ -33,7 +33,7 @@ or of any field of the setting, with any optimiser of optax, and metrics of one'
 
     setting = Setting(optimizer="optax:lion", metrics="my.module:metrics")
     mine = sweep.Sweep(folder=Folder("runs/widths"), grid=grid, setting=setting, corpus=corpus)
-    varied = vary.vary(mine, d_model=(32, 64), warmup=(0, 20))
+    varied = sweep.vary(mine, d_model=(32, 64), warmup=(0, 20))
     for part in varied:
         sweep.run(part, progress.Plain())
     rows = table(*(Results.of(part.folder.path) for part in varied))

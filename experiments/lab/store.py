@@ -16,6 +16,7 @@ import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -260,6 +261,27 @@ class Folder:
 
 def _lines(rows: list[Json]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def save_record(folder: Folder, base: Json, groups: dict[str, Group], *commands: Json) -> None:
+    """Write sweep.json, what was in it before included.
+
+    Args:
+        folder: where.
+        base: what all cells share.
+        groups: to be added, by name.
+        *commands: to be added.
+    """
+    before = read_sealed(folder.sweep_file) or {"groups": {}, "commands": []}
+    lanes = {
+        name: {"mode": group.mode, "lanes": [asdict(cell) for cell in group.cells]} for name, group in groups.items()
+    }
+    record = {
+        **{name: base[name] for name in ("schema", "setting", "data", "versions", "device")},
+        "groups": before["groups"] | lanes,
+        "commands": [*before["commands"], *commands],
+    }
+    write_sealed(folder.sweep_file, record)
 
 
 def save_params(path: Path, params: Params, lane: int) -> None:

@@ -1,10 +1,13 @@
 """The loop over a sweep's groups: claim, compile, train, save, and go on whatever happens to one of them."""
 
+import dataclasses
+import itertools
+import re
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 
@@ -13,12 +16,12 @@ from stackjax.recipe import Recipe
 from . import cost, environment, extend, names
 from .claim import Claim, holder, holders, share
 from .corpus import Corpus
-from .grid import SCHEMA, Grid, Group, Job, Setting, plan
+from .grid import SCHEMA, Grid, Job, Setting, plan
 from .lanes import Mode, Run
 from .made import Made
 from .outcome import failure, summary
 from .results import Results
-from .store import Folder, Json, read_sealed, save_params, write, write_sealed
+from .store import Folder, Json, save_params, save_record, write, write_sealed
 
 
 class Show(Protocol):
@@ -192,25 +195,28 @@ class Sweep:
         save_record(self.folder, self.folder.base() or self.base(), groups, command)
 
 
-def save_record(folder: Folder, base: Json, groups: dict[str, Group], *commands: Json) -> None:
-    """Write sweep.json, what was in it before included.
+def vary(sweep: Sweep, **axes: Sequence[Any]) -> list[Sweep]:
+    """A sweep for each combination of values of fields of the setting, each in a folder of its own below the sweep's.
 
     Args:
-        folder: where.
-        base: what all cells share.
-        groups: to be added, by name.
-        *commands: to be added.
+        sweep: what they have in common.
+        **axes: {field of `Setting`: its values}, such as d_model=(32, 64), warmup=(0, 20).
+
+    Raises:
+        ValueError: no field of the setting, the task (which belongs to the data), no values, or values that do not fit.
     """
-    before = read_sealed(folder.sweep_file) or {"groups": {}, "commands": []}
-    lanes = {
-        name: {"mode": group.mode, "lanes": [asdict(cell) for cell in group.cells]} for name, group in groups.items()
-    }
-    record = {
-        **{name: base[name] for name in ("schema", "setting", "data", "versions", "device")},
-        "groups": before["groups"] | lanes,
-        "commands": [*before["commands"], *commands],
-    }
-    write_sealed(folder.sweep_file, record)
+    fields = {field.name for field in dataclasses.fields(sweep.setting)} - {"task"}
+    if unknown := set(axes) - fields:
+        raise ValueError(f"axes are {', '.join(sorted(fields))}; got {', '.join(sorted(unknown))}")
+    if empty := [name for name, values in axes.items() if not values]:
+        raise ValueError(f"an axis needs at least one value; {', '.join(empty)} has none")
+    varied = []
+    for values in itertools.product(*axes.values()):
+        chosen = dict(zip(axes, values, strict=True))
+        title = re.sub(r"[^A-Za-z0-9_.,=-]", "-", ",".join(f"{name}={value}" for name, value in chosen.items()))
+        setting = dataclasses.replace(sweep.setting, **chosen)
+        varied.append(dataclasses.replace(sweep, folder=Folder(sweep.folder.path / title), setting=setting))
+    return varied
 
 
 def run_jobs(sweep: Sweep, jobs: Sequence[Job], show: Show) -> list[Job]:
