@@ -57,6 +57,7 @@ class Parallel(Sublayer):
 
     @property
     def sites(self) -> tuple[str, ...]:
+        """Names of the values inside `apply` that an edit may replace (`stackjax.edit`)."""
         return tuple(
             f"{sublayer.name}/{site}" for sublayer in self.sublayers for site in ("input", *sublayer.sites, "output")
         )

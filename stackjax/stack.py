@@ -284,7 +284,7 @@ class Stack(AbstractModel):
             "key": None if key is None else jax.vmap(lambda l: jax.random.fold_in(key, l))(jnp.arange(self.depth)),
             "tap": None if taps is None else taps[:-1],
             "perturbation": perturbations,
-            "layer": None if edit is None else jnp.arange(self.depth),
+            "layer": jnp.arange(self.depth) if edit else None,
         }
         stream, entered = self._enter(params, x)
         loss: dict[str, jax.Array] = {}

@@ -79,7 +79,7 @@ def test_standard_measures_of_a_stack(x64):
                 f"{name}/{k}": v
                 for name, seen in trace.intermediates.items()
                 for k, v in seen.items()
-                if k in ("stream", "x", "y")
+                if k in ("stream", "input", "output")
             },
             "weights": trace.intermediates["attention"]["weights"],
             "logits": trace.intermediates["attention"]["logits"],
@@ -97,15 +97,15 @@ def test_standard_measures_of_a_stack(x64):
     np.testing.assert_array_equal(saw["before"][0], x)
     np.testing.assert_array_equal(saw["before"][1:], saw["after"][:-1])
     np.testing.assert_array_equal(saw["attention/stream"], saw["before"])
-    np.testing.assert_allclose(saw["feed_forward/stream"], saw["before"] + saw["attention/y"], rtol=1e-12)
-    np.testing.assert_allclose(saw["after"], saw["feed_forward/stream"] + saw["feed_forward/y"], rtol=1e-12)
+    np.testing.assert_allclose(saw["feed_forward/stream"], saw["before"] + saw["attention/output"], rtol=1e-12)
+    np.testing.assert_allclose(saw["after"], saw["feed_forward/stream"] + saw["feed_forward/output"], rtol=1e-12)
     for l in range(DEPTH):
         expected = {
             "stream_rms": np.sqrt(np.mean(saw["after"][l] ** 2)),
             "cosine": numpy_cosine(saw["before"][l], saw["after"][l]).mean(),
-            "branch_rms/attention": np.sqrt(np.mean(saw["attention/y"][l] ** 2)),
+            "branch_rms/attention": np.sqrt(np.mean(saw["attention/output"][l] ** 2)),
             "branch_ratio/feed_forward": np.sqrt(
-                np.mean(saw["feed_forward/y"][l] ** 2) / np.mean(saw["feed_forward/stream"][l] ** 2)
+                np.mean(saw["feed_forward/output"][l] ** 2) / np.mean(saw["feed_forward/stream"][l] ** 2)
             ),
             "max_logit/attention": np.abs(saw["logits"][l][np.isfinite(saw["logits"][l])]).max(),
         }

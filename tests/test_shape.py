@@ -74,7 +74,10 @@ FITS = {
     "rms_norm": [call({}, X.astype(jnp.bfloat16))],
     "dynamic_tanh": [call({**AFFINE, "alpha": jnp.ones(())}, X)],
     "batch_norm": [call({**AFFINE, "mean": jnp.zeros(8), "variance": jnp.ones(8)}, X, training=True)],
-    **{name: [call(X), call(X[0, 0, 0])] for name in ("relu", "squared_relu", "gelu", "gelu_tanh", "silu", "identity")},
+    **{
+        name: [call(X), call(X[0, 0, 0])]
+        for name in ("relu", "squared_relu", "gelu", "gelu_tanh", "gelu_sigmoid", "silu", "identity")
+    },
     "keep_slope": [call(jnp.tanh, X)],
     "two_layer": [call(MATRICES, X)],
     "gated": [call(MATRICES, X[0])],
@@ -88,6 +91,7 @@ FITS = {
     "visible": [call(PLACE, OTHER, causal=True)],
     "ranges": [call(PLACE)],
     "may_meet": [call(RANGES, RANGES, causal=True)],
+    "blockwise_cross_entropy": [call(lambda x: x, X, INTEGERS, block=2), call(lambda x: x, X[0], INTEGERS[0])],
     "cross_entropy": [call(X, INTEGERS), call(X, INTEGERS, jnp.ones((2, 5)))],
     "next_token": [call(X, INTEGERS), call(X[0], INTEGERS[0], jnp.ones(5))],
     "temperature": [call(X, 0.5)],

@@ -47,6 +47,7 @@ class LowRank(Sublayer):
 
     @property
     def sites(self) -> tuple[str, ...]:
+        """Names of the values inside `apply` that an edit may replace (`stackjax.edit`)."""
         return self.inner.sites
 
     def map(self, change: Callable[[Sublayer], Sublayer]) -> Sublayer:

@@ -77,6 +77,7 @@ class Reparametrised(Sublayer):
 
     @property
     def sites(self) -> tuple[str, ...]:
+        """Names of the values inside `apply` that an edit may replace (`stackjax.edit`)."""
         return self.inner.sites
 
     def spec(self, d_model: int) -> dict[str, Any]:

@@ -258,7 +258,7 @@ BY_HAND = [
     ("depth_sweep", ("--learning-rates",), "--learning-rates needs at least one value"),
     ("depth_sweep", ("--learning-rates", "1e-3", "-1e-3"), "must be positive; got 0.001 -0.001"),
     ("depth_sweep", ("--seeds", "100000000"), "1000000 cells at most"),
-    ("depth_sweep", ("--warmup", "200"), "--warmup must be 0 or more and less than --steps 200; got 200"),
+    ("depth_sweep", ("--warmup", "400"), "--warmup must be 0 or more and less than --steps 400; got 400"),
     ("depth_sweep", ("--steps", "5", "--warmup", "5"), "less than --steps 5; got 5"),
     ("depth_sweep", ("--position", "rotory"), "did you mean rotary"),
     ("depth_sweep", ("--position", "no.module:x"), "cannot be imported"),

@@ -54,8 +54,7 @@ def refused(capsys, command, out, *said):
         (("--schedule", "triangle"), "--schedule"),
         (("--depht", "3"), "Unrecognized options: --depht"),
         (("--context", "100000"), "too short"),
-        (("--scheduler", "ray"), "comes later"),
-        (("--scheduler", "slurm"), "comes later"),
+        (("--scheduler", "slurm"), "invalid choice 'slurm'"),
     ],
 )
 def test_bad_usage(tmp_path, corpus, capsys, words, said):
