@@ -50,12 +50,13 @@ def final_loss(results: Results) -> alt.TopLevelMixin | None:
         .mark_circle(size=26)
         .encode(x=x, y="seed_loss:Q", color=color, opacity=opacity, tooltip=seed_tip)
     )
-    layers = _floors(results) + base.mark_line(strokeWidth=2.5) + dots + mark
     beside = hops.read(results)
+    width = 820 if beside is None else 520
+    layers = _floors(results, width) + base.mark_line(strokeWidth=2.5) + dots + mark
+    text = layers.add_params(chosen).properties(width=width, height=380)
     if beside is None:
-        return layers.add_params(chosen).properties(width=820, height=380)
-    text = layers.add_params(chosen).properties(width=520, height=380, title="Text: which recipes can be stacked")
-    return alt.hconcat(text, _three_hops(beside), spacing=70)
+        return text
+    return alt.hconcat(text.properties(title="Text: which recipes can be stacked"), _three_hops(beside), spacing=40)
 
 
 def _three_hops(results: Results) -> Any:
@@ -72,14 +73,14 @@ def _three_hops(results: Results) -> Any:
     return (bar + number).properties(width=170, height=380, title="Three hops: what stacking is for")
 
 
-def _floors(results: Results) -> Any:
+def _floors(results: Results, width: int) -> Any:
     """Labelled lines: entropies of the validation data, and the lowest loss that any recipe has with zero layers."""
     data = results.base["data"]
     rows = [{"loss": data[name], "label": name} for name in ("unigram", "bigram") if data[name] is not None]
     zero = [row["loss"] for row in results.best() if row["depth"] == 0 and row["loss"] is not None]
     rows += [{"loss": min(zero), "label": "zero layers"}] if zero else []
     base = alt.Chart(alt.Data(values=rows)).encode(y="loss:Q")
-    label = base.mark_text(align="left", baseline="middle").encode(x=alt.value(826), text="label:N")
+    label = base.mark_text(align="left", baseline="middle").encode(x=alt.value(width + 6), text="label:N")
     return base.mark_rule(strokeDash=[5, 4]) + label
 
 
