@@ -24,7 +24,7 @@ from stackjax.model import Model
 from stackjax.sublayer import Params, Result
 
 EXIT = "exit"
-"""The name under which the measures hold what leaves in front of each layer."""
+"""Name of the measure that holds what the stack would return if it ended in front of each layer."""
 
 
 def hidden(model: Model, params: Params, tokens: jax.Array, *inputs: Any, **options: Any) -> tuple[jax.Array, Result]:

@@ -109,7 +109,7 @@ def by_projection(model: AbstractModel) -> optax.GradientTransformation:
             axes = tuple(range(declared.stacked, update.ndim))
             return jnp.where(jnp.any(update != 0, axes, keepdims=True), projected - before, update)
 
-        projected = model.project(moved) if jax.tree.leaves(moved) else moved  # all masked: no tree to speak of
+        projected = model.project(moved) if jax.tree.leaves(moved) else moved  # masked whole: nothing to project
         return _each(model, change, updates, params, moved, projected)
 
     return optax.stateless(bend)

@@ -66,7 +66,7 @@ def check_scan(model: AbstractModel, side_inputs: SideInputs | None = None, *, s
 
 
 def _by_what_is_felt(outcome: dict[str, Any]) -> dict[str, Any]:
-    """Gradients that are only rounding errors, those of parameters that the softmax does not feel, over the largest."""
+    """The outcome with the gradients of `UNFELT` parameters, which are rounding errors, divided by the largest."""
     largest = max(float(jnp.max(jnp.abs(slope))) for slope in jax.tree.leaves(outcome["gradient"]) if slope.size)
 
     def leaf(path: Any, slope: jax.Array) -> jax.Array:
