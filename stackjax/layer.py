@@ -114,14 +114,16 @@ class Layer(Description):
             for i, (sublayer, form) in enumerate(zip(self.sublayers, self.forms, strict=True)):
                 name = sublayer.name
                 inner = _edited(side_inputs[name], inner)
+                seen = {"stream": without_histories(inner), "view": form.view(inner)}
                 keys = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, i))
                 c = FormCoefficients({**{n: value[i] for n, value in coefficients.items()}, **hints})
-                run = partial(_run, sublayer, form, params[name], inner, replace(side_inputs[name], key=keys[0]))
-                branch = Branch(run, dtype)
+                its_inputs = replace(side_inputs[name], key=keys[0])
+                branch = Branch(partial(call, sublayer, params[name], side_inputs=its_inputs), dtype)
                 with jax.named_scope(name):
-                    inner, aux = _joined(form, params["residual"][name], c, inner, branch, keys[1])
+                    joined = form.apply(params["residual"][name], c, inner, branch, keys[1])
+                inner, aux = _checked(form, joined)
                 loss = add_losses(loss, aux.loss)
-                intermediates[name] = aux.intermediates
+                intermediates[name] = {**seen, **aux.intermediates}
                 if aux.state:
                     state[name] = aux.state
             return inner, Aux(loss=loss, state=state, intermediates=intermediates)
@@ -132,37 +134,24 @@ class Layer(Description):
         else:
             outer_key = None if key is None else jax.random.fold_in(key, len(self.sublayers))
             c, group = FormCoefficients(outer_coefficients), params["residual"].get("outer", {})
-            new, aux = _joined(self.outer, group, c, stream, Branch(sublayers, dtype), outer_key)
+            joined = self.outer.apply(group, c, stream, Branch(sublayers, dtype), outer_key)
+            new, aux = _checked(self.outer, joined)
         before, after = self.view(stream), self.view(new)
         return new, aux, Trace(stream=stream, before=before, after=after, intermediates=aux.intermediates)
 
 
-def _joined(
-    form: Form, params: Params, c: FormCoefficients, stream: Any, branch: Branch, key: jax.Array | None
-) -> tuple[Any, Aux]:
-    """The stream behind a form, and what its branch returned beside it."""
-    returned = form.apply(params, c, stream, branch, key)
+def _checked(form: Form, returned: Any) -> tuple[Any, Aux]:
+    """The stream and the `Aux` that a form returned.
+
+    Raises:
+        ValueError: it returned something else.
+    """
     if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Aux)):
         raise ValueError(
             f"{type(form).__name__}.apply must return (stream, Aux), with what its branch returned in the Aux; it "
             f"returned {shown(returned)}"
         )
     return returned
-
-
-def _run(
-    sublayer: Sublayer,
-    form: Form,
-    params: Params,
-    stream: Any,
-    side_inputs: SideInputs,
-    x: jax.Array,
-    hints: dict[str, Any],
-) -> tuple[jax.Array, Aux]:
-    """The sublayer on the input that its form gives it, with what an observer sees of the branch."""
-    y, aux = call(sublayer, params, x, replace(side_inputs, hints=hints))
-    seen = {"stream": without_histories(stream), "view": form.view(stream)}
-    return y, replace(aux, intermediates={**seen, **aux.intermediates})
 
 
 def _edited(side_inputs: SideInputs, stream: Any) -> Any:

@@ -231,7 +231,9 @@ class Sublayer(Description):
         return None
 
 
-def call(sublayer: Sublayer, params: Params, x: jax.Array, side_inputs: SideInputs) -> tuple[jax.Array, Aux]:
+def call(
+    sublayer: Sublayer, params: Params, x: jax.Array, side_inputs: SideInputs, hints: dict[str, Any] | None = None
+) -> tuple[jax.Array, Aux]:
     """The sublayer on x, with its `input` and `output` edited and among its intermediates.
 
     Args:
@@ -239,10 +241,13 @@ def call(sublayer: Sublayer, params: Params, x: jax.Array, side_inputs: SideInpu
         params: its parameters.
         x: (..., T, D)
         side_inputs: what it reads beside x.
+        hints: what its form tells it; None leaves those of `side_inputs`.
 
     Raises:
         ValueError: it returns something else than y in the shape of x, and an `Aux`.
     """
+    if hints is not None:
+        side_inputs = replace(side_inputs, hints=hints)
     x = side_inputs.edited("input", x)
     returned = sublayer.apply(params, x, side_inputs)
     if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Aux)):

@@ -39,19 +39,19 @@ class Branch:
     """The branch that a form is put around, the function f of its formula; keeps the `Aux` of the one call.
 
     Args:
-        function: (x, hints) to (y, Aux). Around a sublayer, hints become `SideInputs.hints`; around a whole layer, they
-            are added to the coefficients of its sublayers' forms.
+        function: (x, hints=...) to (y, Aux). Around a sublayer, hints become `SideInputs.hints`; around a whole layer,
+            they are added to the coefficients of its sublayers' forms.
         dtype: that of the stream, to which the input is cast.
         hints: what is passed beside x.
     """
 
-    def __init__(self, function: Callable[[Any, dict[str, Any]], tuple[Any, Aux]], dtype: Any, **hints: Any):
+    def __init__(self, function: Callable[..., tuple[Any, Aux]], dtype: Any, **hints: Any):
         self.function, self.dtype, self.hints = function, dtype, hints
         self.returned: list[Aux] = []
 
     def __call__(self, x: Any, **hints: Any) -> Any:
         x = jax.tree.map(lambda a: a.astype(self.dtype), x)
-        y, aux = self.function(x, {**self.hints, **hints})
+        y, aux = self.function(x, hints={**self.hints, **hints})
         self.returned.append(aux)
         return y
 
