@@ -62,13 +62,17 @@ def test_experiments_are_there():
 
 def test_losses_of_the_sweep_are_those_that_were_found():
     paragraph = re.search(r"^A \[sweep of .*?\n\n", TEXT, re.MULTILINE | re.DOTALL).group()
-    folder = ROOT / "experiments" / "results" / "depth_sweep"
-    result = json.loads((folder / "result.json").read_text())
-    loss = {(row["recipe"], row["depth"]): row["loss"] for row in result["rows"]}
-    unigram = re.search(r"counting single tokens \((\d\.\d+)\)", (folder / "finding.md").read_text()).group(1)
-    wanted = [f"{loss[recipe, 24]:.2f}" for recipe in ("post_norm", "pre_norm", "deepnorm")]
-    assert re.findall(r"\d\.\d+", paragraph) == [wanted[0], unigram, *wanted[1:]]
-    assert re.findall(r"(\d+) (?:steps|layers)", paragraph) == [str(result["setting"]["steps"]), "24"]
+    result = json.loads((ROOT / "experiments" / "results" / "depth_sweep" / "result.json").read_text())
+    text, hops = (
+        {(row["recipe"], row["depth"]): row["loss"] for row in result["rows"] if row.get("task") == task}
+        for task in (None, "three_hops")
+    )
+    wanted = [text["pre_norm", 0], text["pre_norm", 1], text["post_norm", 12], result["setting"]["data"]["unigram"]]
+    wanted += [text["pre_norm", 12], text["deepnorm", 12], hops["pre_norm", 1], hops["pre_norm", 2], np.log(16)]
+    assert re.findall(r"\d\.\d+", paragraph) == [f"{loss:.2f}" for loss in wanted]
+    setting = [result["setting"][name] for name in ("steps", "d_model", "batch", "context")]
+    assert [int(n) for n in re.findall(r"(?<![.\d])\d+(?![.\d])", paragraph)] == [*setting, 12]
+    assert result["clean_tree"] and result["seeds"] == [0] and "one seed" in paragraph
 
 
 def test_every_claim_stands_beside_its_verdict():
