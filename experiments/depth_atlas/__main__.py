@@ -1,4 +1,4 @@
-"""The atlas: every recipe from 2 to 1,024 layers, each at its own best learning rate, and what it costs.
+"""The atlas: every recipe from 0 to 1,024 layers, each at its own best learning rate, and what it costs.
 
     python -m experiments.depth_atlas                    a few hours of one core
     python -m experiments.depth_atlas --plan full        every rate and seed everywhere: days, or an accelerator and
@@ -74,11 +74,14 @@ SMALL = Setting(steps=200, d_model=32, n_heads=2, context=32, batch=4, eval_ever
 FEW_STEPS = replace(SMALL, steps=10, batch=2)
 ALL = names.recipes(*recipe.NAMES)
 RATES = (1e-3, 4e-3, 1.6e-2, 6.4e-2)
+WITHOUT_LAYERS = Grid(depths=(0,), recipes=ALL, learning_rates=(*RATES, 2.56e-1), seeds=3)
+"""Every recipe without layers: what the other depths are compared with. It takes seconds, so all have three seeds."""
 
 PLANS: dict[str, Plan] = {
     "short": Plan(
         setting=SMALL,
         tiers=(
+            WITHOUT_LAYERS,
             Grid(depths=(2, 8, 32), recipes=ALL, learning_rates=RATES),
             Grid(depths=(128,), recipes=ALL, learning_rates=RATES[:3]),
             Grid(depths=(32,), recipes=names.recipes(*SEEDED), learning_rates=RATES, seeds=3),
@@ -91,14 +94,17 @@ PLANS: dict[str, Plan] = {
     ),
     "full": Plan(
         setting=SMALL,
-        tiers=(Grid(depths=(2, 8, 32, 128, 512, 1024), recipes=ALL, learning_rates=RATES, seeds=3),),
+        tiers=(
+            WITHOUT_LAYERS,
+            Grid(depths=(2, 8, 32, 128, 512, 1024), recipes=ALL, learning_rates=RATES, seeds=3),
+        ),
         check=1024,
         check_setting=FEW_STEPS,
     ),
     "quick": Plan(
         setting=Setting(steps=4, d_model=8, n_heads=2, context=6, batch=2, eval_every=2, eval_batches=1),
         tiers=(
-            Grid(depths=(1, 2), recipes=names.recipes("pre_norm", "no_residual"), learning_rates=(1e-2, 1e30)),
+            Grid(depths=(0, 1, 2), recipes=names.recipes("pre_norm", "no_residual"), learning_rates=(1e-2, 1e30)),
             Grid(depths=(3,), recipes=names.recipes("pre_norm"), learning_rates=(1e-2,)),
         ),
         check=3,
@@ -109,7 +115,7 @@ PLANS: dict[str, Plan] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Train every recipe from 2 to 1,024 layers, check that the deepest compile and start, and write what came of it.
+    """Train every recipe from 0 to 1,024 layers, check that the deepest compile and start, and write what came of it.
 
     Exit status: 0 all cells ended and all checks are made (divergence is a result), 1 some failed, 2 bad usage, 3 some
     are left undone by this worker, because others that live hold them, 130 interrupted.

@@ -28,7 +28,7 @@ def done(tmp_path_factory, corpus):
 def test_what_is_written(done):
     found = json.loads((done / "atlas" / "result.json").read_text())
     points = {(row["recipe"], row["depth"]): row for row in found["rows"] if row["kind"] == "point"}
-    assert set(points) == {(name, depth) for name in ("pre_norm", "no_residual") for depth in (1, 2)} | {
+    assert set(points) == {(name, depth) for name in ("pre_norm", "no_residual") for depth in (0, 1, 2)} | {
         ("pre_norm", 3)
     }
     assert {row["learning_rate"] for row in points.values()} <= {1e-2, None}, "1e30 diverges"
@@ -47,7 +47,7 @@ def test_what_is_written(done):
     page = (done / "atlas" / "finding.md").read_text()
     assert "python -m experiments.depth_atlas --plan quick" in page and "quick run" in page
     with open(done / "results.csv") as file:
-        assert len(list(csv.DictReader(file))) == 2 * 2 * 2 + 1
+        assert len(list(csv.DictReader(file))) == 3 * 2 * 2 + 1
 
 
 def test_the_same_command_again_runs_nothing(done, corpus, monkeypatch, capsys):
@@ -93,13 +93,15 @@ def test_what_another_worker_is_checking_is_left_to_it(done, corpus, monkeypatch
 def test_own_recipes_are_in_every_tier_and_quadratic_ones_not_too_deep():
     own = "tests.experiments.own:instance"
     plan = depth_atlas.planned(depth_atlas.Options(recipes=names.recipes(own, "attention_residuals"), plan="full"))
-    parts = depth_atlas._affordable(plan.tiers[0])
+    without_layers, deeper = plan.tiers
+    assert without_layers.depths == (0,) and tuple(without_layers.recipes) == (own, "attention_residuals")
+    parts = depth_atlas._affordable(deeper)
     assert [(part.depths, tuple(part.recipes)) for part in parts] == [
         ((2, 8, 32), (own, "attention_residuals")),
         ((128, 512, 1024), (own,)),
     ]
     tiers = depth_atlas.planned(depth_atlas.Options(recipes=names.recipes(own), plan="short")).tiers
-    assert [tuple(tier.recipes) for tier in tiers] == [(own,)] * 6
+    assert [tuple(tier.recipes) for tier in tiers] == [(own,)] * 7
     assert {name for tier in depth_atlas.PLANS["short"].tiers for name in tier.recipes} == set(recipe.NAMES)
 
 
