@@ -27,7 +27,7 @@ from ..lab.options import Recipes
 from ..lab.results import Results
 from ..lab.store import Folder, Json, read, write
 from ..lab.sweep import Interrupted, Sweep, run, undone
-from . import atlas
+from . import atlas, kept
 from .deep_check import check
 
 CHECK_RATE = 1e-3
@@ -142,7 +142,7 @@ class Options:
     batch: int | None = None
     """Windows B in a batch."""
     report_only: bool = False
-    """Write the finding again from what is there."""
+    """Write the finding again from what is there: a run's cells, or a finding's own results.csv and result.json."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -198,7 +198,8 @@ def work(made: Work) -> int:
         print(f"\nInterrupted. This goes on from there:\n  {made.command}")
         return INTERRUPTED
     results, checks = found(options)
-    print(atlas.write(results, checks, quick=options.plan == "quick"))
+    out = results.folder.path if isinstance(results, kept.Kept) else results.folder.path / "atlas"
+    print(atlas.write(results, checks, out, quick=options.plan == "quick"))
     for line in left:
         print(line)
     if left:
@@ -299,8 +300,10 @@ def found(options: Options) -> tuple[Results, list[Json]]:
     """Contents of the folder: the sweep's results, and the checks.
 
     Raises:
-        ValueError: nothing.
+        ValueError: there are none, or they are damaged.
     """
+    if kept.there(options.out):
+        return kept.load(options.out)
     results = Results.of(options.out)
     return results, saved_checks(options, results.recipes)
 

@@ -1,13 +1,16 @@
 """The atlas in words: each recipe at each depth in one, each recipe over all depths in a sentence, and the page."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
 from ..lab import finding
 from ..lab.finding import Estimate, Prediction
-from ..lab.headline import bar
+from ..lab.headline import NO_GAIN, bar, gain, trained, without_layers
 from ..lab.results import Results
 from ..lab.store import Json
 from . import chart
@@ -16,19 +19,28 @@ STUCK = 0.05
 """Nats: a loss no further than this below the unigram entropy is that of counting single bytes."""
 
 INDIFFERENT = 0.1
-"""Nats: losses that differ by less than this over all depths do not depend on depth."""
+"""Nats: losses of trained depths that differ by less than this are not told apart."""
 
 COMPILE = 1.25
 """Times the compile time of four layers that the deepest may take."""
 
 
 def points(results: Results) -> list[Json]:
-    """One row for each recipe and depth: `Results.best`, and `word`.
+    """One row for each recipe and depth: `Results.best`, with `word`, `seeds`, and `gain` over zero layers in nats.
 
-    trained: below `headline.bar` at the best rate; slow: above it; stuck: no better than counting single bytes;
-    diverged: at every rate; failed: raised; unfinished: under way.
+    trained: below the recipe's own zero layers, see `headline.trained`; `NO_GAIN`: not so; stuck: no better than
+    counting single bytes; diverged: at every rate; failed: raised; unfinished: under way; no layers: at depth 0. Where
+    no zero layers were run, trained: below `headline.bar`; slow: above it. The gain has an interval from two seeds on.
     """
-    return [{**row, "word": _word(row, results)} for row in results.best()]
+    rows = []
+    for row in results.best():
+        change = gain(results, row)
+        ends = {} if change is None else {"gain": change.mean, "gain_low": change.low, "gain_high": change.high}
+        if change is not None and change.n < 2:
+            ends |= {"gain_low": None, "gain_high": None}
+        none = {"gain": None, "gain_low": None, "gain_high": None}
+        rows.append({**row, "seeds": len(row["cells"]), "word": _word(row, results), **none, **ends})
+    return rows
 
 
 def _word(row: Json, results: Results) -> str:
@@ -36,15 +48,21 @@ def _word(row: Json, results: Results) -> str:
     if loss is None:
         statuses = {c["status"] for c in results.cells if (c["recipe"], c["depth"]) == (row["recipe"], row["depth"])}
         return next(word for word in ("unfinished", "failed", "diverged") if word in statuses)
-    if loss < bar(results):
+    if row["depth"] == 0:
+        return "no layers"
+    if trained(results, row):
         return "trained"
-    return "slow" if loss < results.base["data"]["unigram"] - STUCK else "stuck"
+    if loss >= results.base["data"]["unigram"] - STUCK:
+        return "stuck"
+    return "slow" if without_layers(results, row["recipe"]) is None else NO_GAIN
 
 
 def sentence(rows: Sequence[Json]) -> str:
     """A recipe's rows of `points`, shallow first, in a sentence: how deep it trains, and what depth does to it."""
     by_word: dict[str, list[int]] = {}
     for row in rows:
+        if row["depth"] == 0:
+            continue
         by_word.setdefault(row["word"], []).append(row["depth"])
     parts = [f"{word} at {_list(depths)}" for word, depths in by_word.items()]
     trained = [row for row in rows if row["word"] == "trained"]
@@ -52,7 +70,7 @@ def sentence(rows: Sequence[Json]) -> str:
         losses = {row["depth"]: row["loss"] for row in trained}
         best, last = min(losses, key=lambda depth: losses[depth]), max(losses)
         if max(losses.values()) - losses[best] < INDIFFERENT:
-            parts.append("indifferent to depth")
+            parts.append(f"within {INDIFFERENT:g} nats of each other there")
         elif losses[last] - losses[best] < INDIFFERENT / 2:
             parts.append(f"better with depth ({losses[min(losses)]:.2f} to {losses[last]:.2f})")
         elif best == min(losses):
@@ -89,20 +107,26 @@ def predictions(results: Results, checks: Sequence[Json]) -> list[Prediction]:
     compare("no_residual", "pre_norm", 32, "above", 0.3)
     compare("deepnorm", "post_norm", 128, "below", -0.1)
     compare("deepnorm", "pre_norm", 1024, "below", -0.1)
-    timed = [c for c in checks if c["compile_seconds"] and c["shallow_compile_seconds"]]
-    if timed:
-        ratios = [c["compile_seconds"] / c["shallow_compile_seconds"] for c in timed]
-        claim = f"compile time of {timed[0]['depth']:,} layers over {timed[0]['shallow']}, mean over recipes"
+    if ratios := compile_ratios(checks):
+        claim = f"compile time of {checks[0]['depth']:,} layers over {checks[0]['shallow']}, mean over recipes"
         stated.append(Prediction(claim=claim, found=Estimate.of(ratios), relation="below", threshold=COMPILE))
     return stated
 
 
-def write(results: Results, checks: Sequence[Json], *, quick: bool = False) -> Path:
-    """Write the finding, beside the sweep's own files; returns its page.
+def compile_ratios(checks: Sequence[Json]) -> list[float]:
+    """Compile time of the deepest over that of the shallow, of recipes checked at the depth that most were."""
+    timed = [c for c in checks if c["compile_seconds"] and c["shallow_compile_seconds"]]
+    deepest = max((check["depth"] for check in timed), default=0)
+    return [c["compile_seconds"] / c["shallow_compile_seconds"] for c in timed if c["depth"] == deepest]
+
+
+def write(results: Results, checks: Sequence[Json], out: Path, *, quick: bool = False) -> Path:
+    """Write the finding and results.csv; returns the finding's page.
 
     Args:
         results: of the sweep.
         checks: `deep_check.Check.json` of each recipe.
+        out: folder of the finding.
         quick: whether the numbers mean nothing.
     """
     results.save()
@@ -120,7 +144,7 @@ def write(results: Results, checks: Sequence[Json], *, quick: bool = False) -> P
     ]
     point_rows = [{"kind": "point", **{name: value for name, value in row.items() if name != "cells"}} for row in rows]
     return finding.write(
-        results.folder.path / "atlas",
+        out,
         question="Which recipe for which depth?",
         setting={**results.base["setting"], "data": results.base["data"]},
         provenance=results.provenance(),
@@ -134,16 +158,28 @@ def write(results: Results, checks: Sequence[Json], *, quick: bool = False) -> P
 def _text(results: Results, rows: Sequence[Json], checks: Sequence[Json]) -> str:
     setting, data = results.base["setting"], results.base["data"]
     sentences = {name: sentence([row for row in rows if row["recipe"] == name]) for name in results.recipes}
-    tried = [f"{n} at {depth:,}" for depth, n in Counter(row["depth"] for row in rows).items()]
     warmup = setting["steps"] // 10 if setting["warmup"] is None else setting["warmup"]
+    floors = [row["loss"] for row in rows if row["depth"] == 0 and row["loss"] is not None]
+    if floors:
+        trained_means = (
+            f"ends below its own stack of zero layers ({min(floors):.2f} to {max(floors):.2f} nats by recipe), with "
+            "several seeds by more than the 95 % interval of the paired differences, with one seed without any "
+            f"interval; *{NO_GAIN}* if it does not"
+        )
+    else:
+        trained_means = f"ends below {bar(results):.2f} nats; *slow* if it does not"
     return f"""Decoders of width {setting["d_model"]} on {data["name"]}: {setting["steps"]} steps of {setting["batch"]}
-windows of {setting["context"]} bytes, {setting["optimizer"]} with {warmup} steps of warm-up; each recipe at its own
-best learning rate. Recipes by layers: {", ".join(tried)}. This is a small width and a short run: it says which recipes
-start to learn at a depth, not which is best after a day.
+windows of {setting["context"]} bytes ({setting["steps"] * setting["batch"] * setting["context"]:,} in all),
+{setting["optimizer"]} with {warmup} steps of warm-up; each recipe at the best of the learning rates tried
+({_rates(results)}), {_seeds(rows)}. This is a small width and a short run: it says which recipes start to learn at a
+depth, not which is best after a day.
 
-A recipe is *trained* at a depth if it ends below {bar(results):.2f} nats, *stuck* if it does no better than counting
-single bytes ({data["unigram"]:.2f}), *slow* between them, *diverged* if no rate ends well. It is *indifferent to depth*
-if its losses over all depths differ by less than {INDIFFERENT} nats.
+A recipe is *trained* at a depth if it {trained_means}. It is *stuck* if it does no better than counting single bytes
+({data["unigram"]:.2f}), *diverged* if no rate ends well. {_noise(rows)}
+
+{finding.table(_by_depth(rows))}
+
+The lowest loss is the best of many recipes, most with one seed: it is lower than a recipe chosen beforehand would be.
 
 {finding.table([{"recipe": name, "what it did": text} for name, text in sentences.items()])}
 
@@ -152,6 +188,71 @@ if its losses over all depths differ by less than {INDIFFERENT} nats.
 ## Cost, and the deepest
 
 {_cost(checks)}"""
+
+
+def _rates(results: Results) -> str:
+    """Learning rates tried, by depth."""
+    by_depth: dict[tuple[float, ...], list[int]] = {}
+    for depth in results.depths:
+        rates = sorted({cell["learning_rate"] for cell in results.cells if cell["depth"] == depth})
+        by_depth.setdefault(tuple(rates), []).append(depth)
+    return "; ".join(f"{', '.join(f'{r:g}' for r in rates)} at {_list(to)} layers" for rates, to in by_depth.items())
+
+
+def _seeds(rows: Sequence[Json]) -> str:
+    """Number of seeds, by depth."""
+    several = {}
+    for row in rows:
+        if row["seeds"] > 1:
+            several.setdefault((row["seeds"], row["depth"]), []).append(row["recipe"])
+    said = [f"{n} seeds at {depth:,} layers for {len(names)} recipes" for (n, depth), names in several.items()]
+    return ", ".join([*said, "one seed elsewhere"]) if said else "one seed"
+
+
+def spread(rows: Sequence[Json]) -> float | None:
+    """Standard deviation over seeds of the gain over zero layers, pooled; None where no depth has several seeds.
+
+    Args:
+        rows: of `points`; those that are stuck are left out, for they end alike.
+    """
+    learned = [row for row in rows if row["gain_low"] is not None and row["word"] != "stuck"]
+    if not learned:
+        return None
+    halves = [((row["gain_high"] - row["gain_low"]) / 2, row["seeds"]) for row in learned]
+    deviations = [half * math.sqrt(n) / stats.t.ppf(0.975, n - 1) for half, n in halves]
+    return math.sqrt(sum(deviation**2 for deviation in deviations) / len(deviations))
+
+
+def _noise(rows: Sequence[Json]) -> str:
+    """Sentence on how much one seed says."""
+    one, deviation = [row for row in rows if row["word"] == "trained" and row["seeds"] == 1], spread(rows)
+    if deviation is None or not one:
+        return ""
+    near = [row for row in one if row["gain"] is not None and row["gain"] > -2 * deviation]
+    return (
+        f"The difference to zero layers has a standard deviation over seeds of {deviation:.2f} nats (pooled over "
+        f"those not stuck that have several). Of the {len(one)} that trained with one seed, {len(near)} lie within "
+        "twice that of zero layers and could be either."
+    )
+
+
+def _by_depth(rows: Sequence[Json]) -> list[Json]:
+    """Row for each depth: how many recipes did what, and the lowest loss."""
+    words = [word for word in ("trained", "slow", NO_GAIN, "stuck", "diverged") if any(r["word"] == word for r in rows)]
+    lines = []
+    for depth in sorted({row["depth"] for row in rows}):
+        alike = [row for row in rows if row["depth"] == depth]
+        best = min((row for row in alike if row["loss"] is not None), key=lambda row: row["loss"], default=None)
+        counts = Counter(row["word"] for row in alike)
+        lines.append(
+            {
+                "layers": f"{depth:,}",
+                "recipes": len(alike),
+                **{word: counts[word] if depth else "" for word in words},
+                "lowest loss": "" if best is None else f"{best['loss']:.2f} ({best['recipe']})",
+            }
+        )
+    return lines
 
 
 def _edges(rows: Sequence[Json]) -> str:
@@ -187,10 +288,17 @@ def _cost(checks: Sequence[Json]) -> str:
         )
     names = max(lines, key=len)
     table = finding.table([{name: line.get(name, "") for name in names} for line in lines])
+    ratios = compile_ratios(checks)
+    times = (
+        f" Compile times of {len(ratios)} recipes were taken, once each (the others came from a cache): {depth:,} "
+        f"layers take {min(ratios):.2f} to {max(ratios):.2f} times as long as {shallow}."
+        if ratios
+        else ""
+    )
     return (
         f"A few training steps of {depth:,} layers at a constant rate, from the same start; memory is XLA's count of "
-        f"temporary bytes in them under each rematerialisation; compiled without optimisation of machine code.\n\n"
-        f"{table}"
+        f"temporary bytes in them under each rematerialisation; compiled without optimisation of machine code.{times}"
+        f"\n\n{table}"
     )
 
 

@@ -8,11 +8,18 @@ from typing import Any
 import altair as alt
 
 from ..lab import chart
+from ..lab.headline import without_layers
 from ..lab.results import Results
 from ..lab.store import Json
 
+REFERENCE = "pre_norm"
+"""Recipe whose zero layers are the line in charts of several recipes."""
+
 CELL = alt.Step(72), alt.Step(19)
 RED = "#e45756"
+
+MOST_SHADED = 0.4
+"""Nats from zero layers at which the colours end."""
 
 CURVES = 8
 """Recipes whose curves are drawn, the best at the greatest depth: more lines could not be told apart."""
@@ -28,23 +35,34 @@ def order(rows: Sequence[Json]) -> list[str]:
 
 
 def depths(rows: Sequence[Json], data: Json) -> alt.TopLevelMixin:
-    """Final validation loss of every recipe at every depth, at its best learning rate.
+    """Final validation loss of every recipe at every depth, coloured by what it gained over the recipe's zero layers.
 
     Args:
         rows: `atlas.points`.
-        data: facts of the corpus, for its unigram entropy, at which the colours end.
+        data: facts of the corpus; where no zero layers were run, its unigram entropy takes their place.
     """
-    losses = [row["loss"] for row in rows if row["loss"] is not None]
-    low, high = min(losses, default=0), data["unigram"]
+    compared = [
+        {
+            **row,
+            "change": 0.0
+            if row["depth"] == 0
+            else row["loss"] - data["unigram"]
+            if row["gain"] is None
+            else row["gain"],
+        }
+        for row in rows
+        if row["loss"] is not None
+    ]
+    badly = [{**row, "change": None} for row in rows if row["loss"] is None]
     shade = alt.Color(
-        "loss:Q",
-        title="validation loss (nats)",
-        scale=alt.Scale(scheme="viridis", reverse=True, domain=[low, max(high, low + 1e-3)], clamp=True),
-        legend=alt.Legend(gradientLength=200),
+        "change:Q",
+        title="nats above no layers",
+        scale=alt.Scale(scheme="blueorange", domainMid=0, domain=[-MOST_SHADED, MOST_SHADED], clamp=True),
+        legend=alt.Legend(gradientLength=200, format="+.1f"),
     )
-    light = f"datum.loss > {low + 0.45 * (high - low)}"
-    return _tiles(rows, shade, ".2f", "loss", light).properties(
-        title="Final validation loss at the best learning rate; dark is no better than counting bytes"
+    light = f"abs(datum.change) > {0.7 * MOST_SHADED}"
+    return _tiles([*compared, *badly], shade, ".2f", "loss", light).properties(
+        title="Final validation loss at the best learning rate; blue is better than the same recipe without layers"
     )
 
 
@@ -55,12 +73,13 @@ def rates(rows: Sequence[Json]) -> alt.TopLevelMixin:
 
 
 def _tiles(rows: Sequence[Json], shade: alt.Color, form: str, field: str, light: str) -> Any:
-    values = [{name: row[name] for name in ("recipe", "depth", "loss", "learning_rate", "word")} for row in rows]
+    names = ("recipe", "depth", "loss", "learning_rate", "word", "gain")
+    values = [{**{name: row[name] for name in names}, "change": row.get("change")} for row in rows]
     x = alt.X("depth:O", title="depth (layers)", axis=alt.Axis(labelAngle=0, orient="top"))
     y = alt.Y("recipe:N", title=None, sort=order(rows), axis=alt.Axis(labelLimit=220))
     base = alt.Chart(alt.Data(values=values)).encode(x=x, y=y)
     ended = base.transform_filter("datum.loss != null")
-    tip = ["recipe:N", "depth:O", "word:N", alt.Tooltip("loss:Q", format=".4f"), "learning_rate:Q"]
+    tip = ["recipe:N", "depth:O", "word:N", alt.Tooltip("loss:Q", format=".4f"), "gain:Q", "learning_rate:Q"]
     tile = ended.mark_rect(stroke="white").encode(color=shade, tooltip=tip)
     ink = alt.condition(light, alt.value("white"), alt.value("#22221f"))
     number = ended.mark_text(fontSize=11).encode(text=alt.Text(f"{field}:Q", format=form), color=ink)
@@ -92,7 +111,7 @@ def deep(results: Results, rows: Sequence[Json]) -> alt.TopLevelMixin | None:
         return None
     names = list(dict.fromkeys(point["recipe"] for point in points))
     colors = [chart.PALETTE[i % len(chart.PALETTE)] for i in range(len(names))]
-    panel = (
+    panel: Any = (
         alt.Chart()
         .mark_line(point=True, strokeWidth=2)
         .encode(
@@ -103,6 +122,15 @@ def deep(results: Results, rows: Sequence[Json]) -> alt.TopLevelMixin | None:
         .properties(width=360, height=260)
     )
     panels = [f"{depth:,} layers" for depth in results.depths[-2:]]
+    floor = without_layers(results, REFERENCE)
+    if floor is not None:
+        rule = (
+            alt.Chart().transform_aggregate(n="count()").mark_rule(strokeDash=[5, 4]).encode(y=alt.datum(floor["loss"]))
+        )
+        word = rule.mark_text(align="left", dy=-7, dx=6).encode(
+            x=alt.value(0), text=alt.value(f"no layers ({REFERENCE})")
+        )
+        panel = alt.layer(panel, rule, word)
     return panel.facet(alt.Facet("panel:N", title=None, sort=panels), data=alt.Data(values=points), columns=2)
 
 

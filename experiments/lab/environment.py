@@ -58,11 +58,28 @@ def provenance(
     }
 
 
+def origin(config: dict[str, Any], base: dict[str, Any]) -> str:
+    """Origin of one cell of a sweep: its commit, and what else is not as it was when the sweep was begun.
+
+    Args:
+        config: `versions` and `device` of the cell.
+        base: those of the sweep.
+    """
+    then, now = ({**record["versions"], "device": record["device"]} for record in (base, config))
+    commit = now.pop("commit", "unknown")
+    return ", ".join([commit, *(f"{name} {value}" for name, value in now.items() if value != then.get(name))])
+
+
 def described(origin: dict[str, Any]) -> str:
     """A result's provenance in a sentence."""
     tree = {True: "", False: " with changes that are in no commit", None: ""}[origin["clean_tree"]]
     packages = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
-    return f"Made by `{origin['command']}` on {origin['device']}; {packages}; commit {origin['commit']}{tree}."
+    origins = origin.get("origins", {})
+    cells = "; ".join(f"{n:,} cells at {where}" for where, n in origins.items()) if len(origins) > 1 else ""
+    return (
+        f"Made by `{origin['command']}` on {origin['device']}; {packages}; commit {origin['commit']}{tree}"
+        f"{f' ({cells})' if cells else ''}."
+    )
 
 
 def device() -> str:

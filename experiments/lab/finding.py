@@ -16,7 +16,7 @@ from scipy import stats
 
 from . import environment, store
 
-Verdict = Literal["supported", "refuted", "inconclusive"]
+Verdict = Literal["supported", "refuted", "inconclusive", "not judged"]
 
 
 QUICK = "**A quick run: it shows that everything runs, and nothing else.**\n\n"
@@ -72,7 +72,9 @@ class Prediction:
 
     @property
     def verdict(self) -> Verdict:
-        """Supported or refuted if the whole interval lies on one side, else inconclusive."""
+        """Supported or refuted if the whole interval lies on one side, else inconclusive; one seed is not judged."""
+        if self.found.n < 2:
+            return "not judged"
         if self.found.high < self.threshold:
             return "supported" if self.relation == "below" else "refuted"
         if self.found.low > self.threshold:

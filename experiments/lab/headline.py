@@ -8,6 +8,8 @@ from .store import Json
 
 TRAINED_SHARE = 0.25
 """A run counts as trained if it goes this share of the way from the unigram to the bigram entropy, or further."""
+NO_GAIN = "no better than no layers"
+"""Word for a depth at which a recipe learns, and its layers add nothing that can be told."""
 MOST_NAMED = 4
 """Points at the end of the grid that are named one by one."""
 
@@ -25,20 +27,28 @@ def without_layers(results: Results, recipe: str) -> Json | None:
     return next((row for row in rows if row["loss"] is not None), None)
 
 
+def gain(results: Results, row: Json) -> Estimate | None:
+    """Loss of a row of `Results.best` less that of the recipe's zero layers, paired by seed; None without either."""
+    floor = without_layers(results, row["recipe"])
+    if floor is None or row["loss"] is None or row["depth"] == 0:
+        return None
+    zero_layers = {cell["seed"]: cell["valid_loss"] for cell in floor["cells"]}
+    pairs = [cell["valid_loss"] - zero_layers[cell["seed"]] for cell in row["cells"] if cell["seed"] in zero_layers]
+    return Estimate.of(pairs or [row["loss"] - floor["loss"]])
+
+
 def trained(results: Results, row: Json) -> bool:
     """True if a row of `Results.best` counts as trained.
 
     Where the recipe has zero layers to compare with: below them, with several seeds by more than the 95 % interval of
     the paired differences. Elsewhere: below `bar`.
     """
-    floor = without_layers(results, row["recipe"])
     if row["loss"] is None or row["depth"] == 0:
         return False
-    if floor is None:
+    change = gain(results, row)
+    if change is None:
         return row["loss"] < bar(results)
-    zero_layers = {cell["seed"]: cell["valid_loss"] for cell in floor["cells"]}
-    gains = [cell["valid_loss"] - zero_layers[cell["seed"]] for cell in row["cells"] if cell["seed"] in zero_layers]
-    return row["loss"] < floor["loss"] if len(gains) < 2 else Estimate.of(gains).high < 0
+    return change.mean < 0 if change.n < 2 else change.high < 0
 
 
 def rule(results: Results) -> str:

@@ -31,6 +31,7 @@ COLUMNS: tuple[str, ...] = (
     "compile_seconds",
     "step_seconds",
     "temp_bytes",
+    "origin",
 )
 """Columns of results.csv."""
 
@@ -67,7 +68,7 @@ class Results:
         cells = []
         for config in folder.configs():
             summary = folder.summary(config["cell"]) or {"status": "unfinished", "message": ""}
-            cells.append({**dict.fromkeys(COLUMNS), **config, **summary})
+            cells.append({**dict.fromkeys(COLUMNS), **config, **summary, "origin": environment.origin(config, base)})
         order = [group["lanes"][0]["recipe"] for group in base.get("groups", {}).values()]
         order = list(dict.fromkeys([*order, *(cell["recipe"] for cell in cells)]))
         cells.sort(key=lambda c: (c["depth"], order.index(c["recipe"]), c["learning_rate"], c["seed"]))
@@ -84,10 +85,11 @@ class Results:
         return sorted({cell["depth"] for cell in self.cells})
 
     def provenance(self) -> Json:
-        """Origin of the numbers, for a result that is made of them."""
+        """Origin of the numbers, for a result that is made of them; `origins` counts the cells of each."""
         commands = dict.fromkeys(entry["command"] for entry in self.base.get("commands", []))
         seeds = (cell["seed"] for cell in self.cells)
-        return environment.provenance(" && ".join(commands), seeds=seeds, recorded=self.base)
+        made = environment.provenance(" && ".join(commands), seeds=seeds, recorded=self.base)
+        return {**made, "origins": dict(collections.Counter(cell["origin"] for cell in self.cells))}
 
     def metrics(self, cell: Json) -> list[Json]:
         """The rows of metrics.jsonl."""
@@ -104,6 +106,10 @@ class Results:
         no rate has a mean), edge ("lowest", "highest" or None: where the best rate is the end of those tried), seeds
         and cells.
         """
+        return list(self._best)
+
+    @cached_property
+    def _best(self) -> list[Json]:
         rows = []
         for recipe in self.recipes:
             for depth in self.depths:

@@ -26,7 +26,7 @@ from ..lab.committed import RESULTS
 from ..lab.grid import Setting
 from ..lab.position_matrix import document, encodings, induced, reads_trees
 from ..lab.store import Json
-from . import birth, position_page, recipe_page
+from . import birth, position_page, recipe_chart, recipe_page
 
 TOKENS = 24
 """Queries and keys in the matrix of an encoding."""
@@ -131,8 +131,8 @@ def drawn(recipes: Mapping[str, Json], positions: Mapping[str, Json]) -> dict[st
     births = dict(recipes)
     figures: dict[str, tuple[Any, alt.TopLevelMixin]] = {}
     for name in recipes:
-        points = recipe_page.figure_data(name, births)
-        figures[f"recipes/figures/{name}.svg"] = points, recipe_page.figure(name, points)
+        points = recipe_chart.figure_data(name, births)
+        figures[f"recipes/figures/{name}.svg"] = points, recipe_chart.figure(name, points)
     for name, row in positions.items():
         points = position_page.figure_data(name, row)
         figures[f"positions/figures/{name}.svg"] = points, position_page.figure(name, row, points)

@@ -45,6 +45,21 @@ def points(recipe: str) -> list[Json]:
     return sorted(found, key=lambda row: row["depth"])
 
 
+def depths() -> list[int]:
+    """Depths of the depth atlas, shallow first."""
+    return sorted({row["depth"] for row in result("depth_atlas")["rows"] if row["kind"] == "point"})
+
+
+def unigram() -> float:
+    """Loss of counting single bytes, in the depth atlas."""
+    return result("depth_atlas")["setting"]["data"]["unigram"]
+
+
+def without_layers(recipe: str) -> float:
+    """Loss of a recipe without layers, in the depth atlas."""
+    return next(row["loss"] for row in points(recipe) if row["depth"] == 0)
+
+
 def check(recipe: str) -> Json | None:
     """Cost of a recipe's first steps at the greatest depth, in the depth atlas; None if it was not measured."""
     rows = (row for row in result("depth_atlas")["rows"] if row["kind"] == "check" and row["recipe"] == recipe)

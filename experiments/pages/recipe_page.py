@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-import altair as alt
 import numpy as np
 
 from stackjax.recipe import NAMES, Geometry, Recipe
 
-from ..lab import chart, finding
+from ..lab import finding
 from ..lab.committed import result
 from ..lab.documented import documented
+from ..lab.headline import NO_GAIN
 from ..lab.store import Json
 from . import implementation, readings
 
@@ -54,24 +54,18 @@ def index(names: Sequence[str]) -> str:
     for name in names:
         recipe = NAMES[name]()
         points = {point["depth"]: point for point in readings.points(name)}
-        losses = {f"{depth:,}": _loss(points.get(depth)) for depth in _depths()}
+        losses = {f"{depth:,}": _loss(points.get(depth)) for depth in readings.depths()}
         rows.append({"recipe": f"[{name}]({name}.md)", "equation": _code(documented(type(recipe))[0]), **losses})
     setting = result("depth_atlas")["setting"]
     return (
         "# Recipes\n\nOne page each: equation, source, the lines that are the implementation, what it does at birth, "
         "loss against depth, cost, and when it fails. In this table: validation loss in nats after "
         f"{setting['steps']} steps at the best learning rate, by layers, from the "
-        f"[depth atlas](../depth_atlas/discussion.md); counting single bytes gives {_unigram():.2f}.\n\n"
+        f"[depth atlas](../depth_atlas/discussion.md), at width {setting['d_model']} with {setting['batch']} windows "
+        f"of {setting['context']} bytes a step; counting single bytes gives {readings.unigram():.2f}, and what "
+        "is not below the column of 0 layers gained nothing.\n\n"
         f"{finding.table(rows)}\n\nMade by `python -m experiments.pages --out experiments/results`.\n"
     )
-
-
-def _depths() -> list[int]:
-    return sorted({row["depth"] for row in result("depth_atlas")["rows"] if row["kind"] == "point"})
-
-
-def _unigram() -> float:
-    return result("depth_atlas")["setting"]["data"]["unigram"]
 
 
 def _loss(point: Json | None) -> str:
@@ -141,6 +135,7 @@ def losses(rows: Sequence[Json]) -> str:
             "layers": f"{row['depth']:,}",
             "best learning rate": "" if row["learning_rate"] is None else f"{row['learning_rate']:g}",
             "validation loss (nats)": "" if row["estimate"] is None else str(row["estimate"]),
+            "less that of no layers": _gain(row),
             "seeds": "" if row["estimate"] is None else row["estimate"].n,
             "": row["word"],
         }
@@ -150,9 +145,18 @@ def losses(rows: Sequence[Json]) -> str:
     words = (
         f"Decoders of width {setting['d_model']}, {setting['steps']} steps of {setting['batch']} windows of "
         f"{setting['context']} bytes, each depth at its best learning rate ([depth atlas](../depth_atlas/finding.md)); "
-        "intervals are 95 % over seeds."
+        "intervals are 95 % over seeds, paired where losses are compared. *Trained* is below no layers, by more than "
+        "the interval where there is one."
     )
     return f"{words}\n\n{finding.table(cells)}"
+
+
+def _gain(row: Json) -> str:
+    """What a depth's loss is less that without layers, with its interval where it has one."""
+    if row["gain"] is None:
+        return ""
+    ends = "" if row["gain_low"] is None else f" [{row['gain_low']:.3f}, {row['gain_high']:.3f}]"
+    return f"{row['gain']:.3f}{ends}"
 
 
 def at_birth(birth: Json, reference: Json) -> str:
@@ -224,8 +228,8 @@ def failures(name: str, rows: Sequence[Json], birth: Json) -> str:
     """Sentences on where a recipe was seen to fail, or that it was not."""
     said = []
     words = {
-        "stuck": f"no better than counting single bytes ({_unigram():.2f} nats)",
-        "slow": "better than that, and has barely begun to learn",
+        "stuck": f"no better than counting single bytes ({readings.unigram():.2f} nats)",
+        NO_GAIN: f"no better than the same recipe without layers ({readings.without_layers(name):.2f} nats)",
         "diverged": "diverged at every learning rate tried",
         "failed": "raised an error",
     }
@@ -264,14 +268,10 @@ def limits(name: str, rows: Sequence[Json], birth: Json) -> str:
     """Sentences on what was not run."""
     setting = result("depth_atlas")["setting"]
     said = []
-    if not any(row["depth"] == 0 for row in rows):
-        said.append(
-            "The atlas has no run of zero layers, so what the layers are worth is seen only against counting bytes."
-        )
     single = [f"{row['depth']:,}" for row in rows if row["estimate"] is not None and row["estimate"].n < 2]
     if single:
         said.append(f"One seed at {', '.join(single)} layers: differences of a few hundredths of a nat are noise.")
-    missing = [f"{depth:,}" for depth in _depths() if depth not in {row["depth"] for row in rows}]
+    missing = [f"{depth:,}" for depth in readings.depths() if depth not in {row["depth"] for row in rows}]
     if missing:
         said.append(f"Not trained at {', '.join(missing)} layers.")
     edges = [f"{row['depth']:,} ({row['edge']})" for row in rows if row["edge"]]
@@ -284,63 +284,3 @@ def limits(name: str, rows: Sequence[Json], birth: Json) -> str:
         "at a depth, not which is best after a day."
     )
     return "\n".join(f"- {sentence}" for sentence in said)
-
-
-def figure_data(name: str, births: dict[str, Json]) -> list[Json]:
-    """Points of the recipe's figure, and of the reference's beside it."""
-    points: list[Json] = []
-    for each in dict.fromkeys((REFERENCE, name)):
-        for row in readings.points(each):
-            if row["loss"] is not None:
-                seeds = row["estimate"].n
-                ends = (row["estimate"].low, row["estimate"].high) if seeds > 1 else (row["loss"], row["loss"])
-                point = {"recipe": each, "panel": "loss", "x": row["depth"], "y": row["loss"]}
-                points.append({**point, "low": round(ends[0], 4), "high": round(ends[1], 4)})
-        for measure in ("stream_rms", "stream_gradient"):
-            first = len(births[each]["stream_gradient"]) - len(births[each][measure])
-            for layer, value in enumerate(births[each][measure], first):
-                if value:
-                    points.append({"recipe": each, "panel": measure, "x": layer, "y": value})
-    return points
-
-
-def figure(name: str, points: Sequence[Json]) -> alt.TopLevelMixin:
-    """Loss against depth, and size of stream and gradient in each layer at birth, with the reference in grey."""
-    names = list(dict.fromkeys((name, REFERENCE)))
-    colour = alt.Color(
-        "recipe:N", title=None, scale=alt.Scale(domain=names, range=[chart.PALETTE[0], "#b9b9b4"][: len(names)])
-    )
-    counting = [{"y": _unigram(), "text": "counting bytes"}]
-    trained = [point for point in points if point["panel"] == "loss"]
-    short = "datum.value == 1024 ? '1k' : datum.value"
-    ticks = alt.Axis(values=_depths(), labelOverlap=False, labelExpr=short)
-    x = alt.X(
-        "x:Q",
-        title="layers",
-        scale=alt.Scale(type="log", base=2),
-        axis=ticks,
-    )
-    y = alt.Y("y:Q", title="validation loss (nats)", scale=alt.Scale(zero=False))
-    base = alt.Chart(alt.Data(values=trained)).encode(x=x, color=colour)
-    bars = base.mark_rule(strokeWidth=2, aria=False).encode(y=alt.Y("low:Q"), y2="high:Q")
-    line = base.mark_line(point=alt.OverlayMarkDef(size=40), aria=False).encode(y=y)
-    rule = alt.Chart(alt.Data(values=counting)).mark_rule(strokeDash=[4, 4], aria=False).encode(y="y:Q")
-    word = rule.mark_text(align="right", x="width", dy=-7, fontSize=11, aria=False).encode(text="text:N")
-    panels: list[Any] = [(rule + word + bars + line).properties(width=230, height=190, title="Loss after training")]
-    for measure, title, label in (
-        ("stream_rms", "Stream at birth", "RMS of x"),
-        ("stream_gradient", "Gradient at birth", "|dLoss/dx|"),
-    ):
-        here = [point for point in points if point["panel"] == measure]
-        ticks = alt.Axis(format=".3~g", tickCount=5)
-        drawn = (
-            alt.Chart(alt.Data(values=here))
-            .mark_line(aria=False)
-            .encode(
-                x=alt.X("x:Q", title="layer", axis=alt.Axis(tickCount=5)),
-                y=alt.Y("y:Q", title=label, scale=alt.Scale(type="log", nice=False), axis=ticks),
-                color=colour,
-            )
-        )
-        panels.append(drawn.properties(width=190, height=190, title=title))
-    return alt.hconcat(*panels)

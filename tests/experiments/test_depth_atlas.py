@@ -2,13 +2,18 @@
 
 import csv
 import json
+import shutil
+from pathlib import Path
 
+import altair as alt
 import pytest
 
 from experiments.depth_atlas import __main__ as depth_atlas
 from experiments.depth_atlas import atlas, deep_check
 from experiments.lab import names, sweep
+from experiments.lab.headline import NO_GAIN
 from experiments.lab.results import Results
+from experiments.lab.store import Folder
 from stackjax import recipe
 from tests.experiments.conftest import SIZES
 from tests.experiments.own import Broken
@@ -108,7 +113,7 @@ def test_own_recipes_are_in_every_tier_and_quadratic_ones_not_too_deep():
 @pytest.mark.parametrize(
     ("losses", "said"),
     [
-        ({2: 2.4, 8: 2.42, 32: 2.45}, "trained at 2, 8, 32, indifferent to depth"),
+        ({2: 2.4, 8: 2.42, 32: 2.45}, "trained at 2, 8, 32, within 0.1 nats of each other there"),
         ({2: 2.6, 8: 2.5, 32: 2.3}, "trained at 2, 8, 32, better with depth (2.60 to 2.30)"),
         ({2: 2.3, 8: 2.5, 32: 2.6}, "trained at 2, 8, 32, worse with depth (2.30 to 2.60)"),
         ({2: 2.6, 8: 2.3, 32: 2.5}, "trained at 2, 8, 32, best at 8 (2.30; 2.50 at 32)"),
@@ -118,7 +123,8 @@ def test_own_recipes_are_in_every_tier_and_quadratic_ones_not_too_deep():
 def test_words_and_sentences(finished, losses, said):
     results = Results.of(finished)
     base = {**results.base, "data": {**results.base["data"], "unigram": 3.14, "bigram": 2.14}}
-    cells = [{"recipe": "x", "depth": depth, "status": "diverged"} for depth in losses]
+    ended = {"recipe": "x", "learning_rate": 1e-2, "seed": 0, "status": "diverged", "valid_loss": None}
+    cells = [{**ended, "depth": depth} for depth in losses]
     stub = Results(results.folder, base, cells)
     rows = [{"recipe": "x", "depth": depth, "loss": loss} for depth, loss in losses.items()]
     assert atlas.sentence([{**row, "word": atlas._word(row, stub)} for row in rows]) == said
@@ -130,3 +136,36 @@ def test_a_check_that_fails_is_a_row(corpus):
     found = deep_check.check(setting, "broken", Broken(), 0, text, learning_rate=1e-3)
     assert found.status == "failed" and "no init for you" in found.message
     assert SIZES["d-model"] == setting.d_model
+
+
+def test_the_committed_finding_is_what_its_own_files_say(tmp_path, monkeypatch):
+    """Words that no longer follow from the numbers, and numbers that were changed by hand, are both found."""
+    committed = Path(deep_check.__file__).parents[1] / "results" / "depth_atlas"
+    for name in ("results.csv", "result.json"):
+        shutil.copy(committed / name, tmp_path)
+    monkeypatch.setattr(alt.TopLevelMixin, "save", lambda *_, **__: None)
+    assert depth_atlas.main(["--report-only", "--out", str(tmp_path)]) == 0
+    for name in ("finding.md", "results.csv", "result.json"):
+        assert (tmp_path / name).read_text() == (committed / name).read_text(), name
+
+
+def test_zero_layers_decide_what_is_trained():
+    """By the paired interval with three seeds, by the difference alone with one."""
+    cells = [
+        {"recipe": "x", "depth": depth, "learning_rate": 1e-2, "seed": seed, "status": "ok", "valid_loss": loss}
+        for depth, losses in {
+            0: (2.6, 2.7, 2.5),
+            2: (2.5, 2.6, 2.4),
+            8: (2.4, 2.8, 2.5),
+            32: (2.59,),
+            128: (2.61,),
+            512: (3.2,),
+        }.items()
+        for seed, loss in enumerate(losses)
+    ]
+    results = Results(Folder("nowhere"), {"data": {"unigram": 3.2, "bigram": 2.4}, "setting": {}}, cells)
+    rows = atlas.points(results)
+    words = {row["depth"]: row["word"] for row in rows}
+    assert words == {0: "no layers", 2: "trained", 8: NO_GAIN, 32: "trained", 128: NO_GAIN, 512: "stuck"}
+    assert [row["gain_low"] is None for row in rows] == [True, False, False, True, True, True]
+    assert atlas.sentence(rows) == f"trained at 2, 32, {NO_GAIN} at 8, 128, stuck at 512"

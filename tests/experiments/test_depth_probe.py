@@ -26,7 +26,7 @@ def quick_run(tmp_path_factory, corpus):
 def test_quick(quick_run):
     out, said = quick_run
     found = json.loads((out / "result.json").read_text())
-    assert {p["verdict"] for p in found["predictions"]} <= {"supported", "refuted", "inconclusive"}
+    assert {p["verdict"] for p in found["predictions"]} <= {"supported", "refuted", "inconclusive", "not judged"}
     assert all(p["claim"] in said for p in found["predictions"]) and len(found["predictions"]) == 9
     rows = {(row["recipe"], row["depth"], row["when"]): row for row in found["rows"] if "recipe" in row}
     assert len(rows) == 2 * 2 * 3

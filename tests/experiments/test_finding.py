@@ -21,7 +21,7 @@ def test_intervals_are_students():
 def test_one_seed_says_nothing_of_its_spread():
     estimate = Estimate.of([0.5])
     assert (estimate.low, estimate.high) == (-math.inf, math.inf) and str(estimate) == "0.500 (one seed)"
-    assert Prediction(claim="x", found=estimate, relation="below", threshold=9.0).verdict == "inconclusive"
+    assert Prediction(claim="x", found=estimate, relation="below", threshold=9.0).verdict == "not judged"
 
 
 @pytest.mark.parametrize(
@@ -51,12 +51,12 @@ def test_a_finding_is_a_page_numbers_and_figures(tmp_path):
         provenance=environment.provenance("python -m this", seeds=(2, 0)),
     )
     text = page.read_text()
-    for words in ("# Is it so?", "It is.", "| a\\|b | 1.000 (one seed) | below 2 | inconclusive |", "`python -m this`"):
+    for words in ("# Is it so?", "It is.", "| a\\|b | 1.000 (one seed) | below 2 | not judged |", "`python -m this`"):
         assert words in text
     assert "![some points](figures/some_points.svg)" in text
     found = json.loads((page.parent / "result.json").read_text())
     assert found["rows"] == [{"loss": 1.5, "high": None}] and found["command"] == "python -m this"
     assert found["seeds"] == [0, 2] and {"commit", "clean_tree", "device", "versions"} <= set(found)
-    assert found["predictions"][0]["verdict"] == "inconclusive" and found["setting"] == {"steps": 3}
+    assert found["predictions"][0]["verdict"] == "not judged" and found["setting"] == {"steps": 3}
     assert (page.parent / "figures" / "some_points.png").read_bytes()[:4] == b"\x89PNG"
     assert (page.parent / "figures" / "some_points.svg").read_text().startswith("<svg")

@@ -11,7 +11,7 @@ import pytest
 
 from experiments.lab import names
 from experiments.pages import __main__ as pages
-from experiments.pages import implementation, position_page, readings, recipe_page
+from experiments.pages import implementation, position_page, readings, recipe_chart, recipe_page
 from stackjax import recipe
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
@@ -68,8 +68,8 @@ def test_another_number_makes_another_page(written):
     changed["rezero"]["stream_gradient"][0] *= 1.01
     page = recipe_page.page("rezero", changed["rezero"], changed["pre_norm"])
     assert page != written["recipes/rezero.md"]
-    points = recipe_page.figure_data("rezero", changed)
-    assert pages.mark(points) != pages.mark(recipe_page.figure_data("rezero", RECIPES))
+    points = recipe_chart.figure_data("rezero", changed)
+    assert pages.mark(points) != pages.mark(recipe_chart.figure_data("rezero", RECIPES))
 
 
 def test_a_profile_at_birth_is_measured_again():

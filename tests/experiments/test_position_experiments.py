@@ -88,7 +88,7 @@ def test_tree_positions(tmp_path, objects, task):
     assert tuple(whole) == tree_positions.ARMS and whole["linear"]["gain"] == 0
     assert len({row["params"] for arm, row in whole.items() if arm != "tree"}) == 1
     assert all(len(row["losses"]) == 2 for row in found["rows"])
-    assert {p["verdict"] for p in found["predictions"]} <= {"supported", "refuted", "inconclusive"}
+    assert {p["verdict"] for p in found["predictions"]} <= {"supported", "refuted", "inconclusive", "not judged"}
     assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} >= {"by_slice.svg", "by_depth.png"}
 
 
