@@ -42,7 +42,7 @@ Modules by floor; a module imports only from floors below, and from modules to i
     tools       cache  sample  probe  debug  skip  convert  optim  shard  serialization  surgery  adapt
     depth       layer  scan  pin  segment  option  stack
     recipe      recipe: one file for each treatment of depth, over recipe.base and recipe.form
-    sublayers   attention  latent_attention  moe  parallel  embedding
+    sublayers   attention  latent_attention  delta_rule  moe  parallel  embedding
     arithmetic  loss  dot_product  feed_forward  history  statistic  position  blockwise
     protocol    edit  norm  sublayer  structure  abstract_model
     ground      check  block  description  parameter  display  tensor_file
@@ -64,6 +64,7 @@ from stackjax import (
     convert,
     debug,
     decode,
+    delta_rule,
     description,
     display,
     dot_product,
@@ -103,6 +104,7 @@ from stackjax import (
     testing,
 )
 from stackjax.attention import Attention
+from stackjax.delta_rule import GatedDeltaNet
 from stackjax.embedding import Embedding, Head
 from stackjax.feed_forward import FeedForward
 from stackjax.history import History
@@ -129,6 +131,7 @@ __all__ = [
     "Embedding",
     "EncoderDecoder",
     "FeedForward",
+    "GatedDeltaNet",
     "Head",
     "History",
     "LatentAttention",
@@ -158,6 +161,7 @@ __all__ = [
     "debug",
     "decode",
     "decoder",
+    "delta_rule",
     "description",
     "display",
     "dot_product",

@@ -159,7 +159,8 @@ def write(cache: Cache, state: Params, position: Positions) -> Cache:
 
     Args:
         cache: before.
-        state: of the stack's `Result`; its `cache` entries have leaves (n, B, ..., T, width).
+        state: of the stack's `Result`; its `cache` entries have leaves (n, B, ..., T, width), or (n, B, ..., 1, width)
+            for a sublayer that keeps the newest token's alone.
         position: of the new tokens, (B, T).
     """
     index = position["index"]
@@ -172,8 +173,11 @@ def write(cache: Cache, state: Params, position: Positions) -> Cache:
     def put(old: Any, new: Any) -> Any:
         if isinstance(new, dict):
             return {**old, **{name: put(old[name], entry) for name, entry in new.items()}}
+        where = place(old.shape[-2])
+        if new.shape[-2] < index.shape[-1]:  # the state behind the newest token alone
+            where = jnp.min(where, -1, keepdims=True)
         entries = jnp.moveaxis(new.astype(old.dtype), (1, -2), (0, 1))
-        return pin_batch(old.at[:, rows, ..., place(old.shape[-2]), :].set(entries, mode="drop"), 1)
+        return pin_batch(old.at[:, rows, ..., where, :].set(entries, mode="drop"), 1)
 
     segments = {
         i: {

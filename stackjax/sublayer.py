@@ -207,7 +207,8 @@ class Sublayer(Description):
         """One layer's empty decoding cache, leaves (B, ..., S, width); None if the sublayer needs none.
 
         `apply` then reads it as `side_inputs.cache` and returns its new entries, of the same leaves with T in place of
-        S, as `Aux.state["cache"]`.
+        S, as `Aux.state["cache"]`; a recurrence (`stackjax.delta_rule`), whose S is never more than 1, may return the
+        entries of the newest token alone, with 1 in place of T.
 
         Args:
             batch: B.

@@ -123,14 +123,14 @@ def measure(options: Options) -> list[dict[str, Any]]:
 
 def caption(record: dict[str, Any]) -> str:
     """Caption that says what the numbers of the table are, and where they come from."""
-    versions = record["versions"]
+    versions, n = record["versions"], len(record["seeds"])
+    configurations = "one random small configuration" if n == 1 else f"{n} random small configurations"
     return (
         "Lines of the function that describes the architecture, without the helpers that kin share, and rows of its "
-        "table of tensors. Largest errors over "
-        f"{len(record['seeds'])} random small configurations with ragged, padded batches in float32: logits over the "
-        "largest logit; hidden states after every layer over the layer's largest entry; each parameter's gradient, "
-        f"norm over norm. Made by `{record['command']}` with transformers {versions['transformers']}, torch "
-        f"{versions['torch']} and jax {versions['jax']}."
+        f"table of tensors. Largest errors over {configurations} of each, with ragged, padded batches in float32: "
+        "logits over the largest logit; hidden states after every layer over the layer's largest entry; each "
+        f"parameter's gradient, norm over norm. Made by `{record['command']}` with transformers "
+        f"{versions['transformers']}, torch {versions['torch']} and jax {versions['jax']}."
     )
 
 

@@ -26,6 +26,15 @@ def test_the_worst_seed_counts():
     assert "**differs**" in parity_table.markdown([row(round_trip=0.0)])
 
 
+@pytest.mark.parametrize(
+    ("seeds", "expected"),
+    [([0], "over one random small configuration of each"), ([0, 1, 2], "over 3 random small configurations of each")],
+)
+def test_the_caption_counts_configurations(seeds, expected):
+    versions = dict.fromkeys(("transformers", "torch", "jax"), "1.0")
+    assert expected in parity_table.caption({"seeds": seeds, "command": "it", "versions": versions})
+
+
 @pytest.mark.parametrize("changes", [{"logits": 2e-5}, {"hidden": 2e-5}, {"round_trip": 0.0}])
 def test_what_does_not_pass(changes):
     assert parity_table.passes(row())
