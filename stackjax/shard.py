@@ -1,8 +1,9 @@
 """Sharding: where parameters, optimiser state and batches lie on a mesh of devices, from the declaration alone.
 
-Each role has named axes; one table of rules sends names to axes of the mesh. With the default rules, batches and the
-model's width are split over `data` (data parallelism with fully sharded parameters) and heads, hidden features, experts
-and vocabulary over `model` (tensor parallelism). The layer axis stays whole, since the scan walks along it.
+Each role has named axes; one table of rules sends names to axes of the mesh. With the default rules, batches are split
+over `replica` and `data`, the model's width over `data` (fully sharded parameters) and heads, hidden features, experts
+and vocabulary over `model` (tensor parallelism); `replica` alone is plain data parallelism, each device with all
+parameters. The layer axis stays whole, since the scan walks along it.
 
     mesh = sj.shard.mesh(data=4, model=2)
     params = jax.jit(model.init, out_shardings=sj.shard.parameters(model, mesh))(key)
@@ -46,10 +47,11 @@ from stackjax.parameter import Declared, is_spec
 from stackjax.sublayer import Params
 
 Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
-"""(name of a parameter's axis, axes of the mesh), in order of precedence; a mesh axis serves each array once."""
+"""(name of an axis of parameters or batches, axes of the mesh, of which those count that it has), in order of
+precedence; a mesh axis serves each array once."""
 
 RULES: Rules = (
-    ("batch", "data"),
+    ("batch", ("replica", "data")),
     ("experts", "model"),
     ("vocab", "model"),
     ("heads", "model"),
@@ -175,8 +177,9 @@ def batch(on: Mesh, rules: Rules = RULES) -> NamedSharding:
 
 
 def _present(on: Mesh, rules: Rules) -> Rules:
-    """The rules whose axes the mesh has."""
-    return tuple((name, axes) for name, axes in rules if set(_tuple(axes)) <= set(on.axis_names))
+    """The rules with those of their axes that the mesh has."""
+    present = ((name, tuple(axis for axis in _tuple(axes) if axis in on.axis_names)) for name, axes in rules)
+    return tuple((name, axes[0] if len(axes) == 1 else axes) for name, axes in present if axes)
 
 
 def _tuple(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -18,31 +18,16 @@ import jax.numpy as jnp
 import tyro
 from rich.console import Console
 
-from ..lab import command_line, compile_cache, cost, data, extend, progress
+from ..lab import command_line, compile_cache, cost, extend, progress
 from ..lab.command_line import FAILED, INTERRUPTED, OK, UNDONE, asked_to_stop
 from ..lab.corpus import Corpus
 from ..lab.data.found import printable
 from ..lab.grid import Grid, Setting
-from ..lab.made import TASKS
+from ..lab.options import Text
 from ..lab.results import Results
 from ..lab.store import Folder, save_record
 from ..lab.sweep import Interrupted, RunJobs, Sweep, run, run_jobs, undone
 from . import hops, on_ray, report
-
-
-@dataclass(frozen=True, kw_only=True)
-class Text:
-    """Options of the text to train on."""
-
-    data: str | None = None
-    """A file, folder or glob of text, of records (.jsonl, .ndjson, .json), or of .bin token files; all but these may
-    be packed (.gz). None is Python's standard library."""
-    text_field: str = "text"
-    """Name of the field that holds a record's text."""
-    token_dtype: Literal["uint8", "uint16", "uint32"] = "uint16"
-    """Type of the tokens in .bin files."""
-    vocab: int | None = None
-    """Vocabulary of .bin files; None is the largest token and one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,13 +124,7 @@ def prepare(options: Options, command: str) -> Sweep:
     Raises:
         ValueError: the data cannot be used.
     """
-    text, task = options.text, options.setting.task
-    if task != "text" and text != Text():
-        raise ValueError(f"--task {task} makes its own data; leave out what says which text is read")
-    if task == "text":
-        corpus = data.load(text.data, text_field=text.text_field, token_dtype=text.token_dtype, vocab=text.vocab)
-    else:
-        corpus = TASKS[task]
+    corpus = options.text.corpus(options.setting.task)
     return Sweep(
         folder=Folder(options.out),
         grid=options.grid,

@@ -3,13 +3,15 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from stackjax.recipe import Recipe
 
-from . import names
+from . import data, names
+from .corpus import Corpus
+from .made import TASKS, Made
 
 Recipes = Annotated[
     Mapping[str, Recipe],
@@ -126,3 +128,30 @@ class Training(Finding, Sizes):
         one_or_more(self, "seeds")
         positive(self, "learning_rate")
         at_least(self.FEWEST_STEPS, self, "steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """Options of the text to train on."""
+
+    data: str | None = None
+    """A file, folder or glob of text, of records (.jsonl, .ndjson, .json), or of .bin token files; all but these may
+    be packed (.gz). None is Python's standard library."""
+    text_field: str = "text"
+    """Name of the field that holds a record's text."""
+    token_dtype: Literal["uint8", "uint16", "uint32"] = "uint16"
+    """Type of the tokens in .bin files."""
+    vocab: int | None = None
+    """Vocabulary of .bin files; None is the largest token and one."""
+
+    def corpus(self, task: str) -> Corpus | Made:
+        """The data of a task: this text, or examples that are made by rule.
+
+        Raises:
+            ValueError: the text cannot be used, or the task needs none.
+        """
+        if task == "text":
+            return data.load(self.data, text_field=self.text_field, token_dtype=self.token_dtype, vocab=self.vocab)
+        if self != Text():
+            raise ValueError(f"--task {task} makes its own data; leave out what says which text is read")
+        return TASKS[task]

@@ -131,6 +131,7 @@ class Trainer:
         remat: what the backward pass recomputes; on CPUs "layer" is faster than "none".
         metrics: the dotted path of a function (task, params, batch) to {name: () or (L,) array}, whose means over the
             validation batches are recorded beside the loss; None for none.
+        accumulate: parts of a batch whose gradients are computed one after another and averaged, in the memory of one.
     """
 
     task: Task
@@ -138,6 +139,7 @@ class Trainer:
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     remat: Remat = "layer"
     metrics: str | None = None
+    accumulate: int = 1
 
     def learning_rate(self, hyper: Hyper, step: jax.Array) -> jax.Array:
         """The learning rate of update `step`, counted from 0."""
@@ -207,13 +209,7 @@ class Trainer:
     def _step(self, hyper: Hyper, state: State, batch: Batch) -> tuple[State, Steps]:
         model, depth = self.task.model, self.task.model.stack.depth
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(hyper.seed), 1), state.step)
-
-        def objective(params: Params, taps: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Params]]:
-            loss, result = self.task.loss(params, batch, key=key, taps=taps, remat=self.remat)
-            return loss + sum(result.loss.values()), (loss, result.state)
-
-        gradient = jax.grad(objective, argnums=(0, 1), has_aux=True)
-        (gradients, squares), (loss, statistics) = gradient(state.params, jnp.zeros(depth + 1))
+        gradients, squares, loss, statistics = self._gradients(state.params, batch, key)
         norm = optax.tree.norm(gradients)
         clipped = jax.tree.map(lambda g: g * jnp.minimum(1.0, hyper.clip_norm / norm), gradients)
         optimizer = self._optimizer(self.learning_rate(hyper, state.step), hyper.weight_decay)
@@ -234,6 +230,31 @@ class Trainer:
         }
         seen = Steps(made=made, loss=loss, gradient_norm=norm, layers=layers)
         return new.replace(alive=state.alive & (finite | ~made)), seen
+
+    def _gradients(self, params: Params, batch: Batch, key: jax.Array) -> tuple[Params, jax.Array, jax.Array, Params]:
+        """Gradients, |dLoss/dx_l|² (L + 1,), the loss without what layers add to it, and new statistics."""
+
+        def objective(params: Params, taps: jax.Array, part: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
+            loss, result = self.task.loss(params, part, key=key, taps=taps, remat=self.remat)
+            return loss + sum(result.loss.values()), (loss, result.state)
+
+        def of_part(part: Batch, key: jax.Array) -> tuple[Params, jax.Array, jax.Array, Params]:
+            gradient = jax.grad(objective, argnums=(0, 1), has_aux=True)
+            (gradients, squares), aux = gradient(params, jnp.zeros(self.task.model.stack.depth + 1), part, key)
+            return gradients, squares, *aux
+
+        n = self.accumulate
+        if n == 1:
+            return of_part(batch, key)
+        # Every n-th row, so that on a mesh each device has its share of each part.
+        parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, n, *x.shape[1:]), 1, 0), batch)
+        xs = (parts, jax.random.split(key, n))
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_part, *jax.tree.map(lambda x: x[0], xs))
+        )
+        total, _ = jax.lax.scan(lambda total, x: (jax.tree.map(jnp.add, total, of_part(*x)), None), zeros, xs)
+        gradients, squares, loss, statistics = jax.tree.map(lambda x: x / n, total)
+        return gradients, squares / n, loss, statistics
 
     def _optimizer(self, learning_rate: Any, weight_decay: Any) -> optax.GradientTransformation:
         make = optimizer_named(self.optimizer)

@@ -26,8 +26,10 @@ COMMANDS = (
     "history_cost",
     "layer_drop",
     "length_extrapolation",
+    "long_inputs",
     "pages",
     "position_gallery",
+    "train",
     "tree_positions",
     "x_ray",
 )
@@ -102,10 +104,12 @@ FINE = {
     ("depth_sweep", "weight_decay", "0"),
     ("depth_sweep", "checkpoint_seconds", "0"),
     ("history_cost", "loop_depth", "0"),
+    ("long_inputs", "written_out", "0"),
     ("position_gallery", "seed", "0"),
     ("x_ray", "seed", "0"),
     ("tree_positions", "cache", "nonsense"),
-    *(("depth_sweep", "text_field", value) for value in ("nonsense", "")),
+    *(("train", option, "0") for option in ("depth", "process", "seed", "warmup", "weight_decay")),
+    *((name, "text_field", value) for name in ("depth_sweep", "train") for value in ("nonsense", "")),
 }
 """Values that are unusual, and no mistake."""
 
