@@ -1,0 +1,266 @@
+"""Cost of a training step for each of eight devices, against an eighth of what one device alone would do.
+
+    python -m experiments.scale
+
+A step (forward, backward, AdamW) is compiled for eight devices, on a CPU for eight virtual ones, and XLA's own counts
+of FLOPs and of temporary memory are read; nothing is run. Losses that are right say nothing of this: they were right
+while every device computed the whole batch. The control is compiled from shapes without a mesh in use, so that the
+stream is not pinned to the batch (`stackjax.pin`), and must miss the bounds.
+"""
+
+import contextlib
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import altair
+import jax
+import jax.numpy as jnp
+import optax
+
+import stackjax as sj
+from stackjax.pin import BATCH_AXES
+
+from .lab import command_line, environment, finding
+from .lab.finding import Estimate, Prediction
+from .lab.options import Finding, Sizes, one_or_more, plain
+
+DEVICES = 8
+MOST = 1.15
+"""Times its ideal share that a device may compute or keep."""
+MESHES: Mapping[str, Mapping[str, int]] = {
+    "replicas": {"replica": 8},
+    "fully sharded": {"data": 8},
+    "tensors": {"model": 8},
+    "sharded, tensors": {"data": 4, "model": 2},
+    "replicas, sharded, tensors": {"replica": 2, "data": 2, "model": 2},
+}
+CONTROL = "fully sharded, not pinned"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Finding, Sizes):
+    """Count what each of eight devices computes and keeps in a step of training.
+
+    Exit status: 0 done; 2 bad usage; 130 interrupted.
+    """
+
+    out: str = "runs/scale"
+    """Folder of the result: finding.md, result.json and figures."""
+    d_model: int = 128
+    """Width D."""
+    n_heads: int = 8
+    """Attention heads H, a divisor of the width."""
+    context: int = 128
+    """Tokens T."""
+    batch: int = 32
+    """Sequences B."""
+    depth: int = 8
+    """Layers L."""
+    vocab: int = 512
+    """Vocabulary V."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_or_more(self, "depth", "vocab")
+
+
+USUAL = Options()
+QUICK = replace(USUAL, d_model=32, context=16, batch=8, depth=2, vocab=32, quick=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one device does in a step, by XLA's own counts.
+
+    Args:
+        flops: floating-point operations, the body of a loop once.
+        temporary: bytes of temporary memory.
+        arguments: bytes of parameters, moments and batch.
+    """
+
+    flops: float
+    temporary: int
+    arguments: int
+
+
+def compiled(model: Any, shape: tuple[int, int], mesh: jax.sharding.Mesh | None, *, pinned: bool = True) -> Any:
+    """A step of training, compiled from shapes alone.
+
+    Args:
+        model: a decoder, an encoder or an encoder-decoder.
+        shape: (B, T) of the tokens.
+        mesh: of devices; None compiles for one alone.
+        pinned: whether the mesh is in use while it compiles.
+    """
+    optimizer = sj.optim.adamw(model, learning_rate=1e-3)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    carry, tokens = (params, jax.eval_shape(optimizer.init, params)), jax.ShapeDtypeStruct(shape, jnp.int32)
+    n_inputs = 2 if isinstance(model, sj.EncoderDecoder) else 1
+
+    def step(carry: Any, tokens: jax.Array) -> tuple[Any, jax.Array]:
+        params, state = carry
+        inputs: Any = (tokens,) * n_inputs
+        value, gradient = jax.value_and_grad(
+            lambda params: sj.loss.next_token(model.apply(params, *inputs)[0], tokens)
+        )(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), value
+
+    if mesh is None:
+        return jax.jit(step, donate_argnums=0).lower(carry, tokens).compile()
+    where = sj.shard.state(model, mesh, carry)
+    places = {"in_shardings": (where, sj.shard.batch(mesh)), "out_shardings": (where, None)}
+    with jax.set_mesh(mesh) if pinned else contextlib.nullcontext():
+        return jax.jit(step, donate_argnums=0, **places).lower(carry, tokens).compile()
+
+
+def cost(program: Any) -> Cost:
+    """The counts of a compiled program."""
+    memory = program.memory_analysis()
+    return Cost(
+        flops=program.cost_analysis()["flops"],
+        temporary=memory.temp_size_in_bytes,
+        arguments=memory.argument_size_in_bytes,
+    )
+
+
+def models(options: Options) -> dict[str, Any]:
+    """The models that are counted, by kind."""
+    sizes: Any = {name: getattr(options, name) for name in ("vocab", "d_model", "depth", "n_heads")}
+    experts = sj.MixtureOfExperts(n_experts=DEVICES, top_k=2, d_hidden=options.d_model, dispatch="dense")
+    return {
+        "decoder": sj.decoder(**sizes),
+        "encoder": sj.encoder(**sizes),
+        "encoder-decoder": sj.encoder_decoder(**sizes),
+        "experts": sj.decoder(**sizes, feed_forward=experts),
+    }
+
+
+def prepare(options: Options) -> Options:
+    """The options, once there are eight devices and the sizes fit.
+
+    Raises:
+        ValueError: sizes that do not fit, or fewer devices.
+    """
+    with contextlib.suppress(RuntimeError):  # devices are counted once, when the first is used
+        jax.config.update("jax_num_cpu_devices", DEVICES)
+    if jax.device_count() < DEVICES:
+        raise ValueError(f"{DEVICES} devices are needed; there are {jax.device_count()}")
+    models(options)
+    for name in ("batch", "d_model", "n_heads", "vocab"):
+        if (size := getattr(options, name)) % DEVICES:
+            raise ValueError(f"--{name.replace('_', '-')} must divide by {DEVICES}, the devices; got {size}")
+    return options
+
+
+def measured(options: Options) -> list[dict[str, Any]]:
+    """A row for each model on each mesh: its counts, and their ratio to an eighth of those of one device alone."""
+    rows, shape = [], (options.batch, options.context)
+    for kind, model in models(options).items():
+        alone = cost(compiled(model, shape, None))
+        ways = [(name, sizes, True) for name, sizes in MESHES.items() if kind == "decoder" or "sharded" in name]
+        ways += [(CONTROL, MESHES["fully sharded"], False)] if kind == "decoder" else []
+        for name, sizes, pinned in ways:
+            each = cost(compiled(model, shape, sj.shard.mesh(**sizes), pinned=pinned))
+            ratios = {key: DEVICES * value / asdict(alone)[key] for key, value in asdict(each).items()}
+            rows.append(
+                {"model": kind, "way": name, "mesh": dict(sizes), **asdict(each)}
+                | {f"{key}_ratio": ratio for key, ratio in ratios.items()}
+                | {"batch_split": math.prod(sizes.get(axis, 1) for axis in BATCH_AXES)}
+            )
+            print(f"{kind}, {name}: FLOPs {ratios['flops']:.2f}, temporaries {ratios['temporary']:.2f}", flush=True)
+    return rows
+
+
+def predictions(rows: Sequence[dict[str, Any]]) -> tuple[Prediction, ...]:
+    """What is expected of the largest and, for the control, of its ratios."""
+    counted = [row for row in rows if row["way"] != CONTROL]
+    by_batch = [row["temporary_ratio"] for row in counted if row["batch_split"] == DEVICES]
+    (control,) = (row for row in rows if row["way"] == CONTROL)
+
+    def exact(value: float) -> Estimate:
+        return Estimate(mean=value, low=value, high=value, n=len(rows))
+
+    return (
+        Prediction(
+            claim="on every mesh a device computes an eighth of the FLOPs of one alone (the largest ratio)",
+            found=exact(max(row["flops_ratio"] for row in counted)),
+            relation="below",
+            threshold=MOST,
+        ),
+        Prediction(
+            claim="where the batch is split eightfold, it keeps an eighth of the temporaries (the largest ratio)",
+            found=exact(max(by_batch)),
+            relation="below",
+            threshold=MOST,
+        ),
+        Prediction(
+            claim="control: with the stream not pinned it computes more than its share",
+            found=exact(control["flops_ratio"]),
+            relation="above",
+            threshold=MOST,
+        ),
+    )
+
+
+def run(options: Options, command: str) -> Path:
+    """Count everything and write the finding; returns its page."""
+    rows = measured(options)
+    lines = [
+        {
+            "model": row["model"],
+            "": row["way"],
+            "mesh": " ".join(f"{axis}={size}" for axis, size in row["mesh"].items()),
+            "MFLOPs": f"{row['flops'] / 1e6:,.1f}",
+            "× an eighth": f"{row['flops_ratio']:.2f}",
+            "temporaries MiB": f"{row['temporary'] / 2**20:,.2f}",
+            "× an eighth ": f"{row['temporary_ratio']:.2f}",
+            "arguments MiB": f"{row['arguments'] / 2**20:,.2f}",
+            "× an eighth  ": f"{row['arguments_ratio']:.2f}",
+        }
+        for row in rows
+    ]
+    text = (
+        f"A step of training (forward, backward, AdamW) of models with L = {options.depth}, D = {options.d_model}, "
+        f"H = {options.n_heads}, T = {options.context}, B = {options.batch}, V = {options.vocab}, for one of {DEVICES} "
+        "devices. An eighth is that of what one device alone does. FLOPs and temporaries are XLA's own counts, the "
+        "body of the scan over layers once in every row; arguments are parameters, moments and batch. Replicas keep "
+        "all parameters. Where heads and hidden features are split (model), the stream itself is not, so that "
+        "temporaries are more than an eighth."
+    )
+    chart = (
+        altair.Chart(altair.Data(values=rows), width=200, height=160)
+        .mark_bar()
+        .encode(
+            x=altair.X("value:Q", title="times an eighth of one device alone"),
+            y=altair.Y("way:N", sort=[*MESHES, CONTROL], title=None),
+            row=altair.Row("model:N", title=None),
+            column=altair.Column("count:N", title=None),
+        )
+        .transform_fold(["flops_ratio", "temporary_ratio"], as_=["count", "value"])
+        .resolve_scale(y="independent")
+    )
+    return finding.write(
+        options.out,
+        question="Does each of eight devices do an eighth of the work?",
+        setting=plain(options),
+        predictions=predictions(rows),
+        rows=rows,
+        figures={"scale": chart},
+        text=f"{finding.QUICK * options.quick}{text}\n\n{finding.table(lines)}",
+        provenance=environment.provenance(command),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    program = "experiments.scale"
+    return command_line.main(program, usual=USUAL, quick=QUICK, prepare=prepare, run=run, arguments=arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
