@@ -232,17 +232,17 @@ def run(options: Options, command: str) -> Path:
         "all parameters. Where heads and hidden features are split (model), the stream itself is not, so that "
         "temporaries are more than an eighth."
     )
+    cases = [f"{row['model']}: {row['way']}" for row in rows]
     chart = (
-        altair.Chart(altair.Data(values=rows), width=200, height=160)
+        altair.Chart(altair.Data(values=[{**row, "case": case} for row, case in zip(rows, cases, strict=True)]))
+        .transform_fold(["flops_ratio", "temporary_ratio"], as_=["measure", "ratio"])
         .mark_bar()
         .encode(
-            x=altair.X("value:Q", title="times an eighth of one device alone"),
-            y=altair.Y("way:N", sort=[*MESHES, CONTROL], title=None),
-            row=altair.Row("model:N", title=None),
-            column=altair.Column("count:N", title=None),
+            x=altair.X("ratio:Q", title="times an eighth of one device alone"),
+            y=altair.Y("case:N", sort=cases, title=None),
+            column=altair.Column("measure:N", title=None),
         )
-        .transform_fold(["flops_ratio", "temporary_ratio"], as_=["count", "value"])
-        .resolve_scale(y="independent")
+        .properties(width=220)
     )
     return finding.write(
         options.out,
