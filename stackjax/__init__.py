@@ -38,9 +38,9 @@ input, `gain` the initialiser. `key` comes first, except where it is optional. E
 Modules by floor; a module imports only from floors below, and from modules to its left:
 
     outside     testing  interop: linen, nnx, hf
-    models      model  seq2seq  exits  decode  beam
+    models      model  seq2seq  exits  recurrence  decode  beam
     tools       cache  sample  probe  debug  skip  convert  optim  shard  serialization  surgery  adapt
-    depth       layer  scan  pin  segment  option  stack
+    depth       layer  scan  turn  pin  segment  boundary  option  stack
     recipe      recipe: one file for each treatment of depth, over recipe.base and recipe.form
     sublayers   attention  latent_attention  delta_rule  moe  parallel  embedding
     arithmetic  loss  dot_product  feed_forward  history  statistic  position  blockwise
@@ -59,6 +59,7 @@ from stackjax import (
     beam,
     block,
     blockwise,
+    boundary,
     cache,
     check,
     convert,
@@ -88,6 +89,7 @@ from stackjax import (
     position,
     probe,
     recipe,
+    recurrence,
     sample,
     scan,
     segment,
@@ -102,6 +104,7 @@ from stackjax import (
     surgery,
     tensor_file,
     testing,
+    turn,
 )
 from stackjax.attention import Attention
 from stackjax.delta_rule import GatedDeltaNet
@@ -155,6 +158,7 @@ __all__ = [
     "beam",
     "block",
     "blockwise",
+    "boundary",
     "cache",
     "check",
     "convert",
@@ -188,6 +192,7 @@ __all__ = [
     "position",
     "probe",
     "recipe",
+    "recurrence",
     "residual",
     "sample",
     "save",
@@ -204,6 +209,7 @@ __all__ = [
     "surgery",
     "tensor_file",
     "testing",
+    "turn",
 ]
 
 try:

@@ -83,6 +83,10 @@ class Layer(Description):
         """The (..., T, D) that an observer calls x_l."""
         return self.forms[0].view(stream if self.outer is None else self.outer.view(stream))
 
+    def truncated(self, entered: Any, reached: Any) -> Any:
+        """The stream behind turns of a loop that have no gradient, see `Form.truncated`."""
+        return reached if self.outer is None else self.outer.truncated(entered, reached)
+
     def apply(
         self,
         params: Params,

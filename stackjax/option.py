@@ -31,6 +31,8 @@ class RunOptions(CommonOptions, TypedDict, total=False):
     taps: jax.Array | None
     perturbations: Any
     edit: Edit | None
+    turns: Any
+    backward_turns: int | None
 
 
 class HiddenOptions(RunOptions, CommonOptions, TypedDict, total=False):

@@ -45,9 +45,9 @@ class Spec:
             in cross-attention), up, gate, down (feed-forward). The ends of the model: embed, unembed, position,
             final_norm, head_bias, embed_scale (a factor on the whole stream). The rest of a layer: bias, norm, residual
             (what a residual form learns), mix (matrices with which a residual form computes its weights from the
-            stream), relative (vectors and matrices of positions inside attention), relative_bias (tables of logits),
-            router, adapter (a low-rank factor beside a matrix), and statistic (not trained by the gradient; see
-            `Aux.state`).
+            stream, or joins two streams), relative (vectors and matrices of positions inside attention), relative_bias
+            (tables of logits), router, adapter (a low-rank factor beside a matrix), and statistic (not trained by the
+            gradient; see `Aux.state`).
         init: initialiser; None uses the recipe's default for weight matrices.
 
     Raises:

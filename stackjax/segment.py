@@ -25,6 +25,10 @@ from stackjax.sublayer import Params, SideInputs, Sublayer, add_losses
 Measure = Callable[[Trace], dict[str, jax.Array]]
 """Reduces what happened in one layer to a few arrays; the stack returns them with a leading axis L."""
 
+Inputs = tuple[Params | None, SideInputs, list[Any]]
+"""The arrays that all repeats of a segment's pattern read: its parameters where they share them, None where they do
+not; the caller's side inputs; and what each different sublayer of the stack prepared outside the scan."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Segment(Description):
@@ -78,26 +82,26 @@ def _repeats(kinds: list[int], length: int) -> int:
 
 def scan_body(
     segment: Segment,
-    shared: Params | None,
-    side_inputs: SideInputs,
-    prepared: dict[Sublayer, Any],
+    sublayers: tuple[Sublayer, ...],
     measure: Measure | None,
     edit: Edit | None,
     remat: scan.Remat,
     loop: bool,
+    inputs: Inputs,
 ) -> scan.Body:
     """One repeat of a segment's pattern, as the body of a scan: (stream, xs) to (stream, (loss, state, measure)).
 
     Args:
         segment: what is repeated.
-        shared: its parameters where all repeats share them; None where they are in `xs`.
-        side_inputs: the caller's.
-        prepared: what each sublayer prepared outside the scan.
+        sublayers: the stack's different ones.
         measure: what to reduce each layer's `Trace` to.
         edit: what to replace in each layer.
         remat: what the backward pass recomputes.
         loop: whether the body is called by a Python loop.
+        inputs: what all repeats read.
     """
+    shared, side_inputs, values = inputs
+    prepared = dict(zip(sublayers, values, strict=True))
 
     def run(layer: Layer, stream: Any, x: Params) -> tuple[Any, tuple[Any, Any, Any]]:
         entered = stream = pin(stream)

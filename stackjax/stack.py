@@ -4,16 +4,17 @@ A stack is a tuple of segments; a segment is a short pattern of layers repeated 
 segment of one layer: a single compiled layer, whatever the depth. Parameters are born stacked on axis 0 and stay so.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, Unpack
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from stackjax import boundary, scan, turn
 from stackjax import edit as editing
-from stackjax import scan
 from stackjax.abstract_model import AbstractModel
 from stackjax.check import first_axis, hashable, instance
 from stackjax.display import block, stack_lines
@@ -21,8 +22,7 @@ from stackjax.layer import Layer
 from stackjax.option import RunOptions
 from stackjax.parameter import declare, is_spec, realise, restrict, share
 from stackjax.pin import pin
-from stackjax.recipe.base import Coefficients, Geometry, Recipe, checked_coefficients, multipliers
-from stackjax.recipe.form import Form
+from stackjax.recipe.base import Coefficients, Geometry, Loop, Recipe, checked_coefficients, multipliers
 from stackjax.segment import Measure, Segment, fold, scan_body, stacked_by_layer
 from stackjax.statistic import update_statistics
 from stackjax.sublayer import Cache, Params, Result, SideInputs, Sublayer, add_losses, checked
@@ -52,8 +52,7 @@ class Stack(AbstractModel):
                 raise ValueError(
                     f"forms with different streams cannot meet in one stack; got {sorted(map(str, kinds))}"
                 )
-        different = tuple(dict.fromkeys(layers))
-        looped = any(segment.looped for segment in self.segments)
+        different, looped = tuple(dict.fromkeys(layers)), self.looped
         for form in dict.fromkeys(form for layer in different for form in (*layer.forms, layer.outer) if form):
             form.check(different, looped)
         if looped:
@@ -101,19 +100,38 @@ class Stack(AbstractModel):
             raise ValueError(f"d_model must be positive; got {d_model}")
         if looped and depth % len(layers):
             raise ValueError(f"a looped stack repeats whole patterns; got depth={depth}, pattern={len(layers)}")
-        width = max(len(layer.sublayers) for layer in layers)
-        geometry = Geometry(depth=depth, d_model=d_model, n_sublayers=width, side=side, other_depth=other_depth)
-        every = [layers[i % len(layers)].with_recipe(recipe, i, geometry) for i in range(max(depth, 1))]
-        if looped and depth and every != every[: len(layers)] * (depth // len(layers)):
+        geometry = Geometry(
+            depth=depth,
+            d_model=d_model,
+            n_sublayers=max(len(layer.sublayers) for layer in layers),
+            side=side,
+            other_depth=other_depth,
+            loop=Loop(length=len(layers), turns=depth // len(layers)) if looped and depth else None,
+        )
+        return cls.from_layers([layers[i % len(layers)] for i in range(max(depth, 1))], geometry, recipe)
+
+    @classmethod
+    def from_layers(cls, layers: Sequence[Layer], geometry: Geometry, recipe: Recipe) -> "Stack":
+        """Describe a stack of these layers.
+
+        Args:
+            layers: one for each of the L layers, those of a loop at every turn; at depth 0 one that is described.
+            geometry: depth, width, side and loop.
+            recipe: the depth treatment.
+
+        Raises:
+            ValueError: forms that cannot meet or be looped.
+        """
+        every, loop = [layer.with_recipe(recipe, i, geometry) for i, layer in enumerate(layers)], geometry.loop
+        if geometry.depth == 0:
+            return cls(segments=(Segment(layers=tuple(every), n=0),), recipe=recipe, geometry=geometry)
+        if loop is None:
+            return cls(segments=fold(every), recipe=recipe, geometry=geometry)
+        before, inside, after = every[: loop.before], every[loop.before : loop.stop], every[loop.stop :]
+        if inside != inside[: loop.length] * loop.turns:
             raise ValueError(f"{type(recipe).__name__} treats layers differently, so they cannot be looped")
-        if depth == 0:
-            segments = (Segment(layers=tuple(every), n=0),)
-        elif looped:
-            pattern = tuple(every[: len(layers)])
-            segments = (Segment(layers=pattern, n=depth // len(pattern), looped=True),)
-        else:
-            segments = fold(every)
-        return cls(segments=segments, recipe=recipe, geometry=geometry)
+        core = Segment(layers=tuple(inside[: loop.length]), n=loop.turns, looped=True)
+        return cls(segments=(*fold(before), core, *fold(after)), recipe=recipe, geometry=geometry)
 
     def __repr__(self) -> str:
         title = f"Stack: {self.depth} layers of width {self.d_model}, {self.n_params:,} parameters, {self.recipe!r}"
@@ -128,6 +146,11 @@ class Stack(AbstractModel):
     def d_model(self) -> int:
         """D, the width of the stream."""
         return self.geometry.d_model
+
+    @property
+    def looped(self) -> bool:
+        """True if some layers run several times with one copy of their parameters."""
+        return any(segment.looped for segment in self.segments)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -160,9 +183,8 @@ class Stack(AbstractModel):
                 for sublayer in layer.sublayers:
                     share(shared, sublayer.shared(self.d_model))
         size = self.d_model, self.depth
-        enter = {name: form.enter_spec(*size) for name, form in self._end_forms("enter").items()}
-        leave = {name: form.leave_spec(*size) for name, form in self._end_forms("leave").items()}
-        outside = {"enter": _outside(enter), "shared": shared, "leave": _outside(leave)}
+        enter, leave = boundary.enter_spec(self.segments, *size), boundary.leave_spec(self.segments, *size)
+        outside = {"enter": enter, "shared": shared, "leave": leave}
         return {"segments": segments, **{name: declare(specs, prefix=f"{name}/") for name, specs in outside.items()}}
 
     def init(self, key: jax.Array, dtype: Any = jnp.float32) -> Params:
@@ -206,29 +228,11 @@ class Stack(AbstractModel):
 
     def enter(self, params: Params, x: jax.Array) -> Any:
         """Open the stream from x (..., T, D)."""
-        return self._enter(params, x)[0]
+        return boundary.enter(self.segments, params["enter"], x)[0]
 
     def leave(self, params: Params, stream: Any) -> jax.Array:
         """Close the stream to (..., T, D)."""
-        return self._leave(params, stream)[0]
-
-    def _enter(self, params: Params, x: jax.Array) -> tuple[Any, Params]:
-        """The stream, and the new statistics of the norms on its way in."""
-        stream, state = x, {}
-        for name, form in self._end_forms("enter").items():
-            parameters, new = form.bind(params["enter"].get(name, {}), form.enter_norms)
-            stream = form.enter(stream, **parameters)
-            state |= {name: new} if new else {}
-        return stream, state
-
-    def _leave(self, params: Params, stream: Any) -> tuple[jax.Array, Params]:
-        """The output, and the new statistics of the norms on the way out."""
-        state = {}
-        for name, form in reversed(self._end_forms("leave").items()):
-            parameters, new = form.bind(params["leave"].get(name, {}), form.leave_norms)
-            stream = form.leave(stream, **parameters)
-            state |= {name: new} if new else {}
-        return stream, state
+        return boundary.leave(self.segments, params["leave"], stream)[0]
 
     def apply(
         self,
@@ -243,6 +247,8 @@ class Stack(AbstractModel):
         perturbations: Any = None,
         measure: Measure | None = None,
         edit: editing.Edit | None = None,
+        turns: Any = None,
+        backward_turns: int | None = None,
         remat: scan.Remat = "none",
         loop: bool = False,
         unroll: int = 1,
@@ -261,6 +267,8 @@ class Stack(AbstractModel):
                 their gradient is dLoss/dx_l itself.
             measure: what to reduce each layer's `Trace` to.
             edit: what to replace in the layers, see `stackjax.edit`.
+            turns: (), how many turns of a loop to run out of those described, see `stackjax.recurrence`; None for all.
+            backward_turns: how many of the last turns have gradients; None for all.
             remat: what the backward pass recomputes: "none", "layer", "nested" or a jax checkpoint policy.
             loop: run a Python loop over the layers, the plain reference, instead of scans.
             unroll: layers (patterns) per scan step.
@@ -274,6 +282,7 @@ class Stack(AbstractModel):
         first_axis("taps", taps, self.depth + 1)
         first_axis("perturbations", perturbations, self.depth)
         editing.check(edit, self.sites)
+        turn.check(self.looped, turns, backward_turns, cache is not None)
         params = self.checked(params)
         side_inputs = checked(side_inputs, x.shape[:-1])
         coefficients = self.checked_coefficients(coefficients)
@@ -286,7 +295,8 @@ class Stack(AbstractModel):
             "perturbation": perturbations,
             "layer": jnp.arange(self.depth) if edit else None,
         }
-        stream, entered = self._enter(params, x)
+        stream, entered = boundary.enter(self.segments, params["enter"], x)
+        scanned = partial(scan.run, nested=remat == "nested", loop=loop, unroll=unroll)
         loss: dict[str, jax.Array] = {}
         state: Params = {}
         measures = []
@@ -300,16 +310,17 @@ class Stack(AbstractModel):
             )
             xs["params"] = None if segment.looped else stored
             xs["cache"] = None if cache is None else cache.segments[i]
-            shared = stored if segment.looped else None
-            body = scan_body(segment, shared, side_inputs, prepared, measure, edit, remat, loop)
-            stream, ys = scan.run(body, stream, xs, segment.n, nested=remat == "nested", loop=loop, unroll=unroll)
+            inputs = stored if segment.looped else None, side_inputs, list(prepared.values())
+            body = partial(scan_body, segment, tuple(prepared), measure, edit, remat, loop)
+            counts = {"turns": turns, "backward_turns": backward_turns} if segment.looped else {}
+            stream, ys = turn.run(scanned, body, segment.layers[0].truncated, inputs, stream, xs, segment.n, **counts)
             loss = add_losses(loss, {name: jnp.sum(value, 0) for name, value in ys[0].items()})
             state[i] = ys[1]
             measures.append((segment.n, ys[2]))
         stream = pin(stream)
         if taps is not None:
             stream = scan.tap(stream, taps[-1])
-        y, left = self._leave(params, stream)
+        y, left = boundary.leave(self.segments, params["leave"], stream)
         state |= {side: new for side, new in (("enter", entered), ("leave", left)) if new}
         return y, Result(loss=loss, state=state, measure=stacked_by_layer(measures))
 
@@ -320,12 +331,6 @@ class Stack(AbstractModel):
             placed.append((str(i), start, segment))
             start += segment.depth
         return placed
-
-    def _end_forms(self, side: Literal["enter", "leave"]) -> dict[str, Form]:
-        """The forms that open or close the stream: that of the first or last sublayer, and the outer one around it."""
-        layer = self.segments[0].layers[0] if side == "enter" else self.segments[-1].layers[-1]
-        inner = layer.forms[0] if side == "enter" else layer.forms[-1]
-        return {"inner": inner} if layer.outer is None else {"inner": inner, "outer": layer.outer}
 
     def _prepare(
         self, params: Params, side_inputs: SideInputs, n_tokens: int, cache: Cache | None, edit: editing.Edit | None
@@ -339,11 +344,3 @@ class Stack(AbstractModel):
                     its_inputs = replace(side_inputs, edits=editing.edits_of(edit, sublayer.name, None))
                     prepared[sublayer] = sublayer.prepare(params["shared"], its_inputs, n_tokens, self.d_model, cached)
         return prepared
-
-
-def _outside(specs: Params) -> Params:
-    """Specs of `enter` or `leave`, where the role of a norm is final_norm; an outer form without any has no group."""
-    specs = {name: group for name, group in specs.items() if group or name == "inner"}
-    return jax.tree.map(
-        lambda spec: replace(spec, role="final_norm") if spec.role == "norm" else spec, specs, is_leaf=is_spec
-    )

@@ -56,6 +56,9 @@ out, up, gate and down, `last` are out and down. Final: whether a norm ends the 
                       U(x) = x / |x|                          a = 0.05
     -- in training --
     StochasticDepth   base, f left out with p_s       base    base                           p_s = s / S p_S
+    -- in a loop (`stackjax.recurrence`) --
+    InputInjection    each turn reads s + e, or       base    base                           -
+                      [s; e] A; e entered the loop
 
 DeepNorm, SubNorm and TFixup know other constants for an encoder with a decoder. Sources stand with each class.
 """
@@ -77,6 +80,7 @@ from stackjax.recipe import (
     gate,
     hyper_connections,
     inner_norm,
+    input_injection,
     manifold_hyper_connections,
     ngpt,
     placement,
@@ -95,6 +99,7 @@ from stackjax.recipe.attention_residuals import AttentionResiduals
 from stackjax.recipe.base import (
     Coefficients,
     Geometry,
+    Loop,
     Multiplier,
     Recipe,
     layer_index,
@@ -109,6 +114,7 @@ from stackjax.recipe.dynamic_tanh import DyT
 from stackjax.recipe.gate import Highway, LayerScale, ReZero, SkipInit
 from stackjax.recipe.hyper_connections import HyperConnections
 from stackjax.recipe.inner_norm import HybridNorm, NormFormer, SubNorm
+from stackjax.recipe.input_injection import InputInjection
 from stackjax.recipe.manifold_hyper_connections import ManifoldHyperConnections
 from stackjax.recipe.ngpt import NGPT
 from stackjax.recipe.placement import (
@@ -190,9 +196,11 @@ __all__ = [
     "Highway",
     "HybridNorm",
     "HyperConnections",
+    "InputInjection",
     "Keel",
     "LayerNormScaling",
     "LayerScale",
+    "Loop",
     "ManifoldHyperConnections",
     "MixNorm",
     "Multiplier",
@@ -230,6 +238,7 @@ __all__ = [
     "gate",
     "hyper_connections",
     "inner_norm",
+    "input_injection",
     "layer_index",
     "manifold_hyper_connections",
     "ngpt",

@@ -39,6 +39,9 @@ class AroundForm(Form):
     def leave_norms(self) -> tuple[str, ...]:
         return self.inner.leave_norms
 
+    def truncated(self, entered: Any, reached: Any) -> Any:
+        return self.inner.truncated(entered, reached)
+
     def check(self, layers: tuple[Any, ...], looped: bool) -> None:
         self.inner.check(layers, looped)
 

@@ -29,6 +29,26 @@ from stackjax.sublayer import Params, Sublayer
 
 
 @dataclass(frozen=True, kw_only=True)
+class Loop:
+    """The layers of a stack that run several times with one copy of their parameters.
+
+    Args:
+        before: layers in front of them.
+        length: layers in one turn.
+        turns: how many times they run.
+    """
+
+    before: int = 0
+    length: int
+    turns: int
+
+    @property
+    def stop(self) -> int:
+        """Index of the first layer behind the loop."""
+        return self.before + self.length * self.turns
+
+
+@dataclass(frozen=True, kw_only=True)
 class Geometry:
     """The numbers that a recipe's constants may depend on.
 
@@ -38,6 +58,7 @@ class Geometry:
         n_sublayers: sublayers in a layer (2; 3 with cross-attention; 1 when parallel: its branches make one sum).
         side: whether this stack is an encoder or a decoder.
         other_depth: layers in the stack on the other side of an encoder-decoder; 0 if there is none.
+        loop: the layers, among those, that share parameters; None if none do.
     """
 
     depth: int
@@ -45,6 +66,7 @@ class Geometry:
     n_sublayers: int = 2
     side: Literal["encoder", "decoder"] = "decoder"
     other_depth: int = 0
+    loop: Loop | None = None
 
     @property
     def encoder_depth(self) -> int:

@@ -151,6 +151,16 @@ class Form(Description):
         """The (..., T, D) that an observer calls x_l."""
         return stream
 
+    def truncated(self, entered: Any, reached: Any) -> Any:
+        """The stream behind turns of a loop that have no gradient, asked of an outer form.
+
+        Args:
+            entered: the stream in front of them.
+            reached: the stream behind them, without a gradient. What they left as it was may be taken from `entered`,
+                where it has one.
+        """
+        return reached
+
     def check(self, layers: tuple[Any, ...], looped: bool) -> None:
         """Raise a ValueError if this form cannot live in such a stack.
 

@@ -54,7 +54,7 @@ def insert_identity(
     Source: Wu et al. 2024, section 3.2, arXiv:2401.02415.
     """
     path, old = stack_at(model, stack)
-    if any(segment.looped for segment in old.segments):
+    if old.looped:
         raise ValueError("all layers of a loop share their parameters, so none can be the identity alone")
     forms = {form for segment in old.segments for layer in segment.layers for form in layer.forms}
     if any(isinstance(form, (AttentionResidual, WithValue)) for form in forms):

@@ -1,7 +1,8 @@
 """One mechanism for growing and cutting: a list of layers, and all that is laid out by layers gathered by it."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from stackjax.abstract_model import AbstractModel, Path, put
 from stackjax.parameter import Gain
 from stackjax.recipe.around import Around
-from stackjax.recipe.base import Coefficients, Geometry, Multiplier
+from stackjax.recipe.base import Coefficients, Geometry, Loop, Multiplier
 from stackjax.recipe.form import Form
 from stackjax.stack import Stack
 from stackjax.sublayer import Params, Sublayer
@@ -154,31 +155,34 @@ def stack_at(model: AbstractModel, stack: Path | None) -> tuple[Path, Stack]:
 def _rebuilt(old: Stack, order: list[int], coefficients: Numbers, other_depth: int | None = None) -> Stack:
     """The description of a stack of these layers."""
     every = [layer for segment in old.segments for _ in range(segment.n) for layer in segment.layers]
-    looped = any(segment.looped for segment in old.segments)
     chosen = [every[layer] for layer in order] or [old.segments[0].layers[0]]
-    if looped:
-        pattern = len(old.segments[0].layers)
-        if (
-            not order
-            or [layer % pattern for layer in order] != [i % pattern for i in range(len(order))]
-            or len(order) % pattern
-        ):
-            raise ValueError(f"a loop repeats its whole pattern of {pattern} layers, once or more; got layers {order}")
-        chosen = list(old.segments[0].layers)
+    loop = None if old.geometry.loop is None else _kept(old.geometry.loop, order)
     recipe, geometry, sources = old.recipe, old.geometry, order
     if isinstance(recipe, _OfLayers):
         recipe, geometry, sources = recipe.base, recipe.geometry, [recipe.layers[layer] for layer in order]
     if coefficients == "original" and sources != list(range(geometry.depth)):
         recipe = _OfLayers(base=recipe, layers=tuple(sources), geometry=geometry)
-    return Stack.of(
-        *chosen,
-        depth=len(order),
-        d_model=old.d_model,
-        recipe=recipe,
-        looped=looped,
-        side=old.geometry.side,
-        other_depth=old.geometry.other_depth if other_depth is None else other_depth,
+    changed = {} if other_depth is None else {"other_depth": other_depth}
+    width = max(len(layer.sublayers) for layer in chosen)
+    new = replace(old.geometry, depth=len(order), n_sublayers=width, loop=loop, **changed)
+    return Stack.from_layers(chosen, new, recipe)
+
+
+def _kept(loop: Loop, order: list[int]) -> Loop:
+    """The loop among some layers of its stack.
+
+    Raises:
+        ValueError: a pattern that breaks, or layers around the loop inside of it.
+    """
+    before, inside, after = (
+        [layer for layer in order if start <= layer < stop]
+        for start, stop in ((0, loop.before), (loop.before, loop.stop), (loop.stop, math.inf))
     )
+    places = [(layer - loop.before) % loop.length for layer in inside]
+    turns, rest = divmod(len(inside), loop.length)
+    if not inside or rest or order != before + inside + after or places != list(range(loop.length)) * turns:
+        raise ValueError(f"a loop repeats its whole pattern of {loop.length} layers, once or more; got layers {order}")
+    return replace(loop, before=len(before), turns=turns)
 
 
 def places(stack: Stack) -> list[tuple[str, str, int]]:
@@ -194,7 +198,7 @@ def places(stack: Stack) -> list[tuple[str, str, int]]:
 def _moved(old: Stack, new: Stack, tree: Params, order: list[int]) -> Params:
     """{segments: ..} of the new stack, gathered from a tree like the parameters of the old one."""
     held, sizes = places(old), {name: segment.n for name, _, segment in old.placed()}
-    first, looped = old.placed()[0][0], any(segment.looped for segment in old.segments)
+    first, looped = old.placed()[0][0], {name for name, _, segment in old.placed() if segment.looped}
 
     def rows(name: str, j: str, repeats: list[int]) -> Any:
         def row(leaf: Any) -> Any:
@@ -206,7 +210,7 @@ def _moved(old: Stack, new: Stack, tree: Params, order: list[int]) -> Params:
             return leaf[np.array(repeats, np.int32)]
 
         stored = tree["segments"][name][j]
-        return stored if looped else jax.tree.map(row, stored)
+        return stored if name in looped else jax.tree.map(row, stored)
 
     segments: Params = {}
     for name, start, segment in new.placed():
@@ -214,7 +218,7 @@ def _moved(old: Stack, new: Stack, tree: Params, order: list[int]) -> Params:
         for j in range(len(segment.layers)):
             sources = [held[layer] for layer in order[start + j : start + segment.depth : len(segment.layers)]]
             kinds = {source[:2] for source in sources} or {(first, str(j))}
-            if len(kinds) == 1 or looped:
+            if len(kinds) == 1:
                 gathered = rows(*sorted(kinds)[0], [repeat for *_, repeat in sources])
             else:
                 each = [rows(*source[:2], [source[2]]) for source in sources]
