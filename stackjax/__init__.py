@@ -44,7 +44,7 @@ Modules by floor; a module imports only from floors below, and from modules to i
     recipe      recipe: one file for each treatment of depth, over recipe.base and recipe.form
     sublayers   attention  latent_attention  delta_rule  moe  parallel  embedding
     arithmetic  loss  dot_product  feed_forward  history  statistic  position  blockwise
-    protocol    edit  norm  sublayer  structure  abstract_model
+    protocol    edit  norm  sublayer  wrapped  structure  abstract_model
     ground      check  block  description  parameter  display  tensor_file
 
 Read from the ground up. `recipe` and `position` begin with one table of all that they hold.
@@ -105,6 +105,7 @@ from stackjax import (
     tensor_file,
     testing,
     turn,
+    wrapped,
 )
 from stackjax.attention import Attention
 from stackjax.delta_rule import GatedDeltaNet
@@ -210,6 +211,7 @@ __all__ = [
     "tensor_file",
     "testing",
     "turn",
+    "wrapped",
 ]
 
 try:

@@ -65,6 +65,39 @@ def test_adapters_begin_at_nothing_and_merge_to_the_same(x64, recipe, kind):
     assert largest_difference(after, before) > 1e-3
 
 
+@pytest.mark.parametrize("kind", ["decoder", "experts"])
+def test_magnitudes_begin_at_nothing_and_merge_to_the_same(x64, kind):
+    model = described(kind=kind)
+    params = perturbed(model.init(jax.random.key(0), jnp.float64))
+    adapted = sj.adapt.low_rank(model, rank=2, alpha=3.0, roles=("query", "down"), magnitude=True)
+    start = sj.adapt.start(adapted, params, jax.random.key(1))
+    assert largest_difference(run(adapted, start), run(model, params)) < 1e-12
+    trained = moved(adapted, start)
+    merged_model, merged = sj.adapt.merge(adapted, trained)
+    assert merged_model == model and largest_difference(run(model, merged), run(adapted, trained)) < 1e-10
+    with pytest.raises(ValueError, match="magnitudes"):
+        sj.adapt.save("nowhere", adapted, trained)
+
+
+def test_magnitudes_are_norms_and_their_gradient_leaves_the_norm_of_the_direction_alone(x64):
+    """Equations (5) and (11), by hand: the direction's gradient is scaled, and not projected."""
+    inner = sj.FeedForward(d_hidden=6)
+    sublayer = sj.adapt.LowRank(name="feed_forward", inner=inner, rank=2, alpha=3.0, roles=("up",), magnitude=True)
+    w, a, b, m, g = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate(((4, 6), (4, 2), (2, 6), 6, (4, 6))))
+    params = {"up": w, "low_rank": {"up": {"a": a, "b": b, "magnitude": m}}}
+
+    def effective(factors):
+        return sublayer.effective({**params, "low_rank": {"up": factors}})["up"]
+
+    new, back = jax.vjp(effective, params["low_rank"]["up"])
+    np.testing.assert_allclose(np.linalg.norm(new, axis=0), np.abs(np.linalg.norm(w, axis=0) + m), rtol=1e-12)
+    direction = w + 1.5 * a @ b
+    scale = (np.linalg.norm(w, axis=0) + m) / np.linalg.norm(direction, axis=0)
+    (gradient,) = back(g)
+    np.testing.assert_allclose(gradient["b"], 1.5 * a.T @ (g * scale), rtol=1e-12)
+    np.testing.assert_allclose(gradient["magnitude"], (g * direction).sum(0) / np.linalg.norm(direction, axis=0))
+
+
 @pytest.mark.parametrize("recipe", ["pre_norm", "complete_p", "ngpt"])
 @pytest.mark.parametrize("optimiser", [sj.optim.adamw, sj.optim.muon])
 def test_training_moves_the_adapter_alone(recipe, optimiser):

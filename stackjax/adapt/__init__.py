@@ -9,7 +9,9 @@
 An adapted model is a model like any other: it trains, decodes, shards, grows and is saved as every model does. The sum
 is made inside the scan, one layer at a time; each stacked matrix has one stacked pair of factors.
 
-Source: Hu et al. 2021, section 4.1, arXiv:2106.09685.
+With `magnitude=True` the norm of each column of a matrix is trained apart from its direction (DoRA).
+
+Source: Hu et al. 2021, section 4.1, arXiv:2106.09685; DoRA: Liu et al. 2024, eq. (5) and (11), arXiv:2402.09353.
 
 Train factors of rank 2 alone, and fold them in:
 

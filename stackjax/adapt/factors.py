@@ -8,17 +8,22 @@ import jax
 import jax.numpy as jnp
 
 from stackjax.abstract_model import AbstractModel
+from stackjax.norm import upcast
 from stackjax.parameter import FanIn, Spec, is_spec, path_name, realise, zeros
 from stackjax.stack import Stack
-from stackjax.sublayer import Aux, CachedPositions, Params, SideInputs, Sublayer
+from stackjax.sublayer import Params, Sublayer
+from stackjax.wrapped import Wrapped
 
 GROUP = "low_rank"
 """Name of the group that holds the factors, beside the matrices of their sublayer."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LowRank(Sublayer):
-    """A sublayer whose matrices W of some roles act as W + (alpha / rank) A B.
+class LowRank(Wrapped):
+    """A sublayer whose matrices W of some roles act as W + (alpha / rank) A B, or as that with columns of other norms.
+
+    With magnitudes (DoRA) W' = W + (alpha / rank) A B acts as W' (|W| + m) / |W'|, norms and m for each column, whose
+    gradient takes |W'| for a constant.
 
     Args:
         name: that of the inner sublayer, whose parameters keep their names.
@@ -26,29 +31,13 @@ class LowRank(Sublayer):
         rank: columns of A (I, rank) and rows of B (rank, O).
         alpha: of the factor alpha / rank.
         roles: of the matrices.
+        magnitude: whether each column's norm is trained by itself.
     """
 
-    inner: Sublayer
     rank: int
     alpha: float
     roles: tuple[str, ...]
-
-    @property
-    def attends(self) -> bool:
-        return self.inner.attends
-
-    @property
-    def reads_memory(self) -> bool:
-        return self.inner.reads_memory
-
-    @property
-    def mixes_tokens(self) -> bool:
-        return self.inner.mixes_tokens
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        """Names of the values inside `apply` that an edit may replace (`stackjax.edit`)."""
-        return self.inner.sites
+    magnitude: bool = False
 
     def map(self, change: Callable[[Sublayer], Sublayer]) -> Sublayer:
         return replace(self, inner=self.inner.map(change))
@@ -58,7 +47,9 @@ class LowRank(Sublayer):
 
         def factors(spec: Spec) -> dict[str, Spec]:
             *experts, n_in, n_out = spec.shape
+            norms = {"magnitude": Spec(shape=(*experts, n_out), role="adapter", init=zeros)} if self.magnitude else {}
             return {
+                **norms,
                 "a": Spec(shape=(*experts, n_in, self.rank), role="adapter", init=FanIn(1 / 3)),
                 "b": Spec(shape=(*experts, self.rank, n_out), role="adapter", init=zeros),
             }
@@ -69,38 +60,20 @@ class LowRank(Sublayer):
         """Names of the matrices that have factors."""
         return [name for name, spec in specs.items() if is_spec(spec) and spec.role in self.roles]
 
-    def merged(self, params: Params) -> Params:
-        """The inner sublayer's parameters, with any leading axes."""
+    def effective(self, params: Params) -> Params:
         inner = {name: value for name, value in params.items() if name != GROUP}
         for name, factors in params[GROUP].items():
-            inner[name] = _sum(inner[name], factors, self.alpha / self.rank)
+            inner[name] = _adapted(inner[name], factors, self.alpha / self.rank)
         return inner
-
-    def apply(self, params: Params, x: Any, side_inputs: SideInputs) -> tuple[jax.Array, Aux]:
-        return self.inner.apply(self.merged(params), x, side_inputs)
-
-    def shared(self, d_model: int) -> dict[str, Any]:
-        return self.inner.shared(d_model)
-
-    def prepare(
-        self,
-        shared: Params,
-        side_inputs: SideInputs,
-        n_tokens: int,
-        d_model: int,
-        cached: CachedPositions | None = None,
-    ) -> Any:
-        return self.inner.prepare(shared, side_inputs, n_tokens, d_model, cached)
-
-    def cache(self, batch: int, capacity: int, d_model: int, dtype: Any) -> Any:
-        return self.inner.cache(batch, capacity, d_model, dtype)
-
-    def remember(self, params: Params, memory: jax.Array) -> Any:
-        return self.inner.remember(self.merged(params), memory)
 
 
 def low_rank(
-    model: AbstractModel, *, rank: int, alpha: float | None = None, roles: tuple[str, ...] = ("query", "value")
+    model: AbstractModel,
+    *,
+    rank: int,
+    alpha: float | None = None,
+    roles: tuple[str, ...] = ("query", "value"),
+    magnitude: bool = False,
 ) -> Any:
     """The model with low-rank factors beside each matrix of the roles.
 
@@ -109,6 +82,7 @@ def low_rank(
         rank: of the product A B.
         alpha: of the factor alpha / rank; None means rank, a factor of 1.
         roles: of hidden matrices that sublayers declare by name, see `Spec`.
+        magnitude: whether the norm of each column is trained apart from its direction (DoRA).
 
     Raises:
         ValueError: a rank below 1; a role that no matrix of the model has; a model that is adapted already.
@@ -120,7 +94,9 @@ def low_rank(
     factor = float(rank if alpha is None else alpha)
 
     def wrap(sublayer: Sublayer, d_model: int) -> Sublayer:
-        wrapped = LowRank(name=sublayer.name, inner=sublayer, rank=rank, alpha=factor, roles=tuple(roles))
+        wrapped = LowRank(
+            name=sublayer.name, inner=sublayer, rank=rank, alpha=factor, roles=tuple(roles), magnitude=magnitude
+        )
         return wrapped if wrapped.adapted(sublayer.spec(d_model)) else sublayer
 
     def adapt(stack: Stack) -> Stack:
@@ -165,14 +141,19 @@ def merge(adapted: AbstractModel, params: Params) -> tuple[Any, Params]:
 
     def merged(path: tuple, _: Any) -> jax.Array:
         pair = pairs.get(path_name(path))
-        return leaves[path] if pair is None else _sum(leaves[path], pair, held.alpha / held.rank)
+        return leaves[path] if pair is None else _adapted(leaves[path], pair, held.alpha / held.rank)
 
     return model, jax.tree_util.tree_map_with_path(merged, model.declaration())
 
 
-def _sum(matrix: jax.Array, factors: Mapping[str, jax.Array], scale: float) -> jax.Array:
-    """W + scale A B, with any leading axes."""
-    return matrix + (scale * factors["a"] @ factors["b"]).astype(matrix.dtype)
+def _adapted(matrix: jax.Array, factors: Mapping[str, jax.Array], scale: float) -> jax.Array:
+    """W + scale A B, perhaps with columns of other norms, with any leading axes."""
+    new = matrix + (scale * factors["a"] @ factors["b"]).astype(matrix.dtype)
+    if "magnitude" not in factors:
+        return new
+    before, after = (jnp.linalg.norm(upcast(w), axis=-2, keepdims=True) for w in (matrix, new))
+    wanted = before + upcast(factors["magnitude"][..., None, :])
+    return (upcast(new) * wanted / jax.lax.stop_gradient(after)).astype(matrix.dtype)
 
 
 def factor_of(path: tuple) -> tuple[str, str] | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from stackjax import tensor_file
 from stackjax.abstract_model import AbstractModel
-from stackjax.adapt.factors import factor_of, held_by
+from stackjax.adapt.factors import LowRank, factor_of, held_by
 from stackjax.parameter import path_name
 from stackjax.sublayer import Params
 
@@ -37,14 +37,14 @@ def save(
             are not in it are called after themselves, stack.layers.3.attention.query.
 
     Raises:
-        ValueError: factors of experts, which PEFT has no name for (`stackjax.save` writes them); names of no matrix.
+        ValueError: factors of experts, or magnitudes, which the format has not (`stackjax.save` writes both); names of
+            no matrix.
     """
-    tensors = {}
+    held, tensors = _without_magnitude(adapted), {}
     leaves = dict(jax.tree_util.tree_leaves_with_path(params))
     for name, (path, row) in _tensors(adapted, names or {}).items():
         leaf = leaves[path]
         tensors[name] = np.asarray(leaf if row is None else leaf[row]).T
-    held = held_by(adapted)
     modules = sorted({name.removeprefix("base_model.model.").rsplit(".", 2)[0] for name in tensors})
     config = {
         "peft_type": "LORA",
@@ -80,7 +80,7 @@ def load(
             shapes.
     """
     folder = Path(folder)
-    held = held_by(adapted)
+    held = _without_magnitude(adapted)
     try:
         config = json.loads((folder / CONFIG).read_text())
         config = {"peft_type": None, "r": None, "lora_alpha": None, **config}
@@ -111,6 +111,18 @@ def load(
         return jnp.asarray(value, leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(placed, params)
+
+
+def _without_magnitude(adapted: AbstractModel) -> LowRank:
+    """An adapted sublayer of the model.
+
+    Raises:
+        ValueError: one with magnitudes.
+    """
+    held = held_by(adapted)
+    if held.magnitude:
+        raise ValueError("magnitudes (DoRA) are not written in PEFT's format: use stackjax.save")
+    return held
 
 
 def _tensors(adapted: AbstractModel, names: Mapping[str, str]) -> dict[str, tuple[tuple, int | None]]:

@@ -10,7 +10,8 @@ from stackjax.parameter import Constant, Init, Normal, Spec, is_spec
 from stackjax.recipe.base import Geometry, Observe, Recipe
 from stackjax.recipe.form import Form
 from stackjax.recipe.residual import Plain
-from stackjax.sublayer import Aux, CachedPositions, Params, SideInputs, Sublayer
+from stackjax.sublayer import Aux, Params, SideInputs, Sublayer
+from stackjax.wrapped import Wrapped
 
 EPS = 1e-12
 
@@ -45,7 +46,7 @@ def spectral_norm(weight: jax.Array, vector: jax.Array) -> tuple[jax.Array, jax.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reparametrised(Sublayer):
+class Reparametrised(Wrapped):
     """A sublayer whose hidden matrices W act as (g / sigma(W)) W, g a learned number, sigma the spectral norm.
 
     sigma comes from one step of power iteration at each call; the new vectors are returned as state, for
@@ -60,25 +61,7 @@ class Reparametrised(Sublayer):
         ValueError: an inner sublayer with matrices below others.
     """
 
-    inner: Sublayer
     first: float = 1.0
-
-    @property
-    def attends(self) -> bool:
-        return self.inner.attends
-
-    @property
-    def reads_memory(self) -> bool:
-        return self.inner.reads_memory
-
-    @property
-    def mixes_tokens(self) -> bool:
-        return self.inner.mixes_tokens
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        """Names of the values inside `apply` that an edit may replace (`stackjax.edit`)."""
-        return self.inner.sites
 
     def spec(self, d_model: int) -> dict[str, Any]:
         specs = self.inner.spec(d_model)
@@ -95,7 +78,10 @@ class Reparametrised(Sublayer):
             )
         return {**specs, "spectral": {name: beside(spec) for name, spec in matrices.items()}}
 
-    def _effective(self, params: Params) -> tuple[Params, Params]:
+    def effective(self, params: Params) -> Params:
+        return self._reparametrised(params)[0]
+
+    def _reparametrised(self, params: Params) -> tuple[Params, Params]:
         """The inner sublayer's parameters, and the new vectors."""
         matrices, vectors = {}, {}
         for name, beside in params["spectral"].items():
@@ -106,29 +92,10 @@ class Reparametrised(Sublayer):
         return {**inner, **matrices}, vectors
 
     def apply(self, params: Params, x: Any, side_inputs: SideInputs) -> tuple[jax.Array, Aux]:
-        inner, vectors = self._effective(params)
+        inner, vectors = self._reparametrised(params)
         y, out = self.inner.apply(inner, x, side_inputs)
         statistic = {**out.state.get("statistic", {}), "spectral": vectors}
         return y, replace(out, state={**out.state, "statistic": statistic})
-
-    def shared(self, d_model: int) -> dict[str, Any]:
-        return self.inner.shared(d_model)
-
-    def prepare(
-        self,
-        shared: Params,
-        side_inputs: SideInputs,
-        n_tokens: int,
-        d_model: int,
-        cached: CachedPositions | None = None,
-    ) -> Any:
-        return self.inner.prepare(shared, side_inputs, n_tokens, d_model, cached)
-
-    def cache(self, batch: int, capacity: int, d_model: int, dtype: Any) -> Any:
-        return self.inner.cache(batch, capacity, d_model, dtype)
-
-    def remember(self, params: Params, memory: jax.Array) -> Any:
-        return self.inner.remember(self._effective(params)[0], memory)
 
 
 @dataclass(frozen=True, kw_only=True)
