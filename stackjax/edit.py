@@ -13,6 +13,7 @@ Every sublayer has the sites `name/stream`, `name/input` and `name/output`; `Sta
     input      what the sublayer reads, behind any norm, (..., T, D)
     weights    of attention: the softmax's weights (B, H, T, S), with all leading axes as one B
     heads      of attention: what each head hands to the output matrix, (..., T, H, K)
+    hidden     of a feed-forward network: its activations, before any norm of them, (..., T, F)
     output     what the sublayer returns, before it joins the stream, (..., T, D)
 
 A measure reads the same values under the same names, after the edit: `probe.values("attention/heads")` returns them

@@ -114,8 +114,7 @@ def two_layer(
     Source: Vaswani et al. 2017, eq. (2), arXiv:1706.03762.
     """
     chex.assert_shape(x, (..., params["up"].shape[0]))
-    hidden = activation(linear(params, "up", x))
-    return _project(params, hidden, norm)
+    return _project(params, _hidden(params, x, activation), norm)
 
 
 def gated(
@@ -135,8 +134,15 @@ def gated(
     Source: Shazeer 2020, eq. (6), arXiv:2002.05202.
     """
     chex.assert_shape(x, (..., params["up"].shape[0]))
-    hidden = activation(linear(params, "gate", x)) * linear(params, "up", x)
-    return _project(params, hidden, norm)
+    return _project(params, _gated_hidden(params, x, activation), norm)
+
+
+def _hidden(params: Params, x: jax.Array, activation: Activation) -> jax.Array:
+    return activation(linear(params, "up", x))
+
+
+def _gated_hidden(params: Params, x: jax.Array, activation: Activation) -> jax.Array:
+    return activation(linear(params, "gate", x)) * linear(params, "up", x)
 
 
 def _project(params: Params, hidden: jax.Array, norm: Norm) -> jax.Array:
@@ -179,6 +185,11 @@ class FeedForward(Sublayer):
     def mixes_tokens(self) -> bool:
         return False
 
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the values inside `apply` that an edit may replace; none where they are made in blocks."""
+        return ("hidden",) if self.block is None else ()
+
     def width(self, d_model: int) -> int:
         """F, the hidden width."""
         if self.d_hidden is not None:
@@ -196,9 +207,11 @@ class FeedForward(Sublayer):
         }
 
     def apply(self, params: Params, x: jax.Array, side_inputs: SideInputs) -> tuple[jax.Array, Aux]:
-        run = partial(gated if self.gated else two_layer, params, activation=self.activation, norm=self.inner_norm)
-        if self.block is None or x.ndim < 2 or x.shape[-2] <= self.block:
-            y = run(x)
-        else:
+        if self.block is not None and x.ndim > 1 and x.shape[-2] > self.block:
+            run = partial(gated if self.gated else two_layer, params, activation=self.activation, norm=self.inner_norm)
             y = from_blocks(jax.lax.map(jax.checkpoint(run), to_blocks(x, self.block, -2)), x.shape[-2], -2)
-        return dropout(side_inputs.key, y, self.dropout), Aux()
+            return dropout(side_inputs.key, y, self.dropout), Aux()
+        hidden = (_gated_hidden if self.gated else _hidden)(params, x, self.activation)
+        hidden = side_inputs.edited("hidden", hidden)
+        y = dropout(side_inputs.key, _project(params, hidden, self.inner_norm), self.dropout)
+        return y, Aux(intermediates={"hidden": hidden})

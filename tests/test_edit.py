@@ -33,7 +33,7 @@ def everywhere(model, function):
 def small(**options):
     """A pre-norm decoder with parameters and tokens."""
     forward = sj.FeedForward(d_hidden=24)
-    model = sj.decoder(vocab=11, d_model=D, depth=L, feed_forward=forward, **{"n_heads": H, **options})
+    model = sj.decoder(vocab=11, d_model=D, depth=L, **{"feed_forward": forward, "n_heads": H, **options})
     params = perturbed(model.init(jax.random.key(0), jnp.result_type(float)))
     return model, params, jax.random.randint(jax.random.key(1), (2, T), 0, 11)
 
@@ -135,6 +135,42 @@ def test_a_head_at_zero_is_its_rows_of_the_output_matrix_at_zero(x64, name):
         expected = run(model, without_rows(params, l, slice(h * D // H, (h + 1) * D // H)), tokens)
         assert largest_difference(edited[l, h], expected) < tolerance
         assert largest_difference(edited[l, h], run(model, params, tokens)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        sj.FeedForward(d_hidden=24, bias=True),
+        sj.FeedForward(d_hidden=24, gated=True, inner_norm=sj.RMSNorm()),
+    ],
+    ids=["plain", "gated_normed"],
+)
+def test_a_hidden_unit_at_zero_is_its_column_of_the_up_matrix_at_zero(x64, forward):
+    """Gelu and its gate are zero at zero; units are seen as they were edited."""
+    model, params, tokens = small(feed_forward=forward)
+    group = params["stack"]["segments"]["0"]["0"]["feed_forward"]
+
+    def without(l, unit):
+        def ablate(layer, hidden):
+            return jnp.where((layer == l) & (jnp.arange(24) == unit), 0, hidden)
+
+        options = {"edit": {"feed_forward/hidden": ablate}, "measure": sj.probe.values("feed_forward/hidden")}
+        logits, result = model.apply(params, tokens, dtype=jnp.float64, **options)
+        return logits, result.measure["feed_forward/hidden"]
+
+    logits, hidden = jax.jit(jax.vmap(without))(jnp.array([0, 3]), jnp.array([5, 23]))
+    assert hidden.shape == (2, L, 2, T, 24)
+    for i, (l, unit) in enumerate(((0, 5), (3, 23))):
+        changed = {name: group[name].at[l, ..., unit].set(0) for name in group if name in ("up", "up_bias")}
+        layer = {**params["stack"]["segments"]["0"]["0"], "feed_forward": {**group, **changed}}
+        stack = {**params["stack"], "segments": {"0": {"0": layer}}}
+        assert largest_difference(logits[i], run(model, {**params, "stack": stack}, tokens)) < 1e-11
+        assert (hidden[i, l, ..., unit] == 0).all() and (jnp.abs(hidden[i, 1]).min() > 0)
+
+
+def test_hidden_units_made_in_blocks_are_no_site():
+    model, _, _ = small(feed_forward=sj.FeedForward(d_hidden=24, block=2))
+    assert "feed_forward/hidden" not in model.stack.sites
 
 
 def test_weights_that_are_edited_are_those_that_meet_the_values(x64):
