@@ -11,7 +11,7 @@ import stackjax as sj
 
 from ..lab import cost, lanes
 from ..lab.corpus import Corpus
-from ..lab.options import Finding, Sizes, one_or_more
+from ..lab.options import Finding, Sizes, at_least, one_or_more
 from ..lab.train import Hyper, NextToken, State, Trainer
 
 How = Literal["copy", "identity"]
@@ -50,6 +50,7 @@ class Options(Finding, Sizes):
     def __post_init__(self):
         super().__post_init__()
         one_or_more(self, "depth", "steps", "seeds", "chunk", "eval_batches")
+        at_least(0, self, "first_seed")
         if self.depth % 4:
             raise ValueError(f"--depth must be a multiple of 4, for it is doubled twice; got {self.depth}")
         if not self.learning_rates or not all(0 < rate < float("inf") for rate in self.learning_rates):

@@ -23,6 +23,7 @@ COMMANDS = (
     "depth_atlas",
     "depth_probe",
     "depth_sweep",
+    "growth",
     "history_cost",
     "layer_drop",
     "length_extrapolation",
@@ -34,7 +35,7 @@ COMMANDS = (
     "x_ray",
 )
 """All but `parity_table`, which refuses everything where the packages that it compares with are not installed."""
-READ_TEXT = ("depth_atlas", "depth_probe", "depth_sweep", "layer_drop", "length_extrapolation")
+READ_TEXT = ("depth_atlas", "depth_probe", "depth_sweep", "growth", "layer_drop", "length_extrapolation")
 ACCEPTED = 99
 
 
@@ -103,6 +104,7 @@ FINE = {
     ("depth_sweep", "warmup", "0"),
     ("depth_sweep", "weight_decay", "0"),
     ("depth_sweep", "checkpoint_seconds", "0"),
+    ("growth", "first_seed", "0"),
     ("history_cost", "loop_depth", "0"),
     ("long_inputs", "written_out", "0"),
     ("position_gallery", "seed", "0"),
@@ -277,6 +279,11 @@ BY_HAND = [
     ("depth_sweep", ("--report-only",), "holds no sweep"),
     ("depth_sweep", ("--batch", "1000000"), "too short"),
     ("depth_sweep", ("--token-dtype", "int8"), "--token-dtype"),
+    ("growth", ("--depth", "6"), "--depth must be a multiple of 4"),
+    ("growth", ("--shares", "0.5", "1"), "--shares must be between 0 and 1"),
+    ("growth", ("--learning-rates",), "--learning-rates must be positive, one or more"),
+    ("growth", ("--steps", "50"), "--steps must be 10 --chunk or more"),
+    ("growth", ("--n-heads", "3"), "n_heads must divide d_model"),
     ("history_cost", ("--recipes",), "--recipes needs at least one value"),
     ("history_cost", ("--recipes", "keel"), "--recipes knows"),
     ("history_cost", ("--n-heads", "3"), "n_heads must divide d_model"),

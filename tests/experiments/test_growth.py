@@ -65,13 +65,16 @@ def test_what_is_grown_keeps_its_lanes_its_moments_and_its_function(how):
     trainer = strategy.Stable(task=strategy.NextToken(model=small))
     hyper = strategy.lanes.stack_hyper([strategy.Hyper(learning_rate=0.1, seed=s, steps=9, warmup=1) for s in (0, 1)])
     state = jax.vmap(trainer.start)(hyper, jnp.zeros((2, 1, 9), jnp.int32))
-    state = dataclasses.replace(state, params=perturbed(state.params), optimizer=perturbed(state.optimizer))
+    ones = jax.tree.map(lambda a: jnp.ones_like(a) if jnp.issubdtype(a.dtype, jnp.inexact) else a, state.optimizer)
+    state = dataclasses.replace(state, params=perturbed(state.params), optimizer=ones)
     grown = strategy.grown(small, state, how)
     tokens = jnp.arange(8)[None]
     for lane in (0, 1):
         old, new = (jax.tree.map(lambda a, lane=lane: a[lane], each.params) for each in (state, grown))
         difference = largest_difference(large.apply(new, tokens)[0], small.apply(old, tokens)[0])
         assert difference < 1e-5 if how == "identity" else difference > 1e-3
+    floats = [leaf for leaf in jax.tree.leaves(grown.optimizer) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    assert min(leaf.min() for leaf in floats) == (0 if how == "identity" else 1)
     size = sum(np.size(leaf) for leaf in jax.tree.leaves(grown.params))
     assert size == 2 * large.n_params
 
