@@ -8,10 +8,12 @@ Killed at any moment, the same command goes on. A larger grid in the same folder
 """
 
 import dataclasses
+import re
 import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import jax.numpy as jnp
@@ -27,7 +29,7 @@ from ..lab.options import Text
 from ..lab.results import Results
 from ..lab.store import Folder, save_record
 from ..lab.sweep import Interrupted, RunJobs, Sweep, run, run_jobs, undone
-from . import hops, on_ray, report
+from . import hops, on_ray, on_slurm, report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +64,17 @@ class Options:
     """Least time between two checkpoints."""
     compile_cache: bool = True
     """Keep compiled programs in the user's cache folder."""
-    scheduler: Literal["local", "ray"] = "local"
-    """Place where groups run: this process (several may share one folder), or as tasks of a Ray cluster, that of
-    RAY_ADDRESS or one begun here."""
+    scheduler: Literal["local", "ray", "slurm"] = "local"
+    """Place where groups run: this process (several may share one folder), as tasks of a Ray cluster, that of
+    RAY_ADDRESS or one begun here, or as an array job of Slurm."""
+    slurm: tuple[str, ...] = ()
+    """Options of sbatch, such as partition=main time=120 gres=gpu:1."""
 
     def __post_init__(self):
         if not 0 <= self.checkpoint_seconds < float("inf"):
             raise ValueError(f"--checkpoint-seconds must be 0 or more; got {self.checkpoint_seconds:g}")
+        if wrong := [option for option in self.slurm if not re.fullmatch(r"[a-z][a-z-]*=.+", option)]:
+            raise ValueError(f"--slurm takes options as name=value, such as partition=main; got {wrong[0]!r}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,8 +89,8 @@ def prepared(words: Sequence[str], line: str) -> tuple[Options, list[Sweep] | Re
         ValueError: what cannot be.
     """
     options = command_line.parse(words, Options, "experiments.depth_sweep")
-    if options.scheduler == "ray":
-        on_ray.check()
+    if options.scheduler != "local":
+        {"ray": on_ray, "slurm": on_slurm}[options.scheduler].check()
     command_line.check_folder(options.out)
     if options.report_only:
         results = Results.of(options.out)
@@ -109,7 +115,12 @@ def work(made: tuple[Options, list[Sweep] | Results]) -> int:
         return OK
     if options.compile_cache:
         compile_cache.enable()
-    return _run(subject, options.retry_failed, on_ray.run_jobs if options.scheduler == "ray" else run_jobs)
+    ways: dict[str, RunJobs] = {
+        "local": run_jobs,
+        "ray": on_ray.run_jobs,
+        "slurm": partial(on_slurm.run_jobs, options=options.slurm),
+    }
+    return _run(subject, options.retry_failed, ways[options.scheduler])
 
 
 def planned(options: Options, command: str) -> list[Sweep]:

@@ -7,18 +7,12 @@ killed.
 
 import importlib
 import os
-import shlex
-import sys
 from collections.abc import Sequence
 
-from ..lab import command_line, progress
+from ..lab import command_line
 from ..lab.grid import Job
 from ..lab.sweep import Interrupted, Show, Sweep
-from ..lab.sweep import run_jobs as run_here
-
-PROGRAM = "experiments.depth_sweep"
-TRIES = 4
-"""Times that a group is begun whose process dies."""
+from .group import TRIES, path, settle, words_of
 
 
 def check() -> None:
@@ -31,22 +25,6 @@ def check() -> None:
         importlib.import_module("ray")
     except ImportError as error:
         raise ValueError(f'--scheduler ray: {error}; pip install "stackjax[cluster]"') from error
-
-
-def settle(words: Sequence[str], folder: str, group: str) -> bool:
-    """Run one group in this process as a local worker does; whether it is done.
-
-    Args:
-        words: of the command line.
-        folder: in which it was given.
-        group: the name of the job.
-    """
-    os.chdir(folder)
-    depth_sweep = importlib.import_module(f"{__package__}.__main__")
-    for part in depth_sweep.planned(command_line.parse(words, depth_sweep.Options, PROGRAM), ""):
-        if jobs := [job for job in part.jobs() if job.name == group]:
-            return not run_here(part, jobs, progress.Plain())
-    return False
 
 
 def run_jobs(sweep: Sweep, jobs: Sequence[Job], show: Show) -> list[Job]:
@@ -64,13 +42,11 @@ def run_jobs(sweep: Sweep, jobs: Sequence[Job], show: Show) -> list[Job]:
         Interrupted: asked to stop; the same command goes on from the last checkpoints.
     """
     ray = importlib.import_module("ray")
-    words = shlex.split(sweep.command)[len(command_line.invocation(PROGRAM)) :]
-    left = []
-    path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+    words, left = words_of(sweep), []
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get("RAY_ADDRESS")
     ray.init(
-        address=address, runtime_env={"env_vars": {"PYTHONPATH": path}}, log_to_driver=False, logging_level="error"
+        address=address, runtime_env={"env_vars": {"PYTHONPATH": path()}}, log_to_driver=False, logging_level="error"
     )
     try:
         needs = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}

@@ -1,14 +1,18 @@
-"""A sweep on a real Ray cluster, begun on the spot: the numbers of the local one, also after a worker was killed."""
+"""A sweep on a real Ray cluster and a real Slurm, begun on the spot: the numbers of the local one, also after a worker
+was killed."""
 
 import contextlib
 import csv
 import importlib.util
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +22,22 @@ from tests.experiments.conftest import arguments
 NUMBERS = ("cell", "status", "train_loss", "valid_loss", "best_step", "params", "flops")
 GRID = ("--depths", 0, 1, "--recipes", "pre_norm", "--learning-rates", 1e-2, 1e30)
 LONGER = ("--steps", 90, "--eval-every", 3, "--checkpoint-seconds", 0)
+SLURM = all(map(shutil.which, ("slurmctld", "slurmd", "sbatch", "munged"))) and os.geteuid() == 0
+
+
+@pytest.fixture
+def scheduler(request, tmp_path, monkeypatch):
+    """The name of a scheduler that is there."""
+    if request.param == "ray" and importlib.util.find_spec("ray") is None:
+        pytest.skip("needs the extra cluster")
+    if request.param == "slurm":
+        if not SLURM:
+            pytest.skip("needs Debian's slurm-wlm and munge, and root, to start a Slurm")
+        subprocess.run(["sh", Path(__file__).with_name("one_node_slurm.sh"), tmp_path / "slurm"], check=True)
+        monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm" / "slurm.conf"))
+    yield request.param
+    if request.param == "slurm":
+        subprocess.run(["scontrol", "shutdown"], check=True)
 
 
 def numbers(out):
@@ -26,15 +46,15 @@ def numbers(out):
 
 
 @pytest.mark.cluster
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra cluster")
-def test_a_sweep_on_ray_is_the_local_one(tmp_path, corpus):
+@pytest.mark.parametrize("scheduler", ["ray", "slurm"], indirect=True)
+def test_a_sweep_is_the_local_one(scheduler, tmp_path, corpus):
     """A worker is killed between two checkpoints, and what it left is gone on with."""
     killed = []
 
     def kill_one():
         deadline = time.monotonic() + 500
         while not killed and time.monotonic() < deadline:
-            for checkpoint in (tmp_path / "ray").glob("groups/*/checkpoint.npz"):
+            for checkpoint in (tmp_path / "there").glob("groups/*/checkpoint.npz"):
                 with contextlib.suppress(OSError, ValueError):
                     worker = json.loads((checkpoint.parent / "claim.json").read_text())["pid"]
                     if worker != os.getpid():
@@ -44,14 +64,19 @@ def test_a_sweep_on_ray_is_the_local_one(tmp_path, corpus):
             time.sleep(0.01)
 
     assert depth_sweep.main(arguments(tmp_path / "local", corpus, *GRID, *LONGER)) == 0
-    killer = threading.Thread(target=kill_one, daemon=True)
-    killer.start()
-    assert depth_sweep.main(arguments(tmp_path / "ray", corpus, *GRID, *LONGER, "--scheduler", "ray")) == 0
+    threading.Thread(target=kill_one, daemon=True).start()
+    assert depth_sweep.main(arguments(tmp_path / "there", corpus, *GRID, *LONGER, "--scheduler", scheduler)) == 0
     assert killed
-    assert numbers(tmp_path / "ray") == numbers(tmp_path / "local") and len(numbers(tmp_path / "ray")) == 4
+    assert numbers(tmp_path / "there") == numbers(tmp_path / "local") and len(numbers(tmp_path / "there")) == 4
 
 
 def test_without_ray_it_is_refused(tmp_path, corpus, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
     assert depth_sweep.main(arguments(tmp_path / "out", corpus, *GRID, "--scheduler", "ray")) == 2
     assert "stackjax[cluster]" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_without_slurm_it_is_refused(tmp_path, corpus, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert depth_sweep.main(arguments(tmp_path / "out", corpus, *GRID, "--scheduler", "slurm")) == 2
+    assert "no sbatch" in capsys.readouterr().err and not (tmp_path / "out").exists()
