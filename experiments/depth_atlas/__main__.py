@@ -102,7 +102,7 @@ PLANS: dict[str, Plan] = {
         check_setting=FEW_STEPS,
     ),
     "quick": Plan(
-        setting=Setting(steps=4, d_model=8, n_heads=2, context=6, batch=2, eval_every=2, eval_batches=1),
+        setting=Setting(steps=4, d_model=8, n_heads=2, context=6, batch=2, eval_every=2, eval_batches=2),
         tiers=(
             Grid(depths=(0, 1, 2), recipes=names.recipes("pre_norm", "no_residual"), learning_rates=(1e-2, 1e30)),
             Grid(depths=(3,), recipes=names.recipes("pre_norm"), learning_rates=(1e-2,)),

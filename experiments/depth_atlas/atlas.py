@@ -11,7 +11,7 @@ from scipy import stats
 from ..lab import finding
 from ..lab.finding import Estimate, Prediction
 from ..lab.headline import NO_GAIN, bar, gain, trained, without_layers
-from ..lab.results import Results
+from ..lab.results import Results, reported
 from ..lab.store import Json
 from . import chart
 
@@ -97,7 +97,7 @@ def predictions(results: Results, checks: Sequence[Json]) -> list[Prediction]:
         a, b = best.get((one, depth), []), best.get((other, depth), [])
         seeds = {cell["seed"] for cell in a} & {cell["seed"] for cell in b}
         if seeds:
-            loss = [{cell["seed"]: cell["valid_loss"] for cell in cells} for cells in (a, b)]
+            loss = [{cell["seed"]: reported(cell) for cell in cells} for cells in (a, b)]
             difference = Estimate.of([loss[0][seed] - loss[1][seed] for seed in sorted(seeds)])
             claim = f"{one} over {other} at {depth} layers, nats"
             stated.append(Prediction(claim=claim, found=difference, relation=relation, threshold=threshold))

@@ -8,6 +8,7 @@ import dataclasses
 
 from ..lab import names
 from ..lab.grid import Grid, Setting
+from ..lab.headline import interval
 from ..lab.made import TASKS
 from ..lab.results import Results
 from ..lab.store import Folder
@@ -45,7 +46,10 @@ def sentence(hops: Results) -> str:
     ended = [row for row in hops.best() if row["loss"] is not None]
     if not ended:
         return "Three hops along pointers: nothing has ended yet."
-    said = ", ".join(f"{row['loss']:.2f} with {row['depth']} layer{'s' * (row['depth'] != 1)}" for row in ended)
+    said = ", ".join(
+        f"{row['loss']:.2f}{interval(row['low'], row['high'])} with {row['depth']} layer{'s' * (row['depth'] != 1)}"
+        for row in ended
+    )
     return (
         f"Three hops along pointers, which one layer cannot follow and two can: {said}, in nats an answer "
         f"(guessing: {hops.base['data']['unigram']:.2f})."

@@ -9,7 +9,7 @@ from typing import Any
 import altair as alt
 
 from ..lab.chart import PALETTE, decades, ramp
-from ..lab.results import Results
+from ..lab.results import Results, choice, reported
 from ..lab.store import Json
 from . import hops
 
@@ -22,7 +22,7 @@ def final_loss(results: Results) -> alt.TopLevelMixin | None:
     best = [row for row in results.best() if row["loss"] is not None]
     if not best:
         return None
-    seeds = [{**row, "seed_loss": cell["valid_loss"], "seed": cell["seed"]} for row in best for cell in row["cells"]]
+    seeds = [{**row, "seed_loss": reported(cell), "seed": cell["seed"]} for row in best for cell in row["cells"]]
     lines = [{**row, "cells": None, "rate": "highest or lowest tried" if row["edge"] else "inside"} for row in best]
     chosen = alt.selection_point(fields=["recipe"], bind="legend")
     x, y = (
@@ -50,9 +50,10 @@ def final_loss(results: Results) -> alt.TopLevelMixin | None:
         .mark_circle(size=26)
         .encode(x=x, y="seed_loss:Q", color=color, opacity=opacity, tooltip=seed_tip)
     )
+    bars = base.transform_filter("datum.low != null").mark_rule(strokeWidth=2).encode(y="low:Q", y2="high:Q")
     beside = hops.read(results)
     width = 820 if beside is None else 520
-    layers = _floors(results, width) + base.mark_line(strokeWidth=2.5) + dots + mark
+    layers = _floors(results, width) + base.mark_line(strokeWidth=2.5) + bars + dots + mark
     text = layers.add_params(chosen).properties(width=width, height=380)
     if beside is None:
         return text
@@ -156,7 +157,7 @@ def learning_rates(results: Results) -> alt.TopLevelMixin | None:
     for cell in results.cells:
         key = {name: cell[name] for name in ("recipe", "depth", "learning_rate")}
         shown = {"rate": f"{cell['learning_rate']:g}", "best": tuple(key.values()) in best_rates}
-        rows.append({**key, **shown, "status": cell["status"], "loss": cell["valid_loss"]})
+        rows.append({**key, **shown, "status": cell["status"], "loss": choice(cell)})
     ended = [row for row in rows if row["status"] != "unfinished"]
     if not ended:
         return None

@@ -39,7 +39,8 @@ SECTIONS: dict[str, tuple[Figure, ...]] = {
         one(
             "final_loss",
             loss_chart.final_loss,
-            "Final validation loss of each recipe at its own best learning rate. Small dots are seeds. A triangle says "
+            "Final validation loss of each recipe at its own best learning rate, on the half of the validation windows "
+            "that did not choose it. Small dots are seeds, bars 95 % intervals over them. A triangle says "
             "that the best rate is the lowest or highest of those tried, so a wider grid may do better. Dashed lines: "
             "entropy of the validation data's single bytes or tokens (what one learns by counting them) and of each "
             "given the one before; the lowest loss with zero layers. Beside it, where there is one, a task that asks "
@@ -61,8 +62,9 @@ SECTIONS: dict[str, tuple[Figure, ...]] = {
         one(
             "learning_rates",
             loss_chart.learning_rates,
-            "Final validation loss, averaged over seeds; the best rate at each depth is outlined. A recipe whose best "
-            "rate stays in place as depth grows can be tuned on a shallow model.",
+            "Final loss on the half of the validation windows by which rates are chosen, averaged over seeds; the best "
+            "rate at each depth is outlined. A recipe whose best rate stays in place as depth grows can be tuned on a "
+            "shallow model.",
         ),
     ),
     "In the layers": (
@@ -119,17 +121,23 @@ def headlines(results: Results) -> list[str]:
 
 def write_finding(results: Results) -> Path:
     """Write finding.md and result.json: who is best at each depth, at which learning rate."""
-    best = results.best()
-    by_recipe: dict[str, Json] = {}
-    for row in best:
-        line = by_recipe.setdefault(row["recipe"], {"recipe": row["recipe"]})
-        summary = "no rate ends well" if row["loss"] is None else f"{row['loss']:.2f} at {row['learning_rate']:g}"
-        line[f"depth {row['depth']}"] = summary
-    columns = ["recipe", *(f"depth {depth}" for depth in results.depths)]
-    lines = [{column: line.get(column, "") for column in columns} for line in by_recipe.values()]
+    losses = _table_by_depth(results, results.best(), _ended)
+    compared = [row for row in results.best() if headline.gain(results, row) is not None]
+    gains = _table_by_depth(results, compared, lambda row: _gained(headline.gain(results, row)))
     sentences = "\n".join(f"- {sentence}" for sentence in headlines(results))
     beside = hops.read(results)
-    rows = [*best, *([] if beside is None else [{**row, "task": hops.TASK} for row in beside.best()])]
+    rows = [*results.best(), *([] if beside is None else [{**row, "task": hops.TASK} for row in beside.best()])]
+    text = (
+        sentences,
+        f"{headline.rule(results)} {headline.noise(results)}".strip(),
+        "![Final validation loss against depth](figures/final_loss.svg)",
+        "Final validation loss in nats per token, the mean over seeds with its 95 % interval where there are several, "
+        "and the learning rate that it belongs to:",
+        losses,
+        "The same less the loss of the recipe's own zero layers, paired by seed:" if gains else "",
+        gains,
+        "Every cell is in [results.csv](results.csv), every chart in `report.html`.",
+    )
     return finding.write(
         results.folder.path,
         question="Which recipes can be stacked, and how deep?",
@@ -137,12 +145,30 @@ def write_finding(results: Results) -> Path:
         predictions=(),
         rows=[{**row, "cells": [cell["cell"] for cell in row["cells"]]} for row in rows],
         figures={},
-        text=f"{sentences}\n\n{headline.rule(results)}\n\n"
-        "![Final validation loss against depth](figures/final_loss.svg)\n\n"
-        "Final validation loss in nats per token, the mean over seeds, and the learning rate that it belongs to:\n\n"
-        f"{finding.table(lines)}\n\nEvery cell is in [results.csv](results.csv), every chart in `report.html`.",
+        text="\n\n".join(part for part in text if part),
         provenance=results.provenance(),
     )
+
+
+def _table_by_depth(results: Results, rows: Sequence[Json], word: Callable[[Json], str]) -> str:
+    """Table with a line for each recipe and a column for each depth."""
+    by_recipe: dict[str, Json] = {}
+    for row in rows:
+        by_recipe.setdefault(row["recipe"], {})[f"depth {row['depth']}"] = word(row)
+    depths = [column for depth in results.depths if any((column := f"depth {depth}") in x for x in by_recipe.values())]
+    return finding.table(
+        [{"recipe": name, **{column: line.get(column, "") for column in depths}} for name, line in by_recipe.items()]
+    )
+
+
+def _ended(row: Json) -> str:
+    if row["loss"] is None:
+        return "no rate ends well"
+    return f"{row['loss']:.2f}{headline.interval(row['low'], row['high'])} at {row['learning_rate']:g}"
+
+
+def _gained(change: finding.Estimate | None) -> str:
+    return "" if change is None else f"{change.mean:+.2f}{headline.interval(change.low, change.high)}"
 
 
 def _figure(figure: Figure, results: Results, specs: dict[str, Json]) -> str:
@@ -157,7 +183,7 @@ def _page(results: Results, specs: dict[str, Json], sections: str) -> str:
         f"{sweep['name']}, {sweep['size']} · D = {setting['d_model']}, "
         f"T = {setting['context']}, B = {setting['batch']} · {setting['steps']} steps of {setting['optimizer']}"
     )
-    body = f"""<p class="note">{html.escape(headline.rule(results))}</p>
+    body = f"""<p class="note">{html.escape(f"{headline.rule(results)} {headline.noise(results)}")}</p>
 {sections}
 <h2>Divergence and failure</h2>
 {_failures(results)}
@@ -190,6 +216,8 @@ COLUMNS = {
     "flops": ("FLOPs", ".1e", 1),
     "train_loss": ("train loss", ".3f", 1),
     "valid_loss": ("valid loss", ".3f", 1),
+    "choice_loss": ("to choose", ".3f", 1),
+    "report_loss": ("reported", ".3f", 1),
     "best_valid_loss": ("best", ".3f", 1),
     "best_step": ("at step", "d", 1),
     "compile_seconds": ("compile s", ".1f", 1),

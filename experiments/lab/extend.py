@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .grid import Cell, Grid
+from .results import choice
 
 REACH = 3
 """Greatest number of steps by which the grid is continued on either side."""
@@ -54,7 +55,7 @@ def cells(grid: Grid, ran: Sequence[Mapping[str, Any]]) -> Iterator[Cell]:
 
     Args:
         grid: whose rates are continued.
-        ran: a row for each cell of the folder: recipe, depth, learning_rate, seed, status and valid_loss.
+        ran: a row for each cell of the folder: recipe, depth, learning_rate, seed, status and losses.
     """
     rows: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for row in ran:
@@ -88,8 +89,8 @@ def _beyond(end: float, inside: float) -> Iterator[float]:
 
 
 def _mean(rows: Sequence[Mapping[str, Any]]) -> float:
-    well = all(row["status"] == "ok" and row["valid_loss"] is not None for row in rows)
-    return sum(row["valid_loss"] for row in rows) / len(rows) if well else math.inf
+    losses = [choice(row) if row["status"] == "ok" else None for row in rows]
+    return math.inf if None in losses else sum(losses) / len(rows)
 
 
 def _rounded(rate: float) -> float:

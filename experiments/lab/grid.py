@@ -26,7 +26,7 @@ from .options import Recipes, Sizes, at_least, one_or_more, positive, some
 from .task import Filled
 from .train import Hyper, NextToken, Task, Trainer
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of what a cell's numbers depend on, and of the files that hold them."""
 MOST_CELLS = 1_000_000
 """Largest number of cells in one grid."""
@@ -96,14 +96,16 @@ class Setting(Sizes):
     eval_every: int = 100
     """Steps between evaluations and looks into the layers; also the steps in a compiled chunk."""
     eval_batches: int = 32
-    """Batches of validation windows in an evaluation, the same for all."""
+    """Batches of validation windows in an evaluation, the same for all: one half of them chooses the learning rate, the
+    other half is reported."""
     metrics: str | None = None
     """Dotted path of a function (task, params, batch) -> {name: number, or array over layers}, recorded beside the
     loss."""
 
     def __post_init__(self):
         super().__post_init__()
-        one_or_more(self, "steps", "eval_every", "eval_batches")
+        one_or_more(self, "steps", "eval_every")
+        at_least(2, self, "eval_batches")
         if not 0 <= self.warmup_steps < self.steps:
             raise ValueError(f"--warmup must be 0 or more and less than --steps {self.steps}; got {self.warmup}")
         optimizer_named(self.optimizer)

@@ -1,9 +1,13 @@
 """The result of a sweep, in sentences."""
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
+from scipy import stats
+
 from .finding import Estimate
-from .results import Results
+from .results import Results, reported
 from .store import Json
 
 TRAINED_SHARE = 0.25
@@ -32,9 +36,47 @@ def gain(results: Results, row: Json) -> Estimate | None:
     floor = without_layers(results, row["recipe"])
     if floor is None or row["loss"] is None or row["depth"] == 0:
         return None
-    zero_layers = {cell["seed"]: cell["valid_loss"] for cell in floor["cells"]}
-    pairs = [cell["valid_loss"] - zero_layers[cell["seed"]] for cell in row["cells"] if cell["seed"] in zero_layers]
-    return Estimate.of(pairs or [row["loss"] - floor["loss"]])
+    return difference(row, floor)
+
+
+def difference(one: Json, other: Json) -> Estimate:
+    """Loss of a row of `Results.best` less that of another, paired by seed where they have seeds in common."""
+    losses = {cell["seed"]: reported(cell) for cell in other["cells"]}
+    pairs = [reported(cell) - losses[cell["seed"]] for cell in one["cells"] if cell["seed"] in losses]
+    return Estimate.of(pairs or [one["loss"] - other["loss"]])
+
+
+def interval(low: float | None, high: float | None, form: str = ".2f") -> str:
+    """An interval in brackets, behind a number; nothing where there is none."""
+    return "" if low is None or high is None or not math.isfinite(high - low) else f" [{low:{form}}, {high:{form}}]"
+
+
+def noise(results: Results) -> str:
+    """Sentences on how far the reported losses depend on which windows they are measured on, and on the seeds."""
+    errors, gains = [], []
+    for row in results.best():
+        floor = without_layers(results, row["recipe"])
+        if floor is None or row["loss"] is None or row["depth"] == 0:
+            continue
+        batches = {cell["seed"]: cell.get("report_losses") or [] for cell in floor["cells"]}
+        for cell in row["cells"]:
+            pairs = list(zip(cell.get("report_losses") or [], batches.get(cell["seed"], []), strict=False))
+            if len(pairs) > 1:
+                errors.append(np.std([a - b for a, b in pairs], ddof=1) / math.sqrt(len(pairs)))
+        if (change := difference(row, floor)).n > 1:
+            gains.append((change.high - change.low) / 2 * math.sqrt(change.n) / stats.t.ppf(0.975, change.n - 1))
+    if not errors:
+        return ""
+    error, setting = float(np.mean(errors)), results.base["setting"]
+    windows = setting["eval_batches"] // 2 * setting["batch"]
+    text = (
+        f"Losses are measured on {windows} windows of validation data, and rates chosen on as many others. That there "
+        f"are no more puts a standard error of {error:.3f} nats on a difference to zero layers"
+    )
+    if not gains:
+        return f"{text}; with one seed, what another seed would change is not known."
+    spread = math.sqrt(np.mean(np.square(gains)))
+    return f"{text}; that of seeds is {spread:.3f}."
 
 
 def trained(results: Results, row: Json) -> bool:
@@ -93,9 +135,11 @@ def _ranking(rows: Sequence[Json]) -> str:
     ended = sorted((row for row in rows if row["loss"] is not None), key=lambda row: row["loss"])
     if not ended:
         return f"At depth {rows[0]['depth']} no recipe trains." if rows else "Nothing has ended yet."
-    first, *others = [f"{row['recipe']} {row['loss']:.2f}" for row in ended]
-    rest = f", then {', '.join(others)}" if others else ""
-    return f"At the greatest depth, {ended[0]['depth']} layers, the lowest loss is {first} nats{rest}."
+    said = [f"{row['recipe']} {row['loss']:.2f}{interval(row['low'], row['high'])}" for row in ended]
+    for i, change in enumerate((difference(row, ended[0]) for row in ended[1:]), 1):
+        said[i] += "" if change.n < 2 else f" ({change.mean:+.2f}{interval(change.low, change.high)})"
+    rest = f", then {', '.join(said[1:])}" if len(said) > 1 else ""
+    return f"At the greatest depth, {ended[0]['depth']} layers, the lowest loss is {said[0]} nats{rest}."
 
 
 def _recipe(rows: Sequence[Json], results: Results) -> str:

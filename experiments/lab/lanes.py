@@ -35,7 +35,7 @@ class Programs:
     Args:
         start: (hyper, batches) -> states
         advance: (hyper, states, batches) -> (states, steps); the states are donated.
-        evaluate: (states, batches) -> (losses, measures)
+        evaluate: (states, batches) -> (losses of each batch, measures)
         mode: how the lanes are run.
         compile_seconds: wall time of tracing and compiling all three; None if any came from a cache.
         temp_bytes: XLA's own count of temporary memory in `advance`.
@@ -174,7 +174,8 @@ class Run:
                 rows = [_row(0, None, None)]
             self.metrics[lane] += rows
             if rows and alive[lane]:
-                rows[-1]["valid_loss"] = number(losses[lane])
+                rows[-1]["valid_loss"] = number(np.mean(losses[lane]))
+                rows[-1]["valid_losses"] = [number(loss) for loss in losses[lane]]
                 last = {} if seen is None else {name: x[lane][len(rows) - 1] for name, x in seen.layers.items()}
                 profile = {name: x[lane] for name, x in measures.items()} | last
                 rows[-1] |= {name: number(x) for name, x in profile.items() if np.ndim(x) == 0}

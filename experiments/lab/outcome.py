@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ def summary(setting: Setting, run: Run, lane: int, flops_per_step: int) -> Json:
         "flops": steps * flops_per_step,
         "train_loss": _finite(np.mean(losses[-run.eval_every :])),
         "valid_loss": valid.get(steps) if finite else None,
+        **halves(rows[-1]["valid_losses"] if finite else ()),
         "best_valid_loss": None if best_step is None else valid[best_step],
         "best_step": best_step,
         "metrics": {name: value for name, value in rows[-1].items() if name not in RECORDED} if finite else {},
@@ -45,6 +47,19 @@ def summary(setting: Setting, run: Run, lane: int, flops_per_step: int) -> Json:
         "step_seconds": float(np.median(run.step_seconds)) / len(run.hypers) if run.step_seconds else None,
         "temp_bytes": run.programs.temp_bytes,
     }
+
+
+def halves(losses: Sequence[float]) -> Json:
+    """The two halves of the validation batches: those by which a learning rate is chosen, and those that are reported.
+
+    They alternate, so that both are spread over all of the text, and have no window in common.
+
+    Args:
+        losses: of each validation batch, in order.
+    """
+    chosen, reported = losses[0::2], losses[1::2]
+    means = [float(np.mean(half)) if len(half) and None not in half else None for half in (chosen, reported)]
+    return {"choice_loss": means[0], "report_loss": means[1], "report_losses": list(reported)}
 
 
 def above_for_good(losses: dict[int, float]) -> int | None:

@@ -3,13 +3,14 @@
 import collections
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from . import environment
+from .finding import Estimate
 from .store import Folder, Json, read_rows, write
 
 COLUMNS: tuple[str, ...] = (
@@ -25,6 +26,8 @@ COLUMNS: tuple[str, ...] = (
     "flops",
     "train_loss",
     "valid_loss",
+    "choice_loss",
+    "report_loss",
     "best_valid_loss",
     "best_step",
     "diverged_step",
@@ -100,11 +103,11 @@ class Results:
         return read_rows(self.folder.cell(cell["cell"]) / "layers.jsonl")
 
     def best(self) -> list[Json]:
-        """One row for each recipe and depth, at its best learning rate: the lowest mean validation loss over seeds.
+        """One row for each recipe and depth, at its best learning rate: the lowest mean over seeds of `choice`.
 
-        A rate at which any seed diverged or failed has no mean. Fields: recipe, depth, learning_rate, loss (None if
-        no rate has a mean), edge ("lowest", "highest" or None: where the best rate is the end of those tried), seeds
-        and cells.
+        A rate at which any seed diverged or failed has no mean. Fields: recipe, depth, learning_rate, loss (the mean of
+        `reported`; None if no rate has a mean), low and high (its 95 % interval over seeds; None for one seed), edge
+        ("lowest", "highest" or None: where the best rate is the end of those tried), and cells.
         """
         return list(self._best)
 
@@ -153,6 +156,16 @@ class Results:
         write(self.folder.path / "results.csv", self.csv())
 
 
+def choice(cell: Mapping[str, Any]) -> float | None:
+    """Final loss of a cell on the validation windows by which its learning rate is chosen; on all, where it is old."""
+    return cell["valid_loss"] if cell.get("choice_loss") is None else cell["choice_loss"]
+
+
+def reported(cell: Mapping[str, Any]) -> float:
+    """Final loss of a cell on the other half of the validation windows; on all of them, where it is old."""
+    return cell["valid_loss"] if cell.get("report_loss") is None else cell["report_loss"]
+
+
 def table(*results: Results) -> list[Json]:
     """A row for each cell of one run or several: the columns of results.csv, every field of the setting, and the last
     value of each metric of one's own. `pandas.DataFrame` and `polars.DataFrame` take it as it is.
@@ -176,12 +189,14 @@ def _best_rate(cells: Sequence[Json]) -> Json:
     rates = sorted({cell["learning_rate"] for cell in cells})
     groups = {rate: [cell for cell in cells if cell["learning_rate"] == rate] for rate in rates}
     means: dict[float, Any] = {
-        rate: sum(cell["valid_loss"] for cell in same) / len(same)
+        rate: sum(losses) / len(losses)
         for rate, same in groups.items()
-        if all(cell["status"] == "ok" and cell["valid_loss"] is not None for cell in same)
+        if all(cell["status"] == "ok" for cell in same) and None not in (losses := [choice(cell) for cell in same])
     }
     if not means:
-        return {"learning_rate": None, "loss": None, "edge": None, "cells": []}
+        return {"learning_rate": None, "loss": None, "low": None, "high": None, "edge": None, "cells": []}
     best = min(means, key=lambda rate: means[rate])
     edge = {rates[0]: "lowest", rates[-1]: "highest"}.get(best)
-    return {"learning_rate": best, "loss": means[best], "edge": edge, "cells": groups[best]}
+    loss = Estimate.of([reported(cell) for cell in groups[best]])
+    ends = {"low": None, "high": None} if loss.n < 2 else {"low": loss.low, "high": loss.high}
+    return {"learning_rate": best, "loss": loss.mean, **ends, "edge": edge, "cells": groups[best]}

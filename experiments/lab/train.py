@@ -24,7 +24,7 @@ Batch = Any
 """A pytree of arrays; what is in it is between the task and the data."""
 
 
-RECORDED = ("step", "train_loss", "valid_loss", "grad_norm", "update_ratio", "stream_gradient")
+RECORDED = ("step", "train_loss", "valid_loss", "valid_losses", "grad_norm", "update_ratio", "stream_gradient")
 """Names of what every run records, which no metric of one's own may have."""
 
 
@@ -202,9 +202,9 @@ class Trainer:
         return loss, {**result.measure, **own}
 
     def evaluate_all(self, state: State, batches: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """`evaluate`, averaged over a leading axis of batches."""
-        seen = jax.lax.map(lambda batch: self.evaluate(state.params, batch), batches)
-        return jax.tree.map(lambda x: jnp.mean(x, 0), seen)
+        """`evaluate` over a leading axis of batches: each one's loss, and the mean of all else."""
+        losses, seen = jax.lax.map(lambda batch: self.evaluate(state.params, batch), batches)
+        return losses, jax.tree.map(lambda x: jnp.mean(x, 0), seen)
 
     def _step(self, hyper: Hyper, state: State, batch: Batch) -> tuple[State, Steps]:
         model, depth = self.task.model, self.task.model.stack.depth

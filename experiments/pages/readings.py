@@ -7,6 +7,7 @@ from typing import Any
 
 from ..lab.committed import RESULTS, result
 from ..lab.finding import Estimate
+from ..lab.results import reported
 from ..lab.store import Json
 
 
@@ -38,7 +39,7 @@ def points(recipe: str) -> list[Json]:
     for row in result("depth_atlas")["rows"]:
         if row["kind"] == "point" and row["recipe"] == recipe:
             tried = [cell for cell in cells() if (cell["recipe"], cell["depth"]) == (recipe, row["depth"])]
-            losses = [cell["valid_loss"] for cell in tried if cell["learning_rate"] == row["learning_rate"]]
+            losses = [reported(cell) for cell in tried if cell["learning_rate"] == row["learning_rate"]]
             diverged = sorted({cell["learning_rate"] for cell in tried if cell["status"] == "diverged"})
             estimate = None if row["loss"] is None else Estimate.of(losses)
             found.append({**row, "estimate": estimate, "diverged": diverged})

@@ -13,7 +13,7 @@ from experiments.lab.results import Results
 from experiments.lab.task_hops import reach
 from tests.experiments.conftest import arguments
 
-TINY = {"steps": 2, "d_model": 8, "n_heads": 2, "batch": 2, "eval_every": 2, "eval_batches": 1}
+TINY = {"steps": 2, "d_model": 8, "n_heads": 2, "batch": 2, "eval_every": 2, "eval_batches": 2}
 
 
 def words(out, corpus):
@@ -43,7 +43,7 @@ def test_they_are_run_drawn_and_said_beside_the_text(tmp_path, corpus, tiny, cap
     assert len(drawn["hconcat"]) == 2
     said = hops.sentence(beside)
     assert said in capsys.readouterr().out and said in (out / "finding.md").read_text()
-    assert f"{beside.cells[0]['valid_loss']:.2f} with 0 layers" in said
+    assert f"{beside.cells[0]['report_loss']:.2f} with 0 layers" in said
     rows = json.loads((out / "result.json").read_text())["rows"]
     assert [row.get("task") for row in rows] == [None, hops.TASK]
     assert depth_sweep.main(words(out, corpus)) == 0

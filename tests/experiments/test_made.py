@@ -98,7 +98,7 @@ def test_a_number_of_tokens_that_is_not_the_tasks_is_refused_with_the_remedy():
         TASKS["copy"].check(batch=2, context=3)
 
 
-SMALL = ("--steps", "4", "--d-model", "8", "--n-heads", "2", "--batch", "4", "--eval-every", "4", "--eval-batches", "1")
+SMALL = ("--steps", "4", "--d-model", "8", "--n-heads", "2", "--batch", "4", "--eval-every", "4", "--eval-batches", "2")
 
 
 def words(out, task, *more):

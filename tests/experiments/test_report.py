@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments.depth_sweep import report
-from experiments.lab import chart, headline
+from experiments.lab import chart, headline, outcome
 from experiments.lab.results import Results
 from tests.experiments.browser import use
 
@@ -96,6 +96,48 @@ def test_with_seeds_the_whole_paired_interval_lies_below_zero_layers():
     assert pairs_agree["loss"] < found.best()[0]["loss"] and mean_alone["loss"] < found.best()[0]["loss"]
     assert headline.trained(found, pairs_agree) and not headline.trained(found, mean_alone)
     assert "interval" in headline.rule(found)
+
+
+def test_every_compared_number_has_its_paired_interval():
+    cells = [
+        cell(recipe, depth, 1e-3, loss, seed=seed)
+        for recipe, depth, losses in (
+            ("a", 0, (2.5, 2.7, 2.6)),
+            ("a", 2, (2.4, 2.6, 2.5)),
+            ("b", 0, (2.5, 2.7, 2.6)),
+            ("b", 2, (2.45, 2.66, 2.55)),
+        )
+        for seed, loss in enumerate(losses)
+    ]
+    found = fake(cells)
+    first, *_ = headline.sentences(found)
+    assert "the lowest loss is a 2.50 [2.25, 2.75] nats, then b 2.55 [2.29, 2.81] (+0.05 [0.04, 0.07])." in first
+    row = found.best()[1]
+    assert (row["low"], row["high"]) == pytest.approx((2.5 - 0.2484, 2.5 + 0.2484), abs=1e-3)
+    assert fake(cells[:1]).best()[0]["low"] is None
+
+
+def test_rates_are_chosen_on_one_half_and_reported_on_the_other():
+    def halves(rate, chosen, reported):
+        return {**cell("a", 2, rate, (chosen + reported) / 2), "choice_loss": chosen, "report_loss": reported}
+
+    (row,) = fake([halves(1e-3, 2.4, 2.6), halves(1e-2, 2.5, 2.3)]).best()
+    assert row["learning_rate"] == 1e-3 and row["loss"] == 2.6, "the other rate would be chosen by what is reported"
+    assert outcome.halves([1.0, 2.0, 3.0, 5.0]) == {"choice_loss": 2.0, "report_loss": 3.5, "report_losses": [2.0, 5.0]}
+
+
+def test_the_noise_of_the_windows_is_said_beside_that_of_the_seeds():
+    def measured(depth, seed, *batches):
+        losses = {"report_loss": sum(batches) / len(batches), "report_losses": list(batches)}
+        return {**cell("a", depth, 1e-3, 2.5, seed=seed), "choice_loss": 2.5, **losses}
+
+    floor, deep = [measured(0, 0, 2.0, 3.0), measured(0, 1, 2.0, 3.0)], [measured(2, 0, 1.9, 2.7)]
+    one = Results(None, {**fake([]).base, "setting": {"eval_batches": 4, "batch": 8}}, [*floor[:1], *deep])
+    said = headline.noise(one)
+    assert "on 16 windows" in said and "standard error of 0.100 nats" in said and "with one seed" in said
+    two = Results(None, one.base, [*floor, *deep, measured(2, 1, 1.8, 2.8)])
+    assert "0.050 nats" in headline.noise(two) and "that of seeds is 0.000" in headline.noise(two)
+    assert headline.noise(fake([cell("a", 2, 1e-3, 2.5)])) == ""
 
 
 def test_a_rate_at_which_a_seed_diverged_is_not_the_best():

@@ -259,7 +259,7 @@ def test_results_can_be_read_back(finished):
     ]
     for row in best:
         assert row["learning_rate"] == 1e-2 and row["edge"] == "lowest" and len(row["cells"]) == 2
-        assert row["loss"] == pytest.approx(np.mean([cell["valid_loss"] for cell in row["cells"]]))
+        assert row["loss"] == pytest.approx(np.mean([cell["report_loss"] for cell in row["cells"]]))
     curve = found.curve(best[1]["cells"][0])
     assert [point["step"] for point in curve] == [0, 3, 6]
     assert curve[-1]["flops"] == best[1]["cells"][0]["flops"]
