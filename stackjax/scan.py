@@ -2,8 +2,10 @@
 
 The body is `body(carry, x) -> (carry, y)`, as for `jax.lax.scan`. All of them give the same values and gradients.
 
-Rematerialisation is an argument of `apply`. A policy may keep what the layers name, `attention_heads` (the heads'
-outputs) and `feed_forward_hidden`, and compute the rest of each layer again:
+Rematerialisation is an argument of `apply`. Layers name what is dear to compute again (`NAMES`): `attention_heads`, the
+heads' outputs (..., T, H K) before the projection, and `feed_forward_hidden`, the hidden layer (..., T, F) before the
+second matrix. "offload" moves them to the host's memory in the forward pass and back in the backward pass, and computes
+the rest of each layer again; a policy may keep some of them on the device:
 
     >>> import jax, jax.numpy as jnp, optax, stackjax as sj
     >>> model = sj.decoder(vocab=16, d_model=16, depth=2, n_heads=2)
@@ -26,9 +28,13 @@ import jax.numpy as jnp
 from stackjax import history
 from stackjax.norm import upcast
 
-Remat = Literal["none", "layer", "nested"] | Callable[..., Any]
+Remat = Literal["none", "layer", "nested", "offload"] | Callable[..., Any]
 """The layers that the backward pass recomputes: none, each, or blocks of about sqrt(n) layers and each layer in them;
-or each layer with a `jax.checkpoint` policy that says what to keep."""
+each but what it names, which waits in the host's memory; or each with a `jax.checkpoint` policy that says what to
+keep."""
+
+NAMES = ("attention_heads", "feed_forward_hidden")
+"""Names by which a policy knows activations."""
 
 Body = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -41,8 +47,17 @@ def rematerialise(layer: Body, remat: Remat, *, loop: bool) -> Body:
     """
     if remat == "none":
         return layer
+    if remat == "offload":
+        remat = jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=list(NAMES),
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
     if not (callable(remat) or remat in ("layer", "nested")):
-        raise ValueError(f"remat must be 'none', 'layer', 'nested' or a jax checkpoint policy; got {remat!r}")
+        raise ValueError(
+            f"remat must be 'none', 'layer', 'nested', 'offload' or a jax checkpoint policy; got {remat!r}"
+        )
     return jax.checkpoint(layer, policy=remat if callable(remat) else None, prevent_cse=loop)
 
 

@@ -269,7 +269,7 @@ class Stack(AbstractModel):
             edit: what to replace in the layers, see `stackjax.edit`.
             turns: (), how many turns of a loop to run out of those described, see `stackjax.recurrence`; None for all.
             backward_turns: how many of the last turns have gradients; None for all.
-            remat: what the backward pass recomputes: "none", "layer", "nested" or a jax checkpoint policy.
+            remat: what the backward pass recomputes: "none", "layer", "nested", "offload" or a jax checkpoint policy.
             loop: run a Python loop over the layers, the plain reference, instead of scans.
             unroll: layers (patterns) per scan step.
 

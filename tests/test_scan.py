@@ -1,6 +1,7 @@
 """The drivers: how n layers are run and rematerialised."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import stackjax as sj
 from stackjax import scan
 from stackjax.testing import largest_difference, normal
 
@@ -57,6 +59,21 @@ def test_every_driver_gives_the_same(x64, n):
     assert reference[0][1][1].shape == (n,)
     for way, other in zip(ways[1:], others, strict=True):
         assert largest_difference(other, reference) < 1e-12, way
+
+
+def test_offload_keeps_what_is_named_in_the_memory_of_the_host():
+    """For every layer, and nothing else; the gradients stay what they are."""
+    model = sj.decoder(vocab=16, d_model=32, depth=4, n_heads=2, feed_forward=sj.FeedForward(d_hidden=48))
+    params, tokens = model.init(jax.random.key(0)), jnp.arange(16).reshape(2, 8)
+
+    def gradient(remat):
+        return jax.grad(lambda params: sj.loss.next_token(model.apply(params, tokens, remat=remat)[0], tokens))
+
+    program = str(jax.make_jaxpr(gradient("offload"))(params))
+    assert set(re.findall(r"f32<host>\[4,([\d,]+)\]", program)) == {"2,8,32", "2,8,48"}
+    assert "<host>" not in str(jax.make_jaxpr(gradient("layer"))(params))
+    offloaded, plain = (jax.jit(gradient(remat))(params) for remat in ("offload", "none"))
+    assert largest_difference(offloaded, plain) < 1e-5
 
 
 def test_unknown_remat():

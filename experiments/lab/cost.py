@@ -62,7 +62,7 @@ def memory_estimate(
         lanes: how many.
         batch: B.
         context: T.
-        remat: "none", "layer" or "nested".
+        remat: "none", "layer", "nested" or "offload".
         at_once: whether the lanes run at the same time.
         item_bytes: of one number of the stream.
     """
@@ -72,6 +72,7 @@ def memory_estimate(
     activations = {
         "none": depth * inside,
         "layer": depth * stream + inside,
+        "offload": depth * stream + inside,
         "nested": 2 * math.isqrt(max(depth, 1)) * stream + inside,
     }[remat]
     logits = 3 * batch * context * model.embedding.vocab * 4
