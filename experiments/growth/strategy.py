@@ -30,7 +30,7 @@ class Options(Finding, Sizes):
 
     data: str | None = None
     """A file, folder or glob of text; None is Python's standard library."""
-    steps: int = 300
+    steps: int = 200
     """Updates of the run at full depth."""
     seeds: int = 4
     """Runs of each, which differ in init and in the order of the data."""

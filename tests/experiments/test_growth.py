@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -85,3 +87,21 @@ def test_the_learning_rate_falls_in_the_last_fifth():
     rates = jax.vmap(lambda step: trainer.learning_rate(hyper, step))(jnp.arange(100))
     assert np.allclose(rates[:5], 2 * np.arange(1, 6) / 5) and np.allclose(rates[5:80], 2)
     assert np.allclose(rates[80:], np.arange(20, 0, -1) / 10)
+
+
+def test_the_readme_says_what_was_found():
+    root = Path(__file__).parents[2]
+    result = json.loads((root / "experiments" / "results" / "growth" / "result.json").read_text())
+    rows = {row["strategy"]: row for row in result["rows"]}
+    full = rows["full depth"]
+
+    def below(name):
+        pairs = (np.mean(row["loss"][row["best"]]) for row in (full, rows[name]))
+        return f"{np.subtract(*pairs):.2f}"
+
+    (line,) = re.findall(r"^\| `growth` \| .*$", (root / "README.md").read_text(), re.MULTILINE)
+    more = f"{rows['full depth, more']['flops'] / full['flops']:.2f}"
+    names = ("copy at 50%", "identity at 50%", "half depth")
+    assert re.findall(r"\d\.\d+", line) == [*map(below, names), more]
+    verdicts = {prediction["claim"]: prediction["verdict"] for prediction in result["predictions"]}
+    assert verdicts["copy at 50% against full depth with FLOPs / 0.6, nats"] == "refuted"
