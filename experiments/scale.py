@@ -74,7 +74,7 @@ QUICK = replace(USUAL, d_model=32, context=16, batch=8, depth=2, vocab=32, quick
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one device does in a step, by XLA's own counts.
+    """The work of one device in a step, by XLA's own counts.
 
     Args:
         flops: floating-point operations, the body of a loop once.
@@ -177,7 +177,7 @@ def measured(options: Options) -> list[dict[str, Any]]:
 
 
 def predictions(rows: Sequence[dict[str, Any]]) -> tuple[Prediction, ...]:
-    """What is expected of the largest and, for the control, of its ratios."""
+    """The predictions of the largest and, for the control, of its ratios."""
     counted = [row for row in rows if row["way"] != CONTROL]
     by_batch = [row["temporary_ratio"] for row in counted if row["batch_split"] == DEVICES]
     (control,) = (row for row in rows if row["way"] == CONTROL)

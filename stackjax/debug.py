@@ -1,4 +1,24 @@
-"""Finding faults: the shape of every value inside a model, and the place where the first NaN or infinity is born."""
+"""Finding faults: the shape of every value inside a model, and the place where the first NaN or infinity is born.
+
+>>> import jax, jax.numpy as jnp, stackjax as sj
+>>> model = sj.decoder(vocab=16, d_model=16, depth=3, n_heads=2)
+>>> params, tokens = jax.jit(model.init)(jax.random.key(0)), jnp.arange(8)[None]
+>>> broken = model.layer_params(params, 1)
+>>> broken["feed_forward"]["down"] = jnp.full_like(broken["feed_forward"]["down"], 3e38)
+>>> print(sj.debug.first_not_finite(model, model.with_layer_params(params, 1, broken), tokens))
+layer 1, feed_forward/output: 0 NaN, 128 infinite
+>>> print(sj.debug.shapes(model, tokens))
+layers  site                 shape          dtype
+0 .. 2  attention/stream     1 x 8 x 16     float32
+0 .. 2  attention/input      1 x 8 x 16     float32
+0 .. 2  attention/weights    1 x 2 x 8 x 8  float32
+0 .. 2  attention/heads      1 x 8 x 2 x 8  float32
+0 .. 2  attention/output     1 x 8 x 16     float32
+0 .. 2  feed_forward/stream  1 x 8 x 16     float32
+0 .. 2  feed_forward/input   1 x 8 x 16     float32
+0 .. 2  feed_forward/hidden  1 x 8 x 64     float32
+0 .. 2  feed_forward/output  1 x 8 x 16     float32
+"""
 
 import itertools
 from collections.abc import Callable, Iterator

@@ -17,17 +17,27 @@ Every sublayer has the sites `name/stream`, `name/input` and `name/output`; `Sta
     output     what the sublayer returns, before it joins the stream, (..., T, D)
 
 A measure reads the same values under the same names, after the edit: `probe.values("attention/heads")` returns them
-whole. Replacing each head of each layer by what it was for another input is then one program:
+whole. Each head of each layer left out, and replaced by what it was for another input, is one program each:
 
-    clean = model.apply(params, tokens, measure=sj.probe.values("attention/heads"))[1].measure["attention/heads"]
+    >>> import jax, jax.numpy as jnp, stackjax as sj
+    >>> model = sj.decoder(vocab=16, d_model=16, depth=3, n_heads=2)
+    >>> params, tokens = jax.jit(model.init)(jax.random.key(0)), jnp.arange(8)[None]
+    >>> others = model.apply(params, tokens[:, ::-1], measure=sj.probe.values("attention/heads"))[1].measure
+    >>> def score(l, h, new):
+    ...     here = lambda layer: (layer == l) & (jnp.arange(2) == h)[:, None]
+    ...     edit = {"attention/heads": lambda layer, heads: jnp.where(here(layer), new[layer], heads)}
+    ...     return sj.loss.next_token(model.apply(params, tokens, edit=edit)[0], tokens)
+    >>> everywhere = jax.jit(jax.vmap(jax.vmap(score, (None, 0, None)), (0, None, None)))
+    >>> ablated = everywhere(jnp.arange(3), jnp.arange(2), jnp.zeros(3))
+    >>> patched = everywhere(jnp.arange(3), jnp.arange(2), others["attention/heads"])
+    >>> ablated.shape, patched.shape
+    ((3, 2), (3, 2))
 
-    def patched(l, h):
-        def patch(layer, heads):
-            return jnp.where((layer == l) & (jnp.arange(n_heads) == h)[:, None], clean[layer], heads)
+A direction added to the stream in front of one layer steers what is generated:
 
-        return score(model.apply(params, others, edit={"attention/heads": patch})[0])
-
-    effects = jax.vmap(jax.vmap(patched, (None, 0)), (0, None))(jnp.arange(depth), jnp.arange(n_heads))     (L, H)
+    >>> steer = {"attention/stream": lambda layer, x: x + jnp.where(layer == 1, jnp.ones(16), 0)}
+    >>> sj.decode.generate(model, params, tokens, n_tokens=4, edit=steer).tokens.shape
+    (1, 4)
 
 Source: Vig et al. 2020, arXiv:2004.12265 (heads replaced by those of another input); Meng et al. 2022, section 2.1,
 arXiv:2202.05262 (causal tracing).

@@ -6,6 +6,18 @@
 Each exit is the model's own end, with the recipe's final norm and the head, on the stream after that layer. One pass
 through the stack makes all of them; the last is the model's output.
 
+Logits after every layer, and training with a loss at each:
+
+    >>> import jax, jax.numpy as jnp, stackjax as sj
+    >>> model = sj.decoder(vocab=16, d_model=16, depth=3, n_heads=2)
+    >>> params, tokens = jax.jit(model.init)(jax.random.key(0)), jnp.arange(8)[None]
+    >>> sj.exits.logits(model, params, tokens)[0].shape
+    (4, 1, 8, 16)
+    >>> def loss(params):
+    ...     return sj.exits.losses(model, params, tokens, lambda logits: sj.loss.next_token(logits, tokens)).mean()
+    >>> jax.tree.structure(jax.jit(jax.grad(loss))(params)) == jax.tree.structure(params)
+    True
+
 Source: nostalgebraist 2020, "interpreting GPT: the logit lens"; trained with: Elhoushi et al. 2024, section 4.1.2,
 arXiv:2404.16710.
 """

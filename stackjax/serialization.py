@@ -12,6 +12,18 @@ from elsewhere must be allowed by its module's name, `sj.load("folder", allow=("
 A folder is replaced atomically: whoever reads it while another is written, or after that was killed, sees one of the
 two, whole. Any change to its files is noticed by the checksums, which are no protection against forgery.
 
+Save a model, and get it back:
+
+    >>> import tempfile
+    >>> import jax, jax.numpy as jnp, stackjax as sj
+    >>> model = sj.decoder(vocab=16, d_model=16, depth=2, n_heads=2)
+    >>> params, tokens = jax.jit(model.init)(jax.random.key(0)), jnp.arange(8)[None]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     sj.save(folder, model, params)
+    ...     again, read = sj.load(folder)
+    >>> again == model, bool((again.apply(read, tokens)[0] == model.apply(params, tokens)[0]).all())
+    (True, True)
+
 Format version 1. A file of a later version is refused. Fields that a description has gained since a file was written
 take their defaults, so a new field's default must do what was done without it; a field that this stackjax does not
 know is refused.

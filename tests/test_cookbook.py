@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 FINDER = doctest.DocTestFinder(exclude_empty=True)
 ANSWERS = {name: tests for name, module in MODULES.items() if (tests := [t for t in FINDER.find(module) if t.examples])}
 (TABLE,) = re.findall(r"## How do I \.\.\.\n.*?\n\n(?=## )", (ROOT / "README.md").read_text(), re.DOTALL)
-LINKS = re.findall(r"^\| .+ \| \[(\w+)\]\((\S+)\) \|$", TABLE, re.MULTILINE)
+LINKS = re.findall(r"^\| .+ \| \[(\w+)\]\((\S+)\)(?:;.*)? \|$", TABLE, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", ANSWERS)

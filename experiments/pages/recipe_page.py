@@ -152,7 +152,7 @@ def losses(rows: Sequence[Json]) -> str:
 
 
 def _gain(row: Json) -> str:
-    """What a depth's loss is less that without layers, with its interval where it has one."""
+    """The loss of a depth less that without layers, with its interval where it has one."""
     if row["gain"] is None:
         return ""
     ends = "" if row["gain_low"] is None else f" [{row['gain_low']:.3f}, {row['gain_high']:.3f}]"
