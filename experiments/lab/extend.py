@@ -89,8 +89,8 @@ def _beyond(end: float, inside: float) -> Iterator[float]:
 
 
 def _mean(rows: Sequence[Mapping[str, Any]]) -> float:
-    losses = [choice(row) if row["status"] == "ok" else None for row in rows]
-    return math.inf if None in losses else sum(losses) / len(rows)
+    losses = [loss for row in rows if row["status"] == "ok" and (loss := choice(row)) is not None]
+    return sum(losses) / len(rows) if len(losses) == len(rows) else math.inf
 
 
 def _rounded(rate: float) -> float:

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from . import environment
 from .finding import Estimate
 from .store import Folder, Json, read_rows, write
@@ -188,10 +190,11 @@ def table(*results: Results) -> list[Json]:
 def _best_rate(cells: Sequence[Json]) -> Json:
     rates = sorted({cell["learning_rate"] for cell in cells})
     groups = {rate: [cell for cell in cells if cell["learning_rate"] == rate] for rate in rates}
-    means: dict[float, Any] = {
-        rate: sum(losses) / len(losses)
-        for rate, same in groups.items()
-        if all(cell["status"] == "ok" for cell in same) and None not in (losses := [choice(cell) for cell in same])
+    chosen = {rate: [choice(cell) for cell in same if cell["status"] == "ok"] for rate, same in groups.items()}
+    means = {
+        rate: float(np.mean([loss for loss in losses if loss is not None]))
+        for rate, losses in chosen.items()
+        if len(losses) == len(groups[rate]) and None not in losses
     }
     if not means:
         return {"learning_rate": None, "loss": None, "low": None, "high": None, "edge": None, "cells": []}
