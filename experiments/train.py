@@ -273,8 +273,8 @@ def train(
         rows = [_row(step - len(seen) + 1 + i, steps) for i, steps in enumerate(jax.device_get(seen))]
         finite = all(np.isfinite((row["train_loss"], row["gradient_norm"])).all() for row in rows)
         if evaluated and finite:
-            loss, layers = jax.device_get(evaluate(state, valid))
-            rows[-1] |= {"valid_loss": float(loss), **{name: x.tolist() for name, x in layers.items()}}
+            losses, layers = jax.device_get(evaluate(state, valid))
+            rows[-1] |= {"valid_loss": float(np.mean(losses)), **{name: x.tolist() for name, x in layers.items()}}
         if leader:
             with (Path(options.out) / "metrics.jsonl").open("a") as file:
                 file.write("".join(map(_line, rows)))
