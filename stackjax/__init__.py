@@ -42,7 +42,7 @@ Modules by floor; a module imports only from floors below, and from modules to i
     tools       cache  sample  probe  debug  skip  convert  optim  shard  serialization  surgery  adapt
     depth       layer  scan  turn  pin  segment  boundary  option  stack
     recipe      recipe: one file for each treatment of depth, over recipe.base and recipe.form
-    sublayers   attention  latent_attention  delta_rule  moe  parallel  embedding
+    sublayers   attention  cross_layer  latent_attention  delta_rule  moe  parallel  embedding
     arithmetic  loss  dot_product  feed_forward  history  statistic  position  blockwise
     protocol    edit  norm  sublayer  wrapped  structure  abstract_model
     ground      check  block  description  parameter  display  tensor_file
@@ -63,6 +63,7 @@ from stackjax import (
     cache,
     check,
     convert,
+    cross_layer,
     debug,
     decode,
     delta_rule,
@@ -108,6 +109,7 @@ from stackjax import (
     wrapped,
 )
 from stackjax.attention import Attention
+from stackjax.cross_layer import CrossLayerAttention
 from stackjax.delta_rule import GatedDeltaNet
 from stackjax.embedding import Embedding, Head
 from stackjax.feed_forward import FeedForward
@@ -131,6 +133,7 @@ __all__ = [
     "Aux",
     "BatchNorm",
     "Cache",
+    "CrossLayerAttention",
     "DynamicTanh",
     "Embedding",
     "EncoderDecoder",
@@ -163,6 +166,7 @@ __all__ = [
     "cache",
     "check",
     "convert",
+    "cross_layer",
     "debug",
     "decode",
     "decoder",

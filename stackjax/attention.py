@@ -214,6 +214,29 @@ class Attention(Sublayer):
         key, value = (linear(params, name, rows).reshape(batch, -1, self.groups, width) for name in ("key", "value"))
         return self.qk_norm.apply(params["key_norm"], key), self.value_norm.apply(params["value_norm"], value)
 
+    def keys_values(self, params: Params, rows: jax.Array, side_inputs: SideInputs, batch: int) -> tuple[Any, ...]:
+        """The rotated keys and the values (B, S, G, K) that are attended to, new state, and what observers see."""
+        cache = side_inputs.cache
+        if not self.cross:
+            key, value = self._keys_values(params, rows, batch)
+        elif cache is not None:
+            key, value = cache["key"].swapaxes(1, 2), cache["value"].swapaxes(1, 2)
+        elif side_inputs.memory is not None:
+            memory = side_inputs.memory
+            key, value = self._keys_values(params, memory.reshape(-1, memory.shape[-1]), batch)
+        else:
+            raise ValueError("cross-attention needs side_inputs.memory, the encoder's output (..., S, D)")
+        plain, state = value, {}
+        if self.transform_value is not None:
+            value = self.transform_value(value, side_inputs)
+        key = self.position.rotate(side_inputs.prepared["position"], "key", key)
+        if cache is not None and not self.cross:
+            new = {"key": key.swapaxes(1, 2), "value": value.swapaxes(1, 2)}
+            state = {"cache": new}
+            both = {name: jnp.concatenate((cache[name].astype(rows.dtype), entry), -2) for name, entry in new.items()}
+            key, value = both["key"].swapaxes(1, 2), both["value"].swapaxes(1, 2)
+        return key, value, state, {"value": plain, "attended_key": key, "attended_value": value}
+
     def _scores(self, width: int) -> blockwise.Scores:
         """Masks, encoding and bounds as one description."""
         return blockwise.Scores(
@@ -243,7 +266,8 @@ class Attention(Sublayer):
 
         Returns:
             (..., T, D). State while decoding: the new `cache` entries. Intermediates: `value` (B, S, G, K) before any
-            mixing, `weights` and `logits` (B, H, T, S), with all leading axes as one B; `heads` (..., T, H, K).
+            mixing, `attended_key` and `attended_value` (B, S, G, K), those in the cache included, `weights` and
+            `logits` (B, H, T, S), with all leading axes as one B; `heads` (..., T, H, K).
 
         Raises:
             ValueError: cross-attention without a memory; an edit of weights that the backend never makes.
@@ -252,34 +276,13 @@ class Attention(Sublayer):
         chex.assert_shape(x, (..., n_tokens, params["query"].shape[0]))
         if side_inputs.prepared is None:
             side_inputs = replace(side_inputs, prepared=self.prepare({}, side_inputs, n_tokens, d_model))
-        batch, width, cache = math.prod(lead), self.head_width(d_model), side_inputs.cache
+        batch, width = math.prod(lead), self.head_width(d_model)
         rows = x.reshape(-1, d_model)
 
         query = linear(params, "query", rows).reshape(batch, n_tokens, self.n_heads, width)
         query = self.qk_norm.apply(params["query_norm"], query)
-        if not self.cross:
-            key, value = self._keys_values(params, rows, batch)
-        elif cache is not None:
-            key, value = cache["key"].swapaxes(1, 2), cache["value"].swapaxes(1, 2)
-        elif side_inputs.memory is not None:
-            memory = side_inputs.memory
-            key, value = self._keys_values(params, memory.reshape(-1, memory.shape[-1]), batch)
-        else:
-            raise ValueError("cross-attention needs side_inputs.memory, the encoder's output (..., S, D)")
-        intermediates = {"value": value}
-        if self.transform_value is not None:
-            value = self.transform_value(value, side_inputs)
-
-        table = side_inputs.prepared["position"]
-        query = self.position.rotate(table, "query", query)
-        key = self.position.rotate(table, "key", key)
-        state = {}
-        if cache is not None and not self.cross:
-            new = {"key": key.swapaxes(1, 2), "value": value.swapaxes(1, 2)}
-            state = {"cache": new}
-            both = {name: jnp.concatenate((cache[name].astype(x.dtype), entry), -2) for name, entry in new.items()}
-            key, value = both["key"].swapaxes(1, 2), both["value"].swapaxes(1, 2)
-
+        key, value, state, intermediates = self.keys_values(params, rows, side_inputs, batch)
+        query = self.position.rotate(side_inputs.prepared["position"], "query", query)
         y, looked = self._mix(params, *self.before_scores(params, query, key), value, side_inputs)
         if self.gate is not None:
             gate = jax.nn.sigmoid(upcast(linear(params, "gate", rows)))

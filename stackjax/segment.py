@@ -20,6 +20,7 @@ from stackjax.display import segment_lines
 from stackjax.edit import Edit, edits_of
 from stackjax.layer import Layer, Trace
 from stackjax.pin import pin
+from stackjax.recipe.base import innermost
 from stackjax.sublayer import Params, SideInputs, Sublayer, add_losses
 
 Measure = Callable[[Trace], dict[str, jax.Array]]
@@ -28,6 +29,9 @@ Measure = Callable[[Trace], dict[str, jax.Array]]
 Inputs = tuple[Params | None, SideInputs, list[Any]]
 """The arrays that all repeats of a segment's pattern read: its parameters where they share them, None where they do
 not; the caller's side inputs; and what each different sublayer of the stack prepared outside the scan."""
+
+Lent = dict[tuple[str, str], jax.Array]
+"""Intermediates that later layers read, by sublayer and name, of the last layer that has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +91,10 @@ def scan_body(
     edit: Edit | None,
     remat: scan.Remat,
     loop: bool,
+    later: set[tuple[str, str]],
     inputs: Inputs,
 ) -> scan.Body:
-    """One repeat of a segment's pattern, as the body of a scan: (stream, xs) to (stream, (loss, state, measure)).
+    """One repeat of a segment's pattern, as the body of a scan: (stream, xs) to (stream, (loss, state, measure, lent)).
 
     Args:
         segment: what is repeated.
@@ -98,12 +103,14 @@ def scan_body(
         edit: what to replace in each layer.
         remat: what the backward pass recomputes.
         loop: whether the body is called by a Python loop.
+        later: intermediates that later segments borrow.
         inputs: what all repeats read.
     """
     shared, side_inputs, values = inputs
+    borrowed = later | borrowed_in([segment])
     prepared = dict(zip(sublayers, values, strict=True))
 
-    def run(layer: Layer, stream: Any, x: Params) -> tuple[Any, tuple[Any, Any, Any]]:
+    def run(layer: Layer, stream: Any, x: Params) -> tuple[Any, tuple[Any, ...]]:
         entered = stream = pin(stream)
         if x["tap"] is not None:
             stream = scan.tap(stream, x["tap"])
@@ -119,6 +126,7 @@ def scan_body(
                     prepared=prepared[sublayer],
                     cache=cache.get(sublayer.name),
                     edits=edits_of(edit, sublayer.name, x["layer"]),
+                    borrowed=x["lent"],
                 )
                 for sublayer in layer.sublayers
             },
@@ -127,10 +135,13 @@ def scan_body(
             key=x["key"],
         )
         stream = jax.tree.map(lambda new, old: new.astype(old.dtype), stream, entered)
-        return stream, (aux.loss, aux.state, {} if measure is None else _measured(measure, trace))
+        seen = {(name, kind): x for name, kinds in trace.intermediates.items() for kind, x in kinds.items()}
+        lends = {place: seen[place] for place in borrowed & seen.keys()}
+        return stream, (aux.loss, aux.state, {} if measure is None else _measured(measure, trace), lends)
 
-    def body(stream: Any, xs: Params) -> tuple[Any, tuple[Any, Any, Any]]:
+    def body(stream: Any, xs: Params) -> tuple[Any, tuple[Any, ...]]:
         loss: dict[str, jax.Array] = {}
+        lends: Lent = {}
         states, measured = {}, {}
         params, cache = xs["params"] if shared is None else shared, xs["cache"]
         by_layer = {name: x for name, x in xs.items() if name not in ("params", "cache")}
@@ -140,13 +151,54 @@ def scan_body(
                 **jax.tree.map(lambda a, j=j: a[j], by_layer),
                 "params": params[name],
                 "cache": None if cache is None else cache.get(name),
+                "lent": {**side_inputs.borrowed, **lends},
             }
             one = scan.rematerialise(partial(run, layer), remat, loop=loop)
-            stream, (losses, states[name], measured[name]) = one(stream, x)
-            loss = add_losses(loss, losses)
-        return stream, (loss, states, measured)
+            stream, (losses, states[name], measured[name], more) = one(stream, x)
+            loss, lends = add_losses(loss, losses), {**lends, **more}
+        return stream, (loss, states, measured, {place: lends[place] for place in later & lends.keys()})
 
     return body
+
+
+def borrowed_in(segments: Sequence[Segment]) -> set[tuple[str, str]]:
+    """The intermediates of earlier layers that the layers of some segments read, see `Sublayer.borrows`.
+
+    Raises:
+        ValueError: a repeated layer that would read what the repeat before it made.
+    """
+    borrowed: set[tuple[str, str]] = set()
+    for segment in segments:
+        for j, layer in enumerate(segment.layers):
+            reads = _borrows(*layer.sublayers)
+            borrowed |= reads
+            behind = [one for other in segment.layers[j:] for one in other.sublayers]
+            late = [
+                name for name, kind in reads for one in behind if one.name == name and (name, kind) not in _borrows(one)
+            ]
+            if late and segment.n > 1:
+                raise ValueError(
+                    f"in a pattern that is repeated, the layer whose {late[0]!r} is read must come before those that "
+                    f"read it; got the pattern {[[one.name for one in each.sublayers] for each in segment.layers]}"
+                )
+    return borrowed
+
+
+def _borrows(*sublayers: Sublayer) -> set[tuple[str, str]]:
+    """The intermediates that sublayers, or those inside them, read."""
+    return {place for sublayer in sublayers for one in innermost(sublayer) for place in one.borrows}
+
+
+def by_repeat(by_layer: Any, start: int, segment: Segment) -> Any:
+    """Arrays over the layers (L, ...) as the scan over a segment takes them, (n, layers of the pattern, ...).
+
+    Args:
+        by_layer: tree of arrays.
+        start: index of the segment's first layer.
+        segment: whose part is wanted.
+    """
+    shape = segment.n, len(segment.layers)
+    return jax.tree.map(lambda a: a[start : start + segment.depth].reshape(*shape, *a.shape[1:]), by_layer)
 
 
 def _measured(measure: Measure, trace: Trace) -> dict[str, jax.Array]:

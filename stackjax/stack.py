@@ -23,7 +23,7 @@ from stackjax.option import RunOptions
 from stackjax.parameter import declare, is_spec, realise, restrict, share
 from stackjax.pin import pin
 from stackjax.recipe.base import Coefficients, Geometry, Loop, Recipe, checked_coefficients, multipliers
-from stackjax.segment import Measure, Segment, fold, scan_body, stacked_by_layer
+from stackjax.segment import Measure, Segment, borrowed_in, by_repeat, fold, scan_body, stacked_by_layer
 from stackjax.statistic import update_statistics
 from stackjax.sublayer import Cache, Params, Result, SideInputs, Sublayer, add_losses, checked
 
@@ -52,6 +52,7 @@ class Stack(AbstractModel):
                 raise ValueError(
                     f"forms with different streams cannot meet in one stack; got {sorted(map(str, kinds))}"
                 )
+        borrowed_in(self.segments)
         different, looped = tuple(dict.fromkeys(layers)), self.looped
         for form in dict.fromkeys(form for layer in different for form in (*layer.forms, layer.outer) if form):
             form.check(different, looped)
@@ -298,25 +299,21 @@ class Stack(AbstractModel):
         stream, entered = boundary.enter(self.segments, params["enter"], x)
         scanned = partial(scan.run, nested=remat == "nested", loop=loop, unroll=unroll)
         loss: dict[str, jax.Array] = {}
-        state: Params = {}
-        measures = []
+        state, lent, measures = {}, {}, []
         for i, start, segment in self.placed():
             stored = params["segments"][i]
-            xs: dict[str, Any] = jax.tree.map(
-                lambda a, start=start, segment=segment: a[start : start + segment.depth].reshape(
-                    segment.n, len(segment.layers), *a.shape[1:]
-                ),
-                by_layer,
-            )
+            xs = by_repeat(by_layer, start, segment)
             xs["params"] = None if segment.looped else stored
             xs["cache"] = None if cache is None else cache.segments[i]
-            inputs = stored if segment.looped else None, side_inputs, list(prepared.values())
-            body = partial(scan_body, segment, tuple(prepared), measure, edit, remat, loop)
+            inputs = stored if segment.looped else None, replace(side_inputs, borrowed=lent), list(prepared.values())
+            later = borrowed_in(self.segments[int(i) + 1 :])
+            body = partial(scan_body, segment, tuple(prepared), measure, edit, remat, loop, later)
             counts = {"turns": turns, "backward_turns": backward_turns} if segment.looped else {}
             stream, ys = turn.run(scanned, body, segment.layers[0].truncated, inputs, stream, xs, segment.n, **counts)
             loss = add_losses(loss, {name: jnp.sum(value, 0) for name, value in ys[0].items()})
             state[i] = ys[1]
             measures.append((segment.n, ys[2]))
+            lent = {**lent, **jax.tree.map(lambda a: a[-1], ys[3])}
         stream = pin(stream)
         if taps is not None:
             stream = scan.tap(stream, taps[-1])

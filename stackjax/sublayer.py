@@ -44,6 +44,7 @@ class SideInputs:
         cache: this sublayer's slice of the decoding cache, read-only; None outside decoding.
         key: PRNG key of this sublayer; None means evaluation (no dropout).
         edits: what is to be replaced inside this sublayer; None for nothing.
+        borrowed: intermediates of earlier layers, by sublayer and name, that sublayers of the stack borrow.
 
     Filled in by a residual form:
         hints: what the form tells its sublayer, by names that the two agree on.
@@ -56,6 +57,7 @@ class SideInputs:
     cache: Any = None
     key: jax.Array | None = None
     edits: Edits | None = struct.field(pytree_node=False, default=None)
+    borrowed: dict[tuple[str, str], jax.Array] = struct.field(default_factory=dict)
     hints: dict[str, Any] = struct.field(default_factory=dict)
 
     def edited(self, site: str, value: Any) -> Any:
@@ -159,6 +161,14 @@ class Sublayer(Description):
     def reads_memory(self) -> bool:
         """True for cross-attention, over `side_inputs.memory`."""
         return False
+
+    @property
+    def borrows(self) -> tuple[tuple[str, str], ...]:
+        """The intermediates of earlier layers that this one reads as `SideInputs.borrowed`: (sublayer, name) of each.
+
+        They are those of the last earlier layer whose sublayer of that name has them.
+        """
+        return ()
 
     @property
     def mixes_tokens(self) -> bool:

@@ -58,7 +58,7 @@ def run(
 
     Args:
         scanned: (body, stream, xs, n) to (stream, ys), n repeats of a body.
-        body: one turn, (stream, x) to (stream, (loss, state, measure)), made from `inputs`.
+        body: one turn, (stream, x) to (stream, (loss, state, measure, lent)), made from `inputs`.
         truncated: (stream in front of turns without gradients, stream behind them) to what goes on, see `Form`.
         inputs: what every turn reads beside the stream and xs: parameters, side inputs.
         stream: in front of the first turn.
@@ -108,15 +108,18 @@ def _where_wanted(body: Body) -> Body:
     """The body where its flag says so; elsewhere the stream as it is, losses of 0 and measures of NaN."""
 
     def run(stream: Any, x: Any) -> tuple[Any, Any]:
-        stream, (loss, state, measure) = body(stream, x)
+        stream, (loss, state, measure, lent) = body(stream, x)
         if jax.tree.leaves(state):
             raise ValueError("layers with running statistics would average over turns not run: leave out `turns`")
-        return stream, (loss, state, jax.tree.map(_floating, measure))
+        if lent:
+            raise ValueError("layers behind the loop read what its last turn made: leave out `turns`")
+        return stream, (loss, state, jax.tree.map(_floating, measure), lent)
 
     def maybe(stream: Any, flagged: tuple[jax.Array, Any]) -> tuple[Any, Any]:
         wanted, x = flagged
-        loss, state, measure = jax.eval_shape(run, stream, x)[1]
-        absent = jax.tree.map(jnp.zeros_like, loss), state, jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), measure)
+        loss, state, measure, lent = jax.eval_shape(run, stream, x)[1]
+        unread = jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), measure)
+        absent = jax.tree.map(jnp.zeros_like, loss), state, unread, lent
         return jax.lax.cond(wanted, run, lambda stream, x: (stream, absent), stream, x)
 
     return maybe
