@@ -76,14 +76,16 @@ def run(options: Options, command: str) -> Path:
             {
                 "encoding": name,
                 "equation": equation,
-                "by distance alone": "" if of_tree else ("yes" if by_distance_alone(matrix) else "no"),
+                "by distance alone, W = 1": "" if of_tree else ("yes" if by_distance_alone(matrix) else "no"),
                 "source": source,
             }
         )
     text = (
         "Logits of a query (row) and a key (column) of equal content, dark to light from the lowest to the highest, "
         "which stand above each panel. Learned numbers are drawn at random, so what counts is which entries are equal. "
-        "Whether a matrix depends on the distance alone is read off it. The tokens of the trees are the leaves of\n\n"
+        "Whether a matrix depends on the distance alone is read off it, and holds for query and key weights of one "
+        "(W = 1): what is added to the stream, as sinusoids are, depends on it no longer once weights are learned. The "
+        "tokens of the trees are the leaves of\n\n"
         f"```python\n{inspect.getsource(tree.depth_of).strip()}\n```\n\n"
     )
     return finding.write(

@@ -148,7 +148,7 @@ def test_stretching_changes_the_positions_and_no_parameter():
 
 def test_position_gallery(tmp_path):
     found = finished("position_gallery", tmp_path, "--tokens", 8)
-    by_distance = {row["encoding"]: row["by distance alone"] for row in found["rows"]}
+    by_distance = {row["encoding"]: row["by distance alone, W = 1"] for row in found["rows"]}
     assert {name for name, answer in by_distance.items() if answer == "yes"} == {
         "NoPosition",
         "Sinusoidal",

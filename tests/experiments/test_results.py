@@ -28,6 +28,15 @@ def test_a_result_is_a_page_and_a_file_for_programs(name):
     assert result.get("rows") or result.get("claims")
 
 
+@pytest.mark.parametrize("name", sorted({*FOLDERS, *PAGES} - {"history_cost"}))
+def test_a_result_names_its_origin(name):
+    """Not yet that of what a memory of all layers costs, which is older than the rule."""
+    result = json.loads((RESULTS / name / "result.json").read_text())
+    assert result["command"].startswith("python -m experiments.") and isinstance(result["seeds"], list)
+    assert re.match(r"[0-9a-f]{12}", result["commit"]) and isinstance(result["clean_tree"], bool)
+    assert result["device"] and {"python", "jax", "jaxlib", "numpy"} <= set(result["versions"])
+
+
 @pytest.mark.parametrize("page", sorted(RESULTS.rglob("*.md")), ids=lambda path: str(path.relative_to(RESULTS)))
 def test_links_lead_somewhere(page):
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
