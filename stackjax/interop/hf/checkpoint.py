@@ -54,8 +54,10 @@ def load(
 ) -> Checkpoint:
     """Read a checkpoint.
 
-    Each stacked leaf is filled on the host a tensor at a time and then handed to JAX, which on the CPU keeps it as it
-    is: the host never holds more than one copy of the weights and one tensor.
+    Each stacked leaf is filled on the host a tensor at a time, in the blocks in which it is to lie on the devices, and
+    then handed to JAX, which on the CPU keeps them as they are: there the host never holds more than one copy of the
+    weights and one tensor, elsewhere one leaf and one tensor. No device holds more than its block, and of a mesh over
+    several hosts each reads what its own devices need.
 
     Args:
         source: a folder with config.json and safetensors, or a hub's repository.
@@ -88,12 +90,49 @@ def load(
     places = [sharding] * len(declared) if one else tree.flatten_up_to(sharding)
     leaves = []
     for (where, leaf), place in zip(declared, places, strict=True):
-        values = _aligned(leaf.shape, np.dtype(dtype))
-        for link, i in shares[path_name(where)]:
-            zero = link.name not in tensors
-            values[link.parts[i].index] = 0 if zero else link.split(tensors[link.name].read())[i]
-        leaves.append(jax.block_until_ready(jax.device_put(values, place)))
+        leaves.append(_filled(leaf.shape, np.dtype(dtype), place, shares.pop(path_name(where)), tensors))
     return Checkpoint(model, jax.tree.unflatten(tree, leaves), config)
+
+
+def _filled(
+    shape: tuple[int, ...], dtype: np.dtype, place: Any, shares: list[tuple[Link, int]], tensors: Mapping[str, Tensor]
+) -> jax.Array:
+    """A parameter where it is to lie, filled a tensor at a time; what no tensor holds is zero.
+
+    Args:
+        shape: of the parameter.
+        dtype: of the parameter.
+        place: its sharding; None for the default device.
+        shares: each link that holds a part of it, and the number of the part.
+        tensors: of the checkpoint.
+    """
+
+    def bounds(index: tuple[slice, ...]) -> tuple[tuple[int, int], ...]:
+        return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
+
+    everything = (slice(None),) * len(shape)
+    blocks_of = {None: everything} if place is None else place.addressable_devices_indices_map(shape)
+    blocks_of = {device: bounds(index) for device, index in blocks_of.items()}
+    blocks = {block: _aligned(tuple(stop - start for start, stop in block), dtype) for block in blocks_of.values()}
+
+    def fill(link: Link, i: int) -> None:
+        at = link.parts[i].index
+        touched = [block for block in blocks if all(a <= k < b for k, (a, b) in zip(at, block, strict=False))]
+        if not touched:
+            return
+        share = link.split(tensors[link.name].read())[i] if link.name in tensors else None
+        for block in touched:
+            target = blocks[block]
+            for k, (start, _) in zip(at, block, strict=False):
+                target = target[k - start, ...]
+            target[...] = 0 if share is None else share[*[slice(*ends) for ends in block[len(at) :]]]
+
+    for link, i in shares:
+        fill(link, i)
+    arrays = [jax.device_put(blocks[block], device) for device, block in blocks_of.items()]
+    if place is not None:
+        arrays = [jax.make_array_from_single_device_arrays(shape, place, arrays)]
+    return jax.block_until_ready(arrays[0])
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
