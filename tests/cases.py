@@ -177,5 +177,11 @@ UNUSUAL = {
 }
 """Recipes whose stream, attention or parameters are not a plain sum of branches; the others behave as one of them."""
 
-UNUSUAL_FIRST = [pytest.param(name, marks=[] if name in UNUSUAL else pytest.mark.slow) for name in RECIPES]
-"""All recipes, for tests where those may stand for the others every day."""
+DAILY = {"pre_norm", "value_residual", "block_attention_residuals"}
+"""The recipes that every run of the tests tries whole: one stream, several, and what earlier layers made."""
+
+BY_COST = [
+    pytest.param(name, marks=[] if name in DAILY else pytest.mark.thorough if name in UNUSUAL else pytest.mark.slow)
+    for name in RECIPES
+]
+"""All recipes: those every day, the unusual ones under the marker `thorough`, all others under `slow`."""

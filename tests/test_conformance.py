@@ -1,7 +1,8 @@
 """Every recipe, every position, every stack kind keeps the promises that `stackjax.testing` checks; `cases` lists them.
 
-Every run has the recipes that stand for the others with one position, and each position and each stack kind with one
-recipe. All recipes, depths 0 and 1, and the product, sampled by a seed, are behind the marker `slow`.
+Every run has a few recipes with one position, and a few positions and stack kinds with one recipe. Behind the marker
+`thorough` are the other positions and kinds and the recipes that stand for the rest; all recipes, depths 0 and 1, and
+the product, sampled by a seed, are behind `slow`.
 """
 
 import itertools
@@ -12,7 +13,8 @@ import pytest
 
 from stackjax import position, recipe, testing
 from stackjax.testing.inputs import in_order
-from tests.cases import KINDS, POSITIONS, RECIPES, REFUSED, UNUSUAL, UNUSUAL_FIRST
+from tests.cases import BY_COST, KINDS, POSITIONS, RECIPES, REFUSED, UNUSUAL
+from tests.helpers import daily
 
 
 def plain(kind, depth=2):
@@ -20,33 +22,33 @@ def plain(kind, depth=2):
     return KINDS[kind](recipe.PreNorm(), position.Rotary(), depth)
 
 
-@pytest.mark.parametrize("name", UNUSUAL_FIRST)
+@pytest.mark.parametrize("name", BY_COST)
 def test_recipe(name):
     testing.check_recipe(RECIPES[name], depth=6 + list(RECIPES).index(name) % 2)
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name not in UNUSUAL])
+@pytest.mark.parametrize("name", daily([name for name in RECIPES if name not in UNUSUAL], "deepnorm"))
 def test_low_precision_stays(name):
     testing.check_dtype(KINDS["decoder"](RECIPES[name], position.Rotary(), 3))
 
 
-@pytest.mark.parametrize("name", POSITIONS)
+@pytest.mark.parametrize("name", daily(POSITIONS, "learned", "rotary", "t5_per_layer", "tree_bias"))
 def test_position(name):
     testing.check_position(POSITIONS[name])
 
 
 @pytest.mark.parametrize("depth", [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow), 2])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", daily(KINDS, "local_global", "looped", "encoder_decoder"))
 def test_kind(kind, depth):
     testing.check_scan(plain(kind, depth), subject=f"{kind} of {depth} layers")
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "encoder"])
+@pytest.mark.parametrize("kind", daily([kind for kind in KINDS if kind != "encoder"], "local_global", "latent"))
 def test_decoding_kind(kind):
     testing.check_decoding(plain(kind), subject=kind)
 
 
-@pytest.mark.parametrize("kind", ["local_global", "latent", "encoder_decoder"])
+@pytest.mark.parametrize("kind", daily(["local_global", "latent", "encoder_decoder"], "encoder_decoder"))
 def test_decoding_in_float32(kind):
     testing.check_decoding(plain(kind), left=False, dtype=jnp.float32, tolerance=1e-5, subject=kind)
 

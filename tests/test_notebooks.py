@@ -19,7 +19,7 @@ TOLERANCE = 0.1
 """By how much numbers that are made again may differ, of the span of their column; the training of a small model on
 another machine or version ends within this. Columns over more than two decades are compared by their logarithms, and
 measured times, a column named `seconds`, not at all."""
-DAILY = ("01_residual_and_gradients", "04_positions")
+SHORT = ("01_residual_and_gradients", "04_positions")
 PATHS = runner.notebooks()
 
 
@@ -100,7 +100,7 @@ def test_what_long_runs_found_is_what_is_committed_now(path, capsys):
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(p, marks=() if p.stem in DAILY else pytest.mark.slow) for p in PATHS],
+    [pytest.param(p, marks=pytest.mark.thorough if p.stem in SHORT else pytest.mark.slow) for p in PATHS],
     ids=lambda path: path.stem,
 )
 def test_figures_come_out_again(path):

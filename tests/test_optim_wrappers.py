@@ -182,8 +182,13 @@ def check(found, alone, before, mask):
 
 PAIRS = [(optimiser, name) for optimiser in OPTIMISERS for name in MODELS]
 FIRST = {("adamw", "ngpt"), ("muon", "by_layer"), ("clipped", "translator"), ("by_factors", "complete_p")}
-FIRST_PAIRS = [pytest.param(*pair, marks=[] if pair in FIRST else pytest.mark.slow) for pair in PAIRS]
-"""All pairs, of which those that hold every optimiser and every kind of recipe once are tried every day."""
+FIRST_PAIRS = [
+    pytest.param(
+        *pair, marks=[] if pair == ("muon", "by_layer") else pytest.mark.thorough if pair in FIRST else pytest.mark.slow
+    )
+    for pair in PAIRS
+]
+"""All pairs: one that is tried every day; those that hold every optimiser and every kind of recipe once; all others."""
 PARTS = [pytest.param(part, marks=[] if part == "ends" else pytest.mark.slow) for part in FROZEN]
 
 

@@ -76,6 +76,7 @@ def characters(text):
     return re.sub(r"[\s`*]", "", html.unescape(text))
 
 
+@pytest.mark.thorough
 def test_every_public_name_has_its_page(pages):
     assert set(SHOWN) <= set(pages)
     assert all(
@@ -90,11 +91,13 @@ def test_every_public_name_has_its_page(pages):
             assert shown, name
 
 
+@pytest.mark.thorough
 def test_no_page_loads_anything_from_outside(pages):
     loaded = {address for page in pages.values() for address in page.loads}
     assert [address for address in loaded if not address.startswith(("data:", "../", "./", "#"))] == []
 
 
+@pytest.mark.thorough
 def test_equations_and_prose_survive_the_rendering(pages):
     """Every line before the sections of a docstring stands in the page, character for character."""
     shown = {name: characters(" ".join(page.docstrings)) for name, page in pages.items()}

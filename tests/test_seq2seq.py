@@ -86,6 +86,7 @@ def test_deepnorm_takes_the_constants_of_both_sides():
     np.testing.assert_allclose(up, 0.87 * (n**4 * m) ** (-1 / 16), rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_learns_to_copy():
     """Both optimisers take an encoder-decoder; AdamW teaches it to repeat its source within a hundred steps."""
     model = sj.encoder_decoder(**SIZES, depth=1, recipe=sj.recipe.PreNorm())

@@ -190,7 +190,11 @@ def cost_of_a_step(model, on=None, rules=shard.RULES):
         ("decoder", {"data": 8}, shard.RULES),
         ("decoder", {"data": 4, "model": 2}, shard.RULES),
         ("decoder", {"data": 2, "model": 4}, shard.RULES),
-        *((kind, {"data": 8}, shard.RULES) for kind in KINDS if kind != "decoder"),
+        *(
+            pytest.param(kind, {"data": 8}, shard.RULES, marks=pytest.mark.thorough)
+            for kind in KINDS
+            if kind != "decoder"
+        ),
     ],
 )
 def test_each_device_computes_its_share(kind, sizes, rules):

@@ -13,6 +13,7 @@ from experiments.bench.program import equations, prepare
 TINY = Size(d_model=8, n_heads=2, context=4, batch=2, vocab=16, depth=2)
 
 
+@pytest.mark.thorough
 def test_quick(tmp_path, capsys, monkeypatch):
     here = ("stackjax", "linen")
     monkeypatch.setattr(peers, "installed", lambda name: name in here)

@@ -30,6 +30,7 @@ def done(tmp_path_factory, corpus):
     return out
 
 
+@pytest.mark.thorough
 def test_what_is_written(done):
     found = json.loads((done / "atlas" / "result.json").read_text())
     points = {(row["recipe"], row["depth"]): row for row in found["rows"] if row["kind"] == "point"}
@@ -55,6 +56,7 @@ def test_what_is_written(done):
         assert len(list(csv.DictReader(file))) == 3 * 2 * 2 + 1
 
 
+@pytest.mark.thorough
 def test_the_same_command_again_runs_nothing(done, corpus, monkeypatch, capsys):
     monkeypatch.setattr(sweep, "Run", None)
     monkeypatch.setattr(deep_check, "_check", None)
@@ -83,6 +85,7 @@ def test_bad_usage(tmp_path, corpus, capsys, words, said):
     assert not out.exists()
 
 
+@pytest.mark.thorough
 def test_what_another_worker_is_checking_is_left_to_it(done, corpus, monkeypatch, capsys):
     (done / "checks" / "pre_norm.json").unlink()
     monkeypatch.setattr(deep_check, "_check", None)

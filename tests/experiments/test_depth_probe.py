@@ -23,6 +23,7 @@ def quick_run(tmp_path_factory, corpus):
     return out, printed.getvalue()
 
 
+@pytest.mark.thorough
 def test_quick(quick_run):
     out, said = quick_run
     found = json.loads((out / "result.json").read_text())
@@ -41,6 +42,7 @@ def test_quick(quick_run):
         assert (out / "figures" / f"{name}.png").exists() and (out / "figures" / f"{name}.svg").exists()
 
 
+@pytest.mark.thorough
 def test_a_browser_uses_the_page(quick_run, browser):
     use(browser, quick_run[0] / "page.html")
 

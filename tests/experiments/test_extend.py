@@ -124,6 +124,7 @@ def test_a_sweep_goes_on_until_nothing_follows(extended, corpus, capsys):
     assert best["learning_rate"] not in (1e-3, 1e-2), "it has moved, or the test shows nothing"
 
 
+@pytest.mark.thorough
 def test_interrupted_in_what_was_added_and_resumed(extended, tmp_path, corpus, monkeypatch, capsys):
     out, chunk, stops = tmp_path / "out", sweep.Run.chunk, 0
     monkeypatch.setattr(sweep.Run, "chunk", lambda run: (chunk(run), signal.raise_signal(signal.SIGINT)))

@@ -7,6 +7,7 @@ import pytest
 from experiments.history_cost import RECIPES, main
 
 
+@pytest.mark.thorough
 def test_quick(tmp_path):
     words = ["--quick", "--d-model", "8", "--context", "4", "--out", str(tmp_path)]
     assert main(words) == 0

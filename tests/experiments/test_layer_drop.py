@@ -11,6 +11,7 @@ from experiments.depth_sweep import __main__ as depth_sweep
 from tests.experiments.conftest import arguments
 
 
+@pytest.mark.thorough
 def test_quick(tmp_path, corpus, capsys):
     out = tmp_path / "out"
     assert layer_drop.main(["--quick", "--data", str(corpus), "--out", str(out)]) == 0
@@ -35,6 +36,7 @@ def kept(tmp_path_factory, corpus):
     return cell
 
 
+@pytest.mark.thorough
 def test_a_cell_of_a_sweep(kept, tmp_path, corpus):
     out = tmp_path / "out"
     assert layer_drop.main(["--cells", str(kept), "--eval-batches", "2", "--data", str(corpus), "--out", str(out)]) == 0

@@ -72,6 +72,7 @@ def test_another_number_makes_another_page(written):
     assert pages.mark(points) != pages.mark(recipe_chart.figure_data("rezero", RECIPES))
 
 
+@pytest.mark.thorough
 def test_a_profile_at_birth_is_measured_again():
     measured = pages.measured_recipe(pages.about_recipes(False)["deepnorm"], quick=False)
     for measure in ("stream_rms", "stream_gradient"):
@@ -120,6 +121,7 @@ def test_pages_of_positions_have_the_names_of_the_command_line():
     assert set(names.POSITIONS) <= set(position_page.NAMES.values()) == set(POSITIONS)
 
 
+@pytest.mark.thorough
 def test_quick(tmp_path):
     assert pages.main(["--quick", "--out", str(tmp_path)]) == 0
     assert {path.name for path in (tmp_path / "recipes").glob("*.md")} == {"README.md", "pre_norm.md", "deepnorm.md"}

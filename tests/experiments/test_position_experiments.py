@@ -66,7 +66,8 @@ def finished(name, out, *words):
     return found
 
 
-@pytest.mark.parametrize("task", ["decoder", pytest.param("encoder", marks=pytest.mark.slow)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("task", ["decoder", "encoder"])
 def test_tree_positions(tmp_path, objects, task):
     words = (
         "--data",
@@ -128,6 +129,7 @@ def test_hidden_leaves_are_the_targets_and_the_same_for_every_arm():
     assert (other["targets"] != examples[0]["targets"]).any()
 
 
+@pytest.mark.thorough
 def test_length_extrapolation(tmp_path, corpus):
     words = ("--data", corpus, "--steps", 2, "--d-model", 8, "--only", "learned", "alibi")
     found = finished("length_extrapolation", tmp_path, *words)

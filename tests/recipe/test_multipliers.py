@@ -137,6 +137,7 @@ def test_one_learning_rate_for_all_elsewhere(name):
     assert {rule.multiplier(role, geometry) for role in roles} == {recipe.Multiplier()}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
 def test_update_size_of_each_parameter_against_depth(alpha):
     """Adam's first step on a real gradient: as L^(alpha - 1) inside the layers, so flat for alpha = 1; flat outside."""
@@ -184,6 +185,7 @@ def drift(rule, depth, steps=5, learning_rate=4e-3):
     return float(jnp.mean(jnp.stack([run(model.init(jax.random.key(seed))) for seed in range(3)])))
 
 
+@pytest.mark.thorough
 def test_coordinate_check():
     """Thresholds set in advance: over depths 2 to 32, the change of x_L stays within a factor 1.5 for alpha = 1 (the
     paper's flat line), and grows at least threefold with the standard parametrisation."""

@@ -7,6 +7,7 @@ import inspect
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import stackjax as sj
 from stackjax import testing
@@ -16,6 +17,7 @@ from tests.recipe.by_hand import N_HEADS, attention, feed_forward
 OWN = importlib.import_module("experiments.own_recipe")
 
 
+@pytest.mark.thorough
 def test_conformance():
     testing.check_recipe(OWN.recipe)
 
