@@ -25,6 +25,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.thorough
 def test_quick_and_again(tmp_path, corpus, capsys, monkeypatch):
     """A strategy that has ended is read, not run again."""
     out = tmp_path / "out"
