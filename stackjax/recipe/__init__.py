@@ -1,4 +1,4 @@
-"""Recipes: every published treatment of depth, each one small file around the same seams.
+"""Recipes: over thirty published treatments of depth, each one small file around the same seams.
 
 N is a norm, f a branch, L the depth, S = 2L the sublayers of a stack, l = 1 .. L a layer, s = 1 .. S a sublayer. The
 init is Xavier's unless said; `N(0.02)` is Gaussian of that standard deviation, `branch` are the matrices value,
