@@ -99,6 +99,7 @@ WHOLE = ("many", "1.5", "", "-1", "0", str(10**30))
 REAL = ("x", "", "nan", "inf", "-1", "0", "1e400")
 FINE = {
     ("bench", "minutes", "0"),
+    ("depth_atlas", "depths", "0"),
     ("depth_probe", "steps", "0"),
     ("depth_sweep", "depths", "0"),
     ("depth_sweep", "warmup", "0"),

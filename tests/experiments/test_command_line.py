@@ -54,7 +54,7 @@ def refused(capsys, command, out, *said):
         (("--schedule", "triangle"), "--schedule"),
         (("--depht", "3"), "Unrecognized options: --depht"),
         (("--context", "100000"), "too short"),
-        (("--scheduler", "slurm"), "invalid choice 'slurm'"),
+        (("--scheduler", "pbs"), "invalid choice 'pbs'"),
     ],
 )
 def test_bad_usage(tmp_path, corpus, capsys, words, said):

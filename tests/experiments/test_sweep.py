@@ -76,7 +76,8 @@ def test_the_finding_says_who_is_best_and_where_the_numbers_come_from(finished):
     assert set(rows) == {(recipe, depth) for recipe in ("pre_norm", "post_norm") for depth in (0, 2)}
     page = (finished / "finding.md").read_text()
     for row in rows.values():
-        assert row["learning_rate"] == 1e-2 and len(row["cells"]) == 2 and f"{row['loss']:.2f} at 0.01" in page
+        assert row["learning_rate"] == 1e-2 and len(row["cells"]) == 2 and row["low"] < row["loss"] < row["high"]
+        assert f"{row['loss']:.2f} [{row['low']:.2f}, {row['high']:.2f}] at 0.01" in page
     assert "figures/final_loss.svg" in page and (finished / "figures" / "final_loss.svg").exists()
 
 
