@@ -32,7 +32,7 @@ def test_low_precision_stays(name):
     testing.check_dtype(KINDS["decoder"](RECIPES[name], position.Rotary(), 3))
 
 
-@pytest.mark.parametrize("name", daily(POSITIONS, "learned", "rotary", "t5_per_layer", "tree_bias"))
+@pytest.mark.parametrize("name", daily(POSITIONS, "rotary", "tree_bias"))
 def test_position(name):
     testing.check_position(POSITIONS[name])
 

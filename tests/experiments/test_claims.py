@@ -113,6 +113,7 @@ def whole(tmp_path_factory, nothing_trained):
     return out
 
 
+@pytest.mark.thorough
 def test_every_claim_has_a_verdict_a_figure_and_a_lesson_once_all_is_run(whole):
     result = json.loads((whole / "result.json").read_text())
     for claim in result["claims"]:
@@ -123,6 +124,7 @@ def test_every_claim_has_a_verdict_a_figure_and_a_lesson_once_all_is_run(whole):
     assert sum(result["tally"].values()) == len(CLAIMS)
 
 
+@pytest.mark.thorough
 def test_a_browser_uses_the_page(whole, browser):
     use(browser, whole / "page.html")
     assert len(browser.find_elements("class name", "chart")) == len(CLAIMS)

@@ -148,6 +148,7 @@ def test_stretching_changes_the_positions_and_no_parameter():
         assert model != plain and model.declaration() == plain.declaration()
 
 
+@pytest.mark.thorough
 def test_position_gallery(tmp_path):
     found = finished("position_gallery", tmp_path, "--tokens", 8)
     by_distance = {row["encoding"]: row["by distance alone, W = 1"] for row in found["rows"]}
