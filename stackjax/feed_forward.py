@@ -161,7 +161,7 @@ class FeedForward(Sublayer):
         bias: whether the projections have biases.
         inner_norm: on the hidden layer (sub-LN, NormFormer).
         block: tokens of each sequence whose hidden layer is there at a time, made again in the backward pass, so that
-            memory does not grow with T F; None for all.
+            memory does not grow with T F, and an edit cannot reach it (no site `hidden`); None for all.
         dropout: rate on the output while training.
 
     Raises:
@@ -187,7 +187,7 @@ class FeedForward(Sublayer):
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Names of the values inside `apply` that an edit may replace; none where they are made in blocks."""
+        """Names of the values inside `apply` that an edit may replace (`stackjax.edit`)."""
         return ("hidden",) if self.block is None else ()
 
     def width(self, d_model: int) -> int:

@@ -198,7 +198,7 @@ def trained(strategy: Strategy, corpus: Corpus, options: Options, flops: dict[in
             step += options.chunk
     assert trainer is not None and state is not None
     valid = jnp.asarray(corpus.valid_batches(options.eval_batches, **sizes))
-    loss = jax.jit(jax.vmap(lambda state: trainer.evaluate_all(state, valid)[0]))(state)
+    loss = jax.jit(jax.vmap(lambda state: jnp.mean(trainer.evaluate_all(state, valid)[0])))(state)
     rows = np.where(np.asarray(state.alive), np.asarray(loss, np.float64), np.inf)
     rows = rows.reshape(len(options.learning_rates), options.seeds)
     return Ended(
