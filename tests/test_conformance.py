@@ -1,6 +1,6 @@
 """Every recipe, every position, every stack kind keeps the promises that `stackjax.testing` checks; `cases` lists them.
 
-Every run has a few recipes with one position, and a few positions and stack kinds with one recipe. Behind the marker
+Every run has an unusual recipe with one position, and a few positions and stack kinds with one recipe. Behind the marker
 `thorough` are the other positions and kinds and the recipes that stand for the rest; all recipes, depths 0 and 1, and
 the product, sampled by a seed, are behind `slow`.
 """
@@ -38,7 +38,7 @@ def test_position(name):
 
 
 @pytest.mark.parametrize("depth", [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow), 2])
-@pytest.mark.parametrize("kind", daily(KINDS, "local_global", "looped", "encoder_decoder"))
+@pytest.mark.parametrize("kind", daily(KINDS, "local_global", "looped"))
 def test_kind(kind, depth):
     testing.check_scan(plain(kind, depth), subject=f"{kind} of {depth} layers")
 

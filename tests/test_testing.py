@@ -40,6 +40,7 @@ class Strangers(Recipe):
         return with_coefficients(super().coefficients(geometry), beta=1 / sublayer_index(geometry))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "norm", daily([sj.RMSNorm(), sj.BatchNorm()], sj.BatchNorm()), ids=lambda norm: type(norm).__name__
 )

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: every instruction of the compiled program, timed by XLA's own profiler.
+"""The profile of a training step: every instruction of the compiled program, timed by XLA's own profiler.
 
     python -m experiments.bench.profile
     taskset -c 0 python -m experiments.bench.profile --size.depth 32 --remat layer

@@ -56,6 +56,7 @@ SWEEP = [
 ]
 
 
+@pytest.mark.thorough
 def test_an_installed_command_works_beside_another_package_of_the_name(installed, project):
     """Its recipes are read, its name is no obstacle, and the line that goes on is one that can be typed there."""
     assert not (installed / "experiments").exists() and (installed / "stackjax" / "experiments" / "lab").is_dir()

@@ -113,6 +113,7 @@ def losses_of(out):
     return {cell["cell"]: cell["valid_loss"] for cell in Results.of(out).cells}
 
 
+@pytest.mark.thorough
 def test_a_sweep_goes_on_until_nothing_follows(extended, corpus, capsys):
     found = Results.of(extended)
     losses = {cell["learning_rate"]: cell["valid_loss"] or math.inf for cell in found.cells}
@@ -134,6 +135,7 @@ def test_interrupted_in_what_was_added_and_resumed(extended, tmp_path, corpus, m
     assert "adding learning rates" in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_a_dry_run_says_what_may_be_added_and_what_is(extended, tmp_path, corpus, capsys):
     assert depth_sweep.main([*words(tmp_path / "out", corpus), "--dry-run"]) == 0
     assert "from 1e-06 to 10" in capsys.readouterr().out

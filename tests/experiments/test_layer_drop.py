@@ -46,6 +46,7 @@ def test_a_cell_of_a_sweep(kept, tmp_path, corpus):
     assert row["loss"][0] == pytest.approx(summary["valid_loss"], rel=1e-3)
 
 
+@pytest.mark.thorough
 def test_bad_usage(kept, tmp_path, corpus, capsys):
     bare = tmp_path / "bare"
     shutil.copytree(kept, bare, ignore=shutil.ignore_patterns("params.npz"))

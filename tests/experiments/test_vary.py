@@ -46,6 +46,7 @@ def mine(tmp_path, corpus):
     return sweep.Sweep(folder=Folder(tmp_path / "run"), grid=grid, setting=setting, corpus=data.load(str(corpus)))
 
 
+@pytest.mark.thorough
 def test_width_and_warm_up_are_axes(mine):
     """Every combination is run once, is resumed like any sweep, and is a row that says what was varied."""
     varied = sweep.vary(mine, d_model=(8, 16), warmup=(0, 3))
