@@ -1,8 +1,8 @@
 """Every recipe, every position, every stack kind keeps the promises that `stackjax.testing` checks; `cases` lists them.
 
 Every run has an unusual recipe with one position, and a few positions and stack kinds with one recipe. Behind the
-marker `thorough` are the other positions and kinds and the recipes that stand for the rest; all recipes, depths 0 and 1,
-and the product, sampled by a seed, are behind `slow`.
+marker `thorough` are the other positions and kinds and the recipes that stand for the rest; all recipes, depths 0 and
+1, and the product, sampled by a seed, are behind `slow`.
 """
 
 import itertools
