@@ -182,25 +182,22 @@ def predictions(rows: Sequence[dict[str, Any]]) -> tuple[Prediction, ...]:
     by_batch = [row["temporary_ratio"] for row in counted if row["batch_split"] == DEVICES]
     (control,) = (row for row in rows if row["way"] == CONTROL)
 
-    def exact(value: float) -> Estimate:
-        return Estimate(mean=value, low=value, high=value, n=len(rows))
-
     return (
         Prediction(
             claim="on every mesh a device computes an eighth of the FLOPs of one alone (the largest ratio)",
-            found=exact(max(row["flops_ratio"] for row in counted)),
+            found=Estimate.exact(max(row["flops_ratio"] for row in counted)),
             relation="below",
             threshold=MOST,
         ),
         Prediction(
             claim="where the batch is split eightfold, it keeps an eighth of the temporaries (the largest ratio)",
-            found=exact(max(by_batch)),
+            found=Estimate.exact(max(by_batch)),
             relation="below",
             threshold=MOST,
         ),
         Prediction(
             claim="control: with the stream not pinned it computes more than its share",
-            found=exact(control["flops_ratio"]),
+            found=Estimate.exact(control["flops_ratio"]),
             relation="above",
             threshold=MOST,
         ),

@@ -308,8 +308,12 @@ class Stack(AbstractModel):
             inputs = stored if segment.looped else None, replace(side_inputs, borrowed=lent), list(prepared.values())
             later = borrowed_in(self.segments[int(i) + 1 :])
             body = partial(scan_body, segment, tuple(prepared), measure, edit, remat, loop, later)
-            counts = {"turns": turns, "backward_turns": backward_turns} if segment.looped else {}
-            stream, ys = turn.run(scanned, body, segment.layers[0].truncated, inputs, stream, xs, segment.n, **counts)
+            if segment.looped and (turns is not None or backward_turns is not None):
+                counts = {"turns": turns, "backward_turns": backward_turns}
+                truncated = segment.layers[0].truncated
+                stream, ys = turn.run(scanned, body, truncated, inputs, stream, xs, segment.n, **counts)
+            else:
+                stream, ys = scanned(body(inputs), stream, xs, segment.n)
             loss = add_losses(loss, {name: jnp.sum(value, 0) for name, value in ys[0].items()})
             state[i] = ys[1]
             measures.append((segment.n, ys[2]))

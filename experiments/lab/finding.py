@@ -24,7 +24,7 @@ QUICK = "**A quick run: it shows that everything runs, and nothing else.**\n\n"
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean over seeds with its 95 % interval by Student's t, which says nothing for one seed.
+    """A mean over seeds with its 95 % interval by Student's t, which is infinite for one seed; or an exact number.
 
     Args:
         mean: of the seeds' values.
@@ -48,7 +48,14 @@ class Estimate:
         half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
         return cls(mean=mean, low=mean - half, high=mean + half, n=n)
 
+    @classmethod
+    def exact(cls, value: float) -> "Estimate":
+        """A number that no seed changes, such as a count."""
+        return cls(mean=value, low=value, high=value, n=1)
+
     def __str__(self) -> str:
+        if self.low == self.high:
+            return f"{self.mean:.3f}"
         if self.n < 2:
             return f"{self.mean:.3f} (one seed)"
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
@@ -73,7 +80,7 @@ class Prediction:
     @property
     def verdict(self) -> Verdict:
         """Supported or refuted if the whole interval lies on one side, else inconclusive; one seed is not judged."""
-        if self.found.n < 2:
+        if not np.isfinite(self.found.high - self.found.low):
             return "not judged"
         if self.found.high < self.threshold:
             return "supported" if self.relation == "below" else "refuted"

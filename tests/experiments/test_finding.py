@@ -24,6 +24,13 @@ def test_one_seed_says_nothing_of_its_spread():
     assert Prediction(claim="x", found=estimate, relation="below", threshold=9.0).verdict == "not judged"
 
 
+def test_an_exact_number_is_judged():
+    estimate = Estimate.exact(0.5)
+    assert str(estimate) == "0.500"
+    for threshold, verdict in ((0.6, "supported"), (0.4, "refuted")):
+        assert Prediction(claim="x", found=estimate, relation="below", threshold=threshold).verdict == verdict
+
+
 @pytest.mark.parametrize(
     ("values", "relation", "verdict"),
     [
