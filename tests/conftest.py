@@ -47,7 +47,7 @@ FINISHED = itertools.count(1)
 
 def pytest_runtest_teardown(item):
     """Give the memory of compiled programs back now and then, which otherwise grows to gigabytes."""
-    if next(FINISHED) % 500 == 0:
+    if next(FINISHED) % 1000 == 0:
         jax.clear_caches()
         gc.collect()
         if sys.platform == "linux":

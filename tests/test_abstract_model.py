@@ -7,6 +7,7 @@ import pytest
 
 import stackjax as sj
 from stackjax.testing import largest_difference, perturbed
+from tests.helpers import daily
 
 V, D, T, DEPTH = 11, 8, 5, 3
 RULE = sj.recipe.DeepNorm()
@@ -25,7 +26,7 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=daily(CASES, "stack", "model", "encoder_decoder"))
 def case(request):
     model, batch = CASES[request.param]
     return model, perturbed(model.init(jax.random.key(0))), batch

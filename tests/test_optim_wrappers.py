@@ -12,6 +12,7 @@ import stackjax as sj
 from stackjax.parameter import path_name
 from stackjax.recipe import Multiplier
 from stackjax.testing import largest_difference, perturbed
+from tests.helpers import daily
 
 
 class Ramp(sj.recipe.PostNorm):
@@ -193,7 +194,7 @@ PARTS = [pytest.param(part, marks=[] if part == "ends" else pytest.mark.slow) fo
 
 
 @pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize(("optimiser", "name"), PAIRS)
+@pytest.mark.parametrize(("optimiser", "name"), daily(PAIRS, *FIRST))
 def test_a_part_trains_as_it_would_alone(x64, optimiser, name, part):
     model, make = MODELS[name], OPTIMISERS[optimiser]
     params, gradients = start(model)

@@ -211,6 +211,7 @@ class Blind(Slope):
         return 0 * params["slope"] * table[..., None, :, :]
 
 
+@pytest.mark.thorough
 def test_a_strangers_position_passes():
     testing.check_position(Slope())
     testing.check_shift(Slope())

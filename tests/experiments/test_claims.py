@@ -130,6 +130,7 @@ def test_a_browser_uses_the_page(whole, browser):
     assert len(browser.find_elements("class name", "chart")) == len(CLAIMS)
 
 
+@pytest.mark.thorough
 def test_figures_are_drawn_from_what_there_is(nothing_trained):
     for claim in suite.CLAIMS:
         units = claim.units(True)

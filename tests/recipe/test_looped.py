@@ -7,6 +7,7 @@ import pytest
 import stackjax as sj
 from stackjax import recipe
 from stackjax.testing import largest_difference, normal, perturbed
+from tests.helpers import daily
 
 RECIPES = {
     "hyper_connections": recipe.HyperConnections(),
@@ -31,7 +32,7 @@ def gradients(stack, params, x, **options):
     return jax.jit(jax.value_and_grad(loss, (0, 1)))(params, taps)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", daily(RECIPES, "hyper_connections", "ngpt"))
 def test_looped_layers_equal_layers_with_equal_parameters(name, x64):
     """One copy used 3 times is 3 equal copies, and its gradient is the sum of theirs."""
     shared, own = (
