@@ -75,6 +75,66 @@ def test_losses_of_the_sweep_are_those_that_were_found():
     assert result["clean_tree"] and result["seeds"] == [0] and "one seed" in paragraph
 
 
+def _history_cost(result):
+    megabytes = {(row["recipe"], row["way"]): row["temp_bytes"] for row in result["rows"] if row["depth"] == 64}
+    shares = [100 * x / megabytes[recipe, "scan, none"] for (recipe, way), x in megabytes.items() if way == "one copy"]
+    return [64, round(min(shares)), round(max(shares))]
+
+
+def _layer_drop(result):
+    costs = {row["recipe"]: np.mean(row["cost"], 0) for row in result["rows"]}
+    cheap = {recipe: sum(cost < 0.01) for recipe, cost in costs.items()}
+    return [len(costs["pre_norm"]), cheap["pre_norm"], len(costs["pre_norm"]), 0.01, cheap["deepnorm"]]
+
+
+def _long_inputs(result):
+    longest = max(result["rows"], key=lambda row: row["tokens"])
+    blocks = next(row for row in result["rows"] if (row["way"], row["tokens"]) == ("blocks", longest["tokens"]))
+    weights = 4 * result["setting"]["n_heads"] * longest["tokens"] ** 2
+    return [longest["tokens"], round(blocks["peak_bytes"] / 2**30, 1), weights / 2**30]
+
+
+def _scale(result):
+    (control,) = (row for row in result["rows"] if "not pinned" in row["way"])
+    ours = [row for row in result["rows"] if row is not control]
+    by_batch = [row["temporary_ratio"] for row in ours if row["batch_split"] == 8]
+    flops = [row["flops_ratio"] for row in ours]
+    ends = [min(flops), max(flops), min(by_batch), max(by_batch), control["flops_ratio"], control["temporary_ratio"]]
+    return [round(ratio, 2) for ratio in ends]
+
+
+def _predicted(claim, *fields, digits):
+    """The estimate of one prediction."""
+
+    def numbers(result):
+        (found,) = (each["found"] for each in result["predictions"] if each["claim"] == claim)
+        return [abs(round(found[field], digits)) for field in fields]
+
+    return numbers
+
+
+FOUND = {
+    "depth_probe": _predicted("last layer's gradient, post-norm over pre-norm, 48 layers", "mean", digits=1),
+    "history_cost": _history_cost,
+    "layer_drop": _layer_drop,
+    "long_inputs": _long_inputs,
+    "scale": _scale,
+    "tree_positions": _predicted(
+        "python, encoder: the tree lowers the loss of the linear arm", "mean", "low", "high", digits=2
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_numbers_in_the_table_of_experiments_are_those_that_were_found(name):
+    (line,) = re.findall(rf"^\| `{name}` \| .*\| (.*) \|$", TEXT, re.MULTILINE)
+    said = [
+        float(n.replace(",", "")) for n in re.findall(r"\d[\d,]*(?:\.\d+)?", re.sub(r"\(.*?\.md\)|1/sqrt", "", line))
+    ]
+    expected = FOUND[name](json.loads((ROOT / "experiments" / "results" / name / "result.json").read_text()))
+    assert [n for n in said if n in expected] == expected, (said, expected)
+
+
 ATLAS = ROOT / "experiments" / "results" / "depth_atlas"
 
 
