@@ -28,9 +28,8 @@ def test_a_result_is_a_page_and_a_file_for_programs(name):
     assert result.get("rows") or result.get("claims")
 
 
-@pytest.mark.parametrize("name", sorted({*FOLDERS, *PAGES} - {"history_cost"}))
+@pytest.mark.parametrize("name", sorted({*FOLDERS, *PAGES}))
 def test_a_result_names_its_origin(name):
-    """Not yet that of what a memory of all layers costs, which is older than the rule."""
     result = json.loads((RESULTS / name / "result.json").read_text())
     assert result["command"].startswith("python -m experiments.") and isinstance(result["seeds"], list)
     assert re.match(r"[0-9a-f]{12}", result["commit"]) and isinstance(result["clean_tree"], bool)
