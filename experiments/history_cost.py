@@ -23,7 +23,7 @@ import stackjax as sj
 from stackjax.history import History
 from stackjax.recipe.around import Around, AroundForm
 
-from .lab import command_line, environment, finding
+from .lab import command_line, compile_cache, environment, finding
 from .lab.names import recipe_named
 from .lab.options import Finding, Sizes, at_least, one_or_more, plain, some
 
@@ -132,6 +132,7 @@ def gradient(rule: sj.recipe.Recipe, depth: int, options: Options, *, remat: Rem
     return jax.grad(loss), (stack.init(jax.random.key(0)), x)
 
 
+@compile_cache.off()
 def measure(name: str, way: str, rule: sj.recipe.Recipe, depth: int, options: Options, **how: Any) -> Row:
     """Compile, weigh and time one gradient."""
     function, arguments = gradient(rule, depth, options, **how)

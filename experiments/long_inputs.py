@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 import stackjax as sj
 
-from .lab import command_line, environment, finding
+from .lab import command_line, compile_cache, environment, finding
 from .lab.options import Finding, at_least, one_or_more, plain, some
 
 Way = Literal["written out", "blocks", "window"]
@@ -102,6 +102,7 @@ def model_of(options: Options, way: Way) -> sj.Model:
     return sj.decoder(vocab=options.vocab, d_model=options.d_model, depth=options.depth, attention=attention)
 
 
+@compile_cache.off()
 def measure(options: Options, way: Way, n_tokens: int) -> Row:
     """Compile a gradient and run it, in this process."""
     model = model_of(options, way)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.extend.core import Jaxpr
 
-from ..lab import cost
+from ..lab import compile_cache, cost
 from . import peers
 from .machine import clock
 from .peers.base import JaxPeer, Size
@@ -56,6 +56,7 @@ def tokens_of(size: Size) -> np.ndarray:
     return np.random.default_rng(0).integers(0, size.vocab, (size.batch, size.context)).astype(np.int32)
 
 
+@compile_cache.off()
 def prepare(name: str, size: Size, remat: str) -> Program:
     """Build, trace and compile a peer: its init, its optimiser and its step."""
     jax.clear_caches()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 LEAST_SECONDS = 0.3
 """Programs that compile faster are not kept."""
@@ -30,6 +31,19 @@ def enable() -> Path:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
     return folder
+
+
+@contextlib.contextmanager
+def off() -> Iterator[None]:
+    """Compile everything anew meanwhile, or in a function decorated with `off()`, whose compile times count."""
+    was = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", was)
+        compilation_cache.reset_cache()
 
 
 @contextlib.contextmanager
