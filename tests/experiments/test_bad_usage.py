@@ -15,7 +15,7 @@ import pytest
 from experiments.lab import command_line, store
 from experiments.lab.command_line import OK, USAGE
 from tests.experiments.conftest import SIZES, arguments
-from tests.experiments.test_data import bad_inputs
+from tests.experiments.test_bad_data import bad_inputs
 
 COMMANDS = (
     "bench",

@@ -11,7 +11,7 @@ import pytest
 from experiments.depth_sweep import __main__ as depth_sweep
 from experiments.lab import command_line, data, page, store
 from tests.experiments.conftest import GRID, arguments
-from tests.experiments.test_data import bad_inputs
+from tests.experiments.test_bad_data import bad_inputs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
