@@ -28,6 +28,7 @@ COMMANDS = (
     "layer_drop",
     "length_extrapolation",
     "long_inputs",
+    "norm_gains",
     "pages",
     "position_gallery",
     "train",
@@ -35,7 +36,7 @@ COMMANDS = (
     "x_ray",
 )
 """All but `parity_table`, which refuses everything where the packages that it compares with are not installed."""
-READ_TEXT = ("depth_atlas", "depth_probe", "depth_sweep", "growth", "layer_drop", "length_extrapolation")
+READ_TEXT = ("depth_atlas", "depth_probe", "depth_sweep", "growth", "layer_drop", "length_extrapolation", "norm_gains")
 ACCEPTED = 99
 
 
@@ -293,6 +294,11 @@ BY_HAND = [
     ("layer_drop", ("--n-heads", "3"), "n_heads must divide d_model"),
     ("layer_drop", ("--cells", "/no/such/cell"), "is no cell of a sweep"),
     ("layer_drop", ("--cells", ""), "is no cell of a sweep"),
+    ("norm_gains", ("--recipes",), "--recipes needs at least one value"),
+    ("norm_gains", ("--recipes", "rezero"), "a residual form with a LayerNorm"),
+    ("norm_gains", ("--depths", "8", "8"), "--depths are a shallow and a deeper one"),
+    ("norm_gains", ("--seeds", "1"), "--seeds must be 2 or more; got 1"),
+    ("norm_gains", ("--n-heads", "3"), "n_heads must divide d_model"),
     ("length_extrapolation", ("--only", "rotory"), "no encoding 'rotory'; there are none, scalar"),
     ("length_extrapolation", ("--context", "31"), "--context must be 32 or more"),
     ("length_extrapolation", ("--d-model", "36"), "rotary features must be even"),
