@@ -3,9 +3,11 @@
     python -m experiments.layer_drop
     python -m experiments.layer_drop --cells runs/mine/cells/pre_norm-L24-lr0.001-s0-0123456789
 
-For trained models: how much the loss rises when one layer is left out, for each layer in turn, and how far each layer
-turns the stream, as the angle between x_l and x_m at the last token (Gromov et al. 2024, arXiv:2403.17887). The models
-are cells of a sweep that was run with `--keep-params`, or trained on the spot.
+For trained models: how much the loss rises when one layer is left out, for each layer in turn; when the least costly
+ones are left out together; and how far each layer turns the stream, as the angle between x_l and x_m at the last token
+(Gromov et al. 2024, arXiv:2403.17887). The models are cells of a sweep that was run with `--keep-params`, or trained on
+the spot: by default pre-norm and 1/sqrt(l) scaling, each with the two inits, for the scaling's paper has an init of its
+own; DeepNorm and post-norm.
 """
 
 import sys
@@ -14,27 +16,28 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import altair as alt
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import stackjax as sj
-from stackjax.recipe import Recipe
+from stackjax.parameter import Normal, xavier
+from stackjax.recipe import LayerNormScaling, PreNorm, Recipe
 
-from .lab import chart, command_line, data, environment, finding, lanes, names, profile_chart, store
-from .lab.corpus import Corpus
-from .lab.finding import Estimate, Prediction
-from .lab.grid import Setting
-from .lab.options import Recipes, Training, one_or_more, plain
+from ..lab import command_line, data, environment, finding, lanes, names, profile_chart, store
+from ..lab.corpus import Corpus
+from ..lab.finding import Estimate, Prediction
+from ..lab.grid import Setting
+from ..lab.options import Recipes, Training, at_least, one_or_more, plain
+from . import chart
+from .dropped import USED, Dropped, drop
 
-USED = 0.01
-"""Nats: a layer whose absence costs less is hardly used."""
+SMALL_INIT, XAVIER = " from N(0.02)", " from Xavier"
+"""Endings of the names of recipes with the other's init."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Training):
-    """Leave out each layer of trained models in turn, and measure the angles between their layers.
+    """Leave out layers of trained models, one by one and together, and measure the angles between their layers.
 
     Exit status: 0 done, whatever the verdicts; 2 bad usage; 130 interrupted.
     """
@@ -42,7 +45,13 @@ class Options(Training):
     cells: tuple[str, ...] = ()
     """Folders of cells with params.npz, trained on the text that --data names; none means to train the recipes here."""
     recipes: Recipes = field(
-        default_factory=lambda: names.recipes("pre_norm", "layer_norm_scaling", "deepnorm", "post_norm")
+        default_factory=lambda: {
+            "pre_norm": PreNorm(),
+            "layer_norm_scaling": LayerNormScaling(),
+            f"pre_norm{SMALL_INIT}": PreNorm(default_init=Normal(0.02)),
+            f"layer_norm_scaling{XAVIER}": LayerNormScaling(default_init=xavier),
+            **names.recipes("deepnorm", "post_norm"),
+        }
     )
     """Trained here: names, or dotted paths of your own."""
     depth: int = 16
@@ -52,7 +61,8 @@ class Options(Training):
 
     def __post_init__(self):
         super().__post_init__()
-        one_or_more(self, "depth", "eval_batches")
+        one_or_more(self, "depth")
+        at_least(2, self, "eval_batches")
         if not self.recipes and not self.cells:
             raise ValueError("--recipes needs at least one value, or --cells")
 
@@ -71,30 +81,6 @@ QUICK = replace(
     batch=2,
     eval_batches=2,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dropped:
-    """Losses and distances of one recipe, or one cell.
-
-    Args:
-        loss: with all layers, (seeds,).
-        cost: by how much the loss rises without each layer, (seeds, L).
-        distance: mean angle between x_l and x_m as a share of pi, (seeds, L + 1, L + 1).
-    """
-
-    loss: np.ndarray
-    cost: np.ndarray
-    distance: np.ndarray
-
-    @property
-    def deeper_half(self) -> np.ndarray:
-        """Mean cost of the layers of the deeper half, (seeds,)."""
-        return self.cost[:, self.cost.shape[1] // 2 :].mean(1)
-
-    def turns(self) -> np.ndarray:
-        """Angle between each layer's input and output, (seeds, L)."""
-        return np.diagonal(self.distance, 1, 1, 2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -197,27 +183,10 @@ def trained(recipe: Recipe, corpus: Corpus, setting: Setting, options: Options) 
     return trainer.task.model, [jax.tree.map(lambda x, i=i: x[i], done.state.params) for i in range(options.seeds)]
 
 
-def drop(model: sj.Model, params: Sequence[Any], corpus: Corpus, setting: Setting, eval_batches: int) -> Dropped:
-    """Leave out each layer, and measure the angles, for each set of parameters."""
-    batches = jnp.asarray(corpus.valid_batches(eval_batches, batch=setting.batch, context=setting.context))
-
-    def one(params: Any, windows: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        def loss(logits: jax.Array) -> jax.Array:
-            return sj.loss.cross_entropy(logits, windows[:, 1:])
-
-        tokens = windows[:, :-1]
-        whole, without = sj.skip.losses(model, params, tokens, loss)
-        last = model.apply(params, tokens, measure=sj.probe.last_token)[1].measure
-        return whole, without, sj.probe.angular_distance(**last)
-
-    over_batches = jax.jit(lambda params: jax.lax.map(lambda windows: one(params, windows), batches))
-    by_seed = [[np.asarray(x, np.float64).mean(0) for x in over_batches(each)] for each in params]
-    loss, without, distance = (np.stack(each) for each in zip(*by_seed, strict=True))
-    return Dropped(loss=loss, cost=without - loss[:, None], distance=distance)
-
-
 def predictions(results: dict[str, Dropped]) -> list[Prediction]:
-    """Stated beforehand, from the papers and a pilot with 16 layers and 500 steps."""
+    """Stated beforehand: from the papers, a pilot with 16 layers and 500 steps, and a first run without the other inits
+    and without layers left out together.
+    """
     stated: list[Prediction] = []
 
     def predict(claim: str, needed: set[str], value: Any, relation: Any, threshold: float) -> None:
@@ -230,24 +199,35 @@ def predictions(results: dict[str, Dropped]) -> list[Prediction]:
         half = turns.shape[1] // 2
         return turns[:, half:].mean(1) / turns[:, :half].mean(1)
 
+    def log_ratio(name: str) -> np.ndarray:
+        return np.log(np.maximum(results[name].cost[:, 0], 1e-6) / np.maximum(deeper[name], 1e-6))
+
     pre, scaled, post = "pre_norm", "layer_norm_scaling", "post_norm"
     deeper = {name: dropped.deeper_half for name, dropped in results.items()}
     predict("pre-norm: cost of a layer of the deeper half, nats", {pre}, lambda: deeper[pre], "below", 0.02)
     predict(
-        "pre-norm: cost of the first layer over that",
+        "pre-norm: logarithm of the cost of the first layer over that",
         {pre},
-        lambda: results[pre].cost[:, 0] / np.maximum(deeper[pre], 1e-6),
+        lambda: log_ratio(pre),
         "above",
-        5.0,
+        np.log(5),
+    )
+    predict(
+        f"pre-norm: rise without all layers that alone cost less than {USED}, together, nats",
+        {pre},
+        lambda: results[pre].idle_together,
+        "above",
+        0.12,
     )
     predict("pre-norm: turn of the deeper half over the other's", {pre}, lambda: turned(pre), "below", 1.0)
-    predict(
-        "1/sqrt(l) scaling makes the deeper half cost more than pre-norm's (its paper), nats",
-        {pre, scaled},
-        lambda: deeper[scaled] - deeper[pre],
-        "above",
-        0.0,
-    )
+    for init, one, other in (
+        ("from N(0.02)", scaled, f"{pre}{SMALL_INIT}"),
+        ("from Xavier", f"{scaled}{XAVIER}", pre),
+    ):
+        claim = f"1/sqrt(l) scaling makes the deeper half cost more than pre-norm's (its paper), both {init}, nats"
+        predict(claim, {one, other}, lambda a=one, b=other: deeper[a] - deeper[b], "above", 0.0)
+        claim = f"1/sqrt(l) scaling ends below pre-norm (its paper), both {init}, nats"
+        predict(claim, {one, other}, lambda a=one, b=other: results[a].loss - results[b].loss, "below", 0.0)
     predict(
         "post-norm's deeper half costs more than pre-norm's, nats",
         {pre, post},
@@ -256,31 +236,6 @@ def predictions(results: dict[str, Dropped]) -> list[Prediction]:
         0.0,
     )
     return stated
-
-
-def cost_figure(results: dict[str, Dropped]) -> alt.TopLevelMixin:
-    """Chart of how much the loss rises without a layer, on an axis linear below `USED` and logarithmic above."""
-    rows = []
-    for name, dropped in results.items():
-        for layer, costs in enumerate(dropped.cost.T, 1):
-            rows += [{"recipe": name, "layer": layer, "cost": float(np.mean(costs)), "all": costs.tolist()}]
-    names = list(results)
-    color = alt.Color(
-        "recipe:N",
-        title=None,
-        scale=alt.Scale(domain=names, range=[chart.PALETTE[i % len(chart.PALETTE)] for i in range(len(names))]),
-    )
-    y = alt.Y(
-        "cost:Q",
-        title="rise of the loss without the layer (nats)",
-        scale=alt.Scale(type="symlog", constant=USED, nice=False),
-        axis=alt.Axis(values=[0, 0.01, 0.03, 0.1, 0.3, 1, 3], format="~g"),
-    )
-    line = alt.Chart(alt.Data(values=rows)).mark_line(point=True, strokeWidth=2)
-    x = alt.X("layer:Q", title="layer left out", axis=alt.Axis(tickMinStep=1))
-    return line.encode(x=x, y=y, color=color, tooltip=["recipe:N", "layer:Q", "cost:Q"]).properties(
-        width=560, height=300
-    )
 
 
 def report(results: dict[str, Dropped], corpus: Corpus, options: Options, command: str) -> Path:
@@ -294,7 +249,8 @@ def report(results: dict[str, Dropped], corpus: Corpus, options: Options, comman
                 "validation loss": str(Estimate.of(dropped.loss)),
                 "first layer": f"{cost[0]:.3f}",
                 "deeper half, each": str(Estimate.of(dropped.deeper_half)),
-                f"layers that cost less than {USED}": f"{int(np.sum(cost < USED))} of {len(cost)}",
+                f"layers that alone cost less than {USED}": f"{int(np.sum(cost < USED))} of {len(cost)}",
+                "all such together": str(Estimate.of(dropped.idle_together)),
                 "mean turn of a layer": f"{dropped.turns().mean():.3f} pi",
             }
         )
@@ -304,7 +260,8 @@ def report(results: dict[str, Dropped], corpus: Corpus, options: Options, comman
         print(f"{claim.verdict:<13}{claim.claim}: {claim.found} (must be {claim.relation} {claim.threshold:g})")
     title = "angle between x_l and x_m / pi"
     figures = {
-        "cost": cost_figure(results),
+        "cost": chart.alone(results),
+        "together": chart.together(results),
         "angles": profile_chart.matrix({name: dropped.distance.mean(0) for name, dropped in results.items()}, title),
     }
     how = (
@@ -313,7 +270,11 @@ def report(results: dict[str, Dropped], corpus: Corpus, options: Options, comman
         else f"{options.depth} layers, D = {options.d_model}, {options.steps} steps of B = {options.batch} windows of "
         f"{options.context} bytes at a learning rate of {options.learning_rate:g}, {options.seeds} seeds."
     )
-    text = f"{how} Text: {corpus.name}. Costs in nats, on validation windows; 95 % intervals over seeds."
+    text = (
+        f"{how} Text: {corpus.name}. Costs in nats, on validation windows; 95 % intervals over seeds. Layers that are "
+        "left out together are chosen, for each seed, by their costs on one half of the windows; the rise is measured "
+        "on the other half."
+    )
     return finding.write(
         options.out,
         question="Which of its layers does each recipe use?",
