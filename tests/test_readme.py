@@ -84,7 +84,12 @@ def _history_cost(result):
 def _layer_drop(result):
     costs = {row["recipe"]: np.mean(row["cost"], 0) for row in result["rows"]}
     cheap = {recipe: sum(cost < 0.01) for recipe, cost in costs.items()}
-    return [len(costs["pre_norm"]), cheap["pre_norm"], len(costs["pre_norm"]), 0.01, cheap["deepnorm"]]
+    together = {
+        row["recipe"]: np.mean([rise[int(idle)] for rise, idle in zip(row["together"], row["idle"], strict=True)])
+        for row in result["rows"]
+    }
+    both = [round(together[recipe], 2) for recipe in ("pre_norm", "deepnorm")]
+    return [len(costs["pre_norm"]), cheap["pre_norm"], len(costs["pre_norm"]), 0.01, cheap["deepnorm"], *both]
 
 
 def _long_inputs(result):
