@@ -25,7 +25,7 @@ from ..lab.command_line import FAILED, INTERRUPTED, OK, UNDONE, asked_to_stop
 from ..lab.corpus import Corpus
 from ..lab.data.found import printable
 from ..lab.grid import Grid, Setting
-from ..lab.options import Text
+from ..lab.options import Text, one_or_more
 from ..lab.results import Results
 from ..lab.store import Folder, save_record
 from ..lab.sweep import Interrupted, RunJobs, Sweep, run, run_jobs, undone
@@ -64,6 +64,9 @@ class Options:
     """Least time between two checkpoints."""
     compile_cache: bool = True
     """Keep compiled programs in the user's cache folder."""
+    devices: int = 1
+    """Devices of this machine on which groups (a recipe at a depth) run at the same time, one on each; the numbers are
+    those of one device, whatever the count."""
     scheduler: Literal["local", "ray", "slurm"] = "local"
     """Place where groups run: this process (several may share one folder), as tasks of a Ray cluster, that of
     RAY_ADDRESS or one begun here, or as an array job of Slurm."""
@@ -71,6 +74,12 @@ class Options:
     """Options of sbatch, such as partition=main time=120 gres=gpu:1."""
 
     def __post_init__(self):
+        one_or_more(self, "devices")
+        if self.devices > 1 and self.scheduler != "local":
+            raise ValueError(
+                f"--devices are those of this machine, and --scheduler {self.scheduler} gives each group a device of "
+                f"its own; leave one of them out"
+            )
         if not 0 <= self.checkpoint_seconds < float("inf"):
             raise ValueError(f"--checkpoint-seconds must be 0 or more; got {self.checkpoint_seconds:g}")
         if wrong := [option for option in self.slurm if not re.fullmatch(r"[a-z][a-z-]*=.+", option)]:
@@ -98,6 +107,10 @@ def prepared(words: Sequence[str], line: str) -> tuple[Options, list[Sweep] | Re
         return options, results
     sweeps = planned(options, line)
     complaints = dict.fromkeys(warning for sweep in sweeps for warning in sweep.check())
+    groups = max(len(sweep.jobs()) for sweep in sweeps)
+    if options.devices > groups:
+        idle = options.devices - groups
+        complaints[f"there are {groups} groups for --devices {options.devices}: {idle} stay idle"] = None
     if not options.dry_run:
         command_line.make_folder(options.out)
     for warning in complaints:
@@ -146,6 +159,7 @@ def prepare(options: Options, command: str) -> Sweep:
         command=command,
         checkpoint_seconds=options.checkpoint_seconds,
         keep_params=options.keep_params,
+        devices=options.devices,
     )
 
 

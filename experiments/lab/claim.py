@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from .device_pool import Map
+
 HEARTBEAT = 10.0
 """Seconds between two beats."""
 STALE = 90.0
@@ -73,7 +75,12 @@ class Claim:
 
 
 def share(
-    tasks: Sequence[T], *, path: Callable[[T], Path], settle: Callable[[T], bool], note: Callable[[str], None]
+    tasks: Sequence[T],
+    *,
+    path: Callable[[T], Path],
+    settle: Callable[[T], bool],
+    note: Callable[[str], None],
+    map: Map = map,
 ) -> list[T]:
     """Settle all tasks but those that other, living workers hold.
 
@@ -84,12 +91,13 @@ def share(
         path: of a task's claim.
         settle: does a task unless it is done or held; whether it is done.
         note: tells people that there is waiting.
+        map: calls `settle` with each task; another than the built-in one may do so for several at the same time.
 
     Returns:
         Tasks that are left undone.
     """
     watch, waiting, left = Watch(), False, list(tasks)
-    while left := [task for task in left if not settle(task)]:
+    while left := [task for task, done in zip(left, map(settle, left), strict=True) if not done]:
         claims = [path(task) for task in left]
         if all([watch.proves_life(claim) for claim in claims]):
             break

@@ -1,6 +1,7 @@
 """Progress of a sweep: a live table on a terminal, plain lines elsewhere."""
 
 import functools
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -40,6 +41,7 @@ class Plain:
     def __init__(self, say: Callable[[str], None] = functools.partial(print, flush=True)):
         self._write, self._n, self._total = say, 0, 0
         self._began = self._said = time.monotonic()
+        self._counting = threading.Lock()
 
     def _say(self, line: str) -> None:
         self._said = time.monotonic()
@@ -71,12 +73,13 @@ class Plain:
 
     def ended(self, job: Job, summaries: list[Json]) -> None:
         """A group has ended."""
-        for cell, summary in zip(job.group.cells, summaries, strict=True):
-            self._n += 1
-            self._say(
-                f"[{self._n}/{self._total} {time.monotonic() - self._began:.0f} s] {job.title} "
-                f"lr {cell.learning_rate:g} seed {cell.seed}: {outcome(summary)}"
-            )
+        with self._counting:
+            for cell, summary in zip(job.group.cells, summaries, strict=True):
+                self._n += 1
+                self._say(
+                    f"[{self._n}/{self._total} {time.monotonic() - self._began:.0f} s] {job.title} "
+                    f"lr {cell.learning_rate:g} seed {cell.seed}: {outcome(summary)}"
+                )
 
     def note(self, line: str) -> None:
         """Something to know."""

@@ -1,13 +1,10 @@
 """The loop over a sweep's groups: claim, compile, train, save, and go on whatever happens to one of them."""
 
-import dataclasses
-import itertools
-import re
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 
@@ -16,6 +13,7 @@ from stackjax.recipe import Recipe
 from . import cost, environment, extend, names
 from .claim import Claim, holder, holders, share
 from .corpus import Corpus
+from .device_pool import device_pool
 from .grid import SCHEMA, Grid, Job, Setting, plan
 from .lanes import Mode, Run
 from .made import Made
@@ -25,7 +23,7 @@ from .store import Folder, Json, save_params, save_record, write, write_sealed
 
 
 class Show(Protocol):
-    """The protocol of whatever tells people how a sweep is getting on."""
+    """The protocol of whatever tells people how a sweep is getting on; with several devices, from several threads."""
 
     def planned(self, sweep: "Sweep", jobs: list[Job]) -> None: ...
     def added(self, sweep: "Sweep", jobs: list[Job]) -> None: ...
@@ -61,6 +59,7 @@ class Sweep:
         command: the line that started it.
         checkpoint_seconds: time between checkpoints, which are made between chunks.
         keep_params: whether trained parameters are kept.
+        devices: how many of this machine's devices run groups at the same time, one group each.
         stop: asked between chunks whether to stop.
         versions: of what may change a number.
         device: where it is computed.
@@ -75,6 +74,7 @@ class Sweep:
     command: str = ""
     checkpoint_seconds: float = 15.0
     keep_params: bool = False
+    devices: int = 1
     stop: Callable[[], bool] = lambda: False
     versions: dict[str, str] = field(default_factory=environment.versions)
     device: str = field(default_factory=environment.device)
@@ -91,8 +91,13 @@ class Sweep:
             Warnings.
 
         Raises:
-            ValueError: unknown names, sizes that do not fit, too little data, a folder that holds something else.
+            ValueError: unknown names, sizes that do not fit, too little data, too few devices, a folder that holds
+                something else.
         """
+        if self.devices > jax.local_device_count():
+            raise ValueError(
+                f"--devices must be {jax.local_device_count()} or less on this machine; got {self.devices}"
+            )
         self.corpus.check(batch=self.setting.batch, context=self.setting.context)
         self.setting.check(self.corpus.vocab)
         return [*self._check_models(), *self._check_folder()]
@@ -195,38 +200,16 @@ class Sweep:
         save_record(self.folder, self.folder.base() or self.base(), groups, command)
 
 
-def vary(sweep: Sweep, **axes: Sequence[Any]) -> list[Sweep]:
-    """A sweep for each combination of values of fields of the setting, each in a folder of its own below the sweep's.
-
-    Args:
-        sweep: what they have in common.
-        **axes: {field of `Setting`: its values}, such as d_model=(32, 64), warmup=(0, 20).
-
-    Raises:
-        ValueError: no field of the setting, the task (which belongs to the data), no values, or values that do not fit.
-    """
-    fields = {field.name for field in dataclasses.fields(sweep.setting)} - {"task"}
-    if unknown := set(axes) - fields:
-        raise ValueError(f"axes are {', '.join(sorted(fields))}; got {', '.join(sorted(unknown))}")
-    if empty := [name for name, values in axes.items() if not values]:
-        raise ValueError(f"an axis needs at least one value; {', '.join(empty)} has none")
-    varied = []
-    for values in itertools.product(*axes.values()):
-        chosen = dict(zip(axes, values, strict=True))
-        title = re.sub(r"[^A-Za-z0-9_.,=-]", "-", ",".join(f"{name}={value}" for name, value in chosen.items()))
-        setting = dataclasses.replace(sweep.setting, **chosen)
-        varied.append(dataclasses.replace(sweep, folder=Folder(sweep.folder.path / title), setting=setting))
-    return varied
-
-
 def run_jobs(sweep: Sweep, jobs: Sequence[Job], show: Show) -> list[Job]:
     """Run every job that no living worker is running, and return those that are left to others."""
-    left = share(
-        jobs,
-        path=lambda job: sweep.folder.claim_file(job.name),
-        settle=lambda job: _settled(sweep, job, show),
-        note=show.note,
-    )
+    with device_pool(sweep.devices) as map_jobs:
+        left = share(
+            jobs,
+            path=lambda job: sweep.folder.claim_file(job.name),
+            settle=lambda job: _settled(sweep, job, show),
+            note=show.note,
+            map=map_jobs,
+        )
     for job in left:
         show.note(f"{job.title}: left to {holder(sweep.folder.claim_file(job.name))}")
     return left

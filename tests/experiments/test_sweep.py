@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -162,9 +163,9 @@ def test_kept_parameters_give_the_final_loss(tmp_path, corpus):
     assert np.mean(losses) == pytest.approx(cell["valid_loss"], rel=1e-5)
 
 
-def part_of(finished):
-    """The numbers of the cells in PART."""
-    return {name: found for name, found in numbers(finished).items() if "-L2-" in name}
+def part_of(finished, depth=2):
+    """The numbers of the cells of one depth; 2 is that of PART."""
+    return {name: found for name, found in numbers(finished).items() if f"-L{depth}-" in name}
 
 
 def test_interrupted_between_chunks_and_resumed(finished, tmp_path, corpus, monkeypatch, capsys):
@@ -185,8 +186,9 @@ def test_interrupted_between_chunks_and_resumed(finished, tmp_path, corpus, monk
     assert numbers(out) == part_of(finished)
 
 
-def test_killed_at_any_moment_and_resumed(finished, tmp_path, corpus):
-    """kill -9, twice, at moments that differ from run to run, changes no bit."""
+@pytest.mark.parametrize("devices", [(1, 1, 1), pytest.param((2, 1, 2), marks=pytest.mark.thorough)])
+def test_killed_at_any_moment_and_resumed(finished, tmp_path, corpus, devices):
+    """kill -9, twice, at moments that differ from run to run, changes no bit, nor does another number of devices."""
     out = tmp_path / "out"
     command = [
         sys.executable,
@@ -201,7 +203,8 @@ def test_killed_at_any_moment_and_resumed(finished, tmp_path, corpus):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     kills = 0
-    for moment in (2, 7):
+    *counts, last = ([*command, "--devices", str(n)] for n in devices)
+    for moment, command in zip((2, 7), counts, strict=True):
         with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
             while process.poll() is None and _progress(out) < moment:
                 time.sleep(0.01)
@@ -209,8 +212,50 @@ def test_killed_at_any_moment_and_resumed(finished, tmp_path, corpus):
             kills += process.poll() is None
             process.kill()
     assert kills == 2
-    assert subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode == 0
+    assert subprocess.run(last, env=environment, stdout=subprocess.DEVNULL).returncode == 0
     assert numbers(out) == part_of(finished)
+
+
+def test_groups_on_several_devices_are_those_of_one_device(finished, tmp_path, corpus, monkeypatch, capsys):
+    """Two groups take every chunk at the same time, on two devices; the third device is said to be idle."""
+    out, chunk, used, both = tmp_path / "out", sweep.Run.chunk, [], threading.Barrier(2, timeout=300)
+
+    def chunk_together(run):
+        both.wait()
+        chunk(run)
+        used.append(run.state.step.devices())
+
+    monkeypatch.setattr(sweep.Run, "chunk", chunk_together)
+    assert depth_sweep.main(arguments(out, corpus, "--depths", 0, *GRID[3:], "--devices", 3)) == 0
+    assert "2 groups for --devices 3: 1 stay idle" in capsys.readouterr().err
+    assert len(used) == 4 and len(set.union(*used)) == 2
+    assert numbers(out) == part_of(finished, depth=0)
+
+
+def test_a_full_disk_ends_the_work_on_all_devices(tmp_path, corpus, monkeypatch, capsys):
+    """What had ended is kept, and the error is said in one line."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sweep, "write_sealed", full)
+    assert depth_sweep.main(arguments(tmp_path / "out", corpus, *PART, "--devices", 2)) == 1
+    assert "stopped, and what was done is kept: [Errno 28]" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("groups/*/claim.json"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--devices", 0), "--devices must be 1 or more; got 0"),
+        (("--devices", 9), "--devices must be 8 or less on this machine; got 9"),
+        (("--devices", 2, "--scheduler", "ray"), "--scheduler ray gives each group a device of its own"),
+    ],
+)
+def test_devices_that_are_not_there_are_refused(tmp_path, corpus, capsys, words, said):
+    assert depth_sweep.main(arguments(tmp_path / "out", corpus, *PART, *words)) == 2
+    complaint = capsys.readouterr().err
+    assert said in complaint and complaint.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def _progress(out):
