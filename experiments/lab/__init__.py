@@ -4,7 +4,7 @@ Reading order: `names` (words on the command line to objects), `options` (those 
 `data` (files to batches), `task` and those beside it (what is learned), `train` (one run as pure functions), `lanes`
 (several runs side by side in one program), `cost` (FLOPs and memory, counted); then `grid` (cells, groups and jobs,
 and their names), `store` (a run's folder), `claim` (workers that share it), `device_pool` (jobs on several devices),
-`outcome` (how a cell ended), `sweep` (the loop over jobs), `axes` (sweeps over fields of the setting), `extend`
+`outcome` (how a cell ended), `sweep_plan` (a sweep described and checked), `sweep` (the loop over its jobs), `extend`
 (learning rates that it adds), `progress`; then `results` (the folder read back as tables), `headline`, `chart`,
 `profile_chart` and `page`. Beside them, `command_line` and `finding` are the beginning and the end of every
 experiment, `trees` holds documents with their trees, `position_matrix` draws what a position does, and `committed`,
@@ -32,11 +32,11 @@ or a sweep, resumable as at the command line, of recipes that no table knows:
 
 or of any field of the setting, with any optimiser of optax, and metrics of one's own beside the loss:
 
-    from experiments.lab import axes
+    from experiments.lab import sweep_plan
 
     setting = Setting(optimizer="optax:lion", metrics="my.module:metrics")
     mine = sweep.Sweep(folder=Folder("runs/widths"), grid=grid, setting=setting, corpus=corpus)
-    varied = axes.vary(mine, d_model=(32, 64), warmup=(0, 20))
+    varied = sweep_plan.vary(mine, d_model=(32, 64), warmup=(0, 20))
     for part in varied:
         sweep.run(part, progress.Plain())
     rows = table(*(Results.of(part.folder.path) for part in varied))

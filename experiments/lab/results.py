@@ -173,7 +173,7 @@ def table(*results: Results) -> list[Json]:
     value of each metric of one's own. `pandas.DataFrame` and `polars.DataFrame` take it as it is.
 
     Args:
-        *results: of the runs, such as those of `axes.vary`.
+        *results: of the runs, such as those of `sweep_plan.vary`.
     """
     names = {name for one in results for cell in one.cells for name in cell.get("metrics", {})}
     return [

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import stackjax as sj
-from experiments.lab import axes, data, names, progress, sweep
+from experiments.lab import data, names, progress, sweep, sweep_plan
 from experiments.lab.grid import Grid, Setting
 from experiments.lab.optimizer import of_optax, optimizer_named
 from experiments.lab.results import Results, table
@@ -49,7 +49,7 @@ def mine(tmp_path, corpus):
 @pytest.mark.thorough
 def test_width_and_warm_up_are_axes(mine):
     """Every combination is run once, is resumed like any sweep, and is a row that says what was varied."""
-    varied = axes.vary(mine, d_model=(8, 16), warmup=(0, 3))
+    varied = sweep_plan.vary(mine, d_model=(8, 16), warmup=(0, 3))
     for part in varied:
         assert part.check() == [] and sweep.run(part, progress.Plain()) == []
     rows = table(*(Results.of(part.folder.path) for part in varied))
@@ -66,13 +66,13 @@ def test_width_and_warm_up_are_axes(mine):
 
 def test_what_is_no_axis_is_refused(mine):
     with pytest.raises(ValueError, match=r"axes are batch, .*; got wdith"):
-        axes.vary(mine, wdith=(8,))
+        sweep_plan.vary(mine, wdith=(8,))
     with pytest.raises(ValueError, match="got task"):
-        axes.vary(mine, task=("copy",))
+        sweep_plan.vary(mine, task=("copy",))
     with pytest.raises(ValueError, match="at least one value; d_model has none"):
-        axes.vary(mine, d_model=())
+        sweep_plan.vary(mine, d_model=())
     with pytest.raises(ValueError, match="--warmup must be 0 or more"):
-        axes.vary(mine, warmup=(0, 100))
+        sweep_plan.vary(mine, warmup=(0, 100))
 
 
 def test_an_optimiser_of_optax_is_scaled_by_the_recipe():
