@@ -39,7 +39,7 @@ Modules by floor; a module imports only from floors below, and from modules to i
 
     outside     testing  interop: linen, nnx, hf
     models      model  seq2seq  exits  recurrence  decode  beam
-    tools       cache  sample  probe  debug  skip  convert  optim  shard  serialization  surgery  adapt
+    tools       cache  sample  probe  debug  skip  convert  optim  shard  pipeline  serialization  surgery  adapt
     depth       layer  scan  turn  pin  segment  boundary  option  stack
     recipe      recipe: one file for each treatment of depth, over recipe.base and recipe.form
     sublayers   attention  cross_layer  latent_attention  delta_rule  moe  parallel  embedding
@@ -87,6 +87,7 @@ from stackjax import (
     parallel,
     parameter,
     pin,
+    pipeline,
     position,
     probe,
     recipe,
@@ -194,6 +195,7 @@ __all__ = [
     "parallel",
     "parameter",
     "pin",
+    "pipeline",
     "position",
     "probe",
     "recipe",

@@ -164,19 +164,44 @@ class Model(AbstractModel):
             (..., T, D), and the stack's `Result`.
         """
         params = self.checked(params, "embedding", "stack")
-        side_inputs = checked(side_inputs, self.embedding.shape(tokens, self.stack.d_model))
         coefficients = self.stack.checked_coefficients(coefficients)
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
-        x = self.embedding.apply(
+        x = self.embed(params, tokens, side_inputs, types=types, coefficients=coefficients, key=embed_key, dtype=dtype)
+        return self.stack.apply(params["stack"], x, side_inputs, coefficients=coefficients, key=stack_key, **options)
+
+    def embed(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        side_inputs: SideInputs | None = None,
+        *,
+        types: jax.Array | None = None,
+        coefficients: Coefficients | None = None,
+        key: jax.Array | None = None,
+        dtype: Any = jnp.float32,
+    ) -> jax.Array:
+        """The embedding: tokens to what enters the stack, (..., T, D).
+
+        Args:
+            params: as drawn by `init`.
+            tokens: (..., T) integers, or vectors (..., T, D) in their place, see `Embedding.vectors`.
+            side_inputs: positions of the tokens.
+            types: (..., T) token types, for models that have them.
+            coefficients: the recipe's numbers; None takes them from the stack's depth.
+            key: PRNG key for dropout; None means evaluation.
+            dtype: of the stream.
+        """
+        params = self.checked(params, "embedding")
+        side_inputs = checked(side_inputs, self.embedding.shape(tokens, self.stack.d_model))
+        return self.embedding.apply(
             params["embedding"],
             tokens,
             side_inputs.position,
             types=types,
-            multiplier=coefficients["embed"],
-            key=embed_key,
+            multiplier=self.stack.checked_coefficients(coefficients)["embed"],
+            key=key,
             dtype=dtype,
         )
-        return self.stack.apply(params["stack"], x, side_inputs, coefficients=coefficients, key=stack_key, **options)
 
     def logits(self, params: Params, x: jax.Array, *, coefficients: Coefficients | None = None) -> jax.Array:
         """The head: (..., D) as `hidden` returns it to (..., V), at least float32."""

@@ -1,7 +1,7 @@
 """Segments: a short pattern of layers, repeated by one scan; and a list of layers as few such segments.
 
-`fold` finds the patterns, `scan_body` is what one step of the scan does, and `stacked_by_layer` puts what was measured
-back in the order of the layers.
+`fold` finds the patterns, `prepare` computes what all layers read, `scan_body` is what one step of the scan does, and
+`stacked_by_layer` puts what was measured back in the order of the layers.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from stackjax.edit import Edit, edits_of
 from stackjax.layer import Layer, Trace
 from stackjax.pin import pin
 from stackjax.recipe.base import innermost
-from stackjax.sublayer import Params, SideInputs, Sublayer, add_losses
+from stackjax.sublayer import CachedPositions, Params, SideInputs, Sublayer, add_losses
 
 Measure = Callable[[Trace], dict[str, jax.Array]]
 """Reduces what happened in one layer to a few arrays; the stack returns them with a leading axis L."""
@@ -82,6 +82,35 @@ def _repeats(kinds: list[int], length: int) -> int:
     while kinds[n * length : (n + 1) * length] == kinds[:length]:
         n += 1
     return n
+
+
+def prepare(
+    segments: Sequence[Segment],
+    shared: Params,
+    side_inputs: SideInputs,
+    n_tokens: int,
+    d_model: int,
+    cached: CachedPositions | None = None,
+    edit: Edit | None = None,
+) -> dict[Sublayer, Any]:
+    """The values that each different sublayer of a stack prepares, once, outside the scan.
+
+    Args:
+        segments: of the stack.
+        shared: the stack's shared parameters.
+        side_inputs: the caller's.
+        n_tokens: T of this call.
+        d_model: D.
+        cached: in decoding, the positions held by the cache.
+        edit: what to replace in each layer.
+    """
+    prepared = {}
+    for layer in (layer for segment in segments for layer in segment.layers):
+        for sublayer in layer.sublayers:
+            if sublayer not in prepared:
+                its_inputs = replace(side_inputs, edits=edits_of(edit, sublayer.name, None))
+                prepared[sublayer] = sublayer.prepare(shared, its_inputs, n_tokens, d_model, cached)
+    return prepared
 
 
 def scan_body(

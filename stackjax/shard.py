@@ -102,7 +102,7 @@ def check(on: Mesh, rules: Rules) -> None:
         ValueError: a rule for an axis that no parameter and no batch has; an axis of several devices that no rule uses,
             so that all of them would compute the same.
     """
-    known = {"batch", "experts", *(name for axes in AXES.values() for name in axes)}
+    known = {"batch", "layers", "experts", *(name for axes in AXES.values() for name in axes)}
     if unknown := sorted({name for name, _ in rules} - known):
         raise ValueError(f"rules are for the axes {', '.join(sorted(known))}; got {', '.join(unknown)}")
     used = {axis for _, axes in rules for axis in _tuple(axes)}

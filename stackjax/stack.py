@@ -23,9 +23,9 @@ from stackjax.option import RunOptions
 from stackjax.parameter import declare, is_spec, realise, restrict, share
 from stackjax.pin import pin
 from stackjax.recipe.base import Coefficients, Geometry, Loop, Recipe, checked_coefficients, multipliers
-from stackjax.segment import Measure, Segment, borrowed_in, by_repeat, fold, scan_body, stacked_by_layer
+from stackjax.segment import Measure, Segment, borrowed_in, by_repeat, fold, prepare, scan_body, stacked_by_layer
 from stackjax.statistic import update_statistics
-from stackjax.sublayer import Cache, Params, Result, SideInputs, Sublayer, add_losses, checked
+from stackjax.sublayer import Cache, Params, Result, SideInputs, add_losses, checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,7 +287,8 @@ class Stack(AbstractModel):
         params = self.checked(params)
         side_inputs = checked(side_inputs, x.shape[:-1])
         coefficients = self.checked_coefficients(coefficients)
-        prepared = self._prepare(params, side_inputs, x.shape[-2], cache, edit)
+        cached = None if cache is None else cache.position
+        prepared = prepare(self.segments, params["shared"], side_inputs, *x.shape[-2:], cached, edit)
         by_layer = {
             "sublayer": coefficients["sublayer"],
             "outer": coefficients.get("outer", {}),
@@ -332,16 +333,3 @@ class Stack(AbstractModel):
             placed.append((str(i), start, segment))
             start += segment.depth
         return placed
-
-    def _prepare(
-        self, params: Params, side_inputs: SideInputs, n_tokens: int, cache: Cache | None, edit: editing.Edit | None
-    ) -> dict[Sublayer, Any]:
-        """The values that each different sublayer prepares, once, outside the scan."""
-        prepared = {}
-        cached = None if cache is None else cache.position
-        for layer in (layer for segment in self.segments for layer in segment.layers):
-            for sublayer in layer.sublayers:
-                if sublayer not in prepared:
-                    its_inputs = replace(side_inputs, edits=editing.edits_of(edit, sublayer.name, None))
-                    prepared[sublayer] = sublayer.prepare(params["shared"], its_inputs, n_tokens, self.d_model, cached)
-        return prepared
