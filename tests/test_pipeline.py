@@ -40,6 +40,7 @@ def check_equal(stack, sizes, microbatches, side_inputs=None, remat="layer"):
     """Value and gradients of a pipeline against those of the plain scan, in float64."""
     on = shard.mesh(**sizes)
     params, x = drawn(stack), normal(ROWS, T, D).astype(jnp.float64)
+    side_inputs = jax.tree.map(lambda a: a.astype(float) if a.dtype == jnp.float32 else a, side_inputs)
     expected = value_and_gradients(lambda params, x: stack.apply(params, x, side_inputs), params, x)
     options = {"on": on, "microbatches": microbatches, "remat": remat}
     found = value_and_gradients(
