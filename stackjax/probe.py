@@ -199,28 +199,28 @@ def layer_norms(tree: Params, declaration: Any, depth: int) -> jax.Array:
         declaration: the same tree of `Declared`.
         depth: L.
     """
-    squares = jnp.zeros(depth, jnp.result_type(jnp.float32, *jax.tree.leaves(tree)))
-    for leaf, declared in _pairs(tree, declaration):
-        if declared.layers:
-            square = jnp.square(upcast(leaf))
-            each = jnp.sum(square, tuple(range(1, leaf.ndim))) if declared.stacked else jnp.sum(square)
-            squares = squares.at[jnp.asarray(declared.layers)].add(each)
-    return jnp.sqrt(squares)
+    return _norms(_pairs(tree, declaration), depth)
 
 
 def role_norms(tree: Params, declaration: Any, depth: int) -> dict[str, jax.Array]:
     """`layer_norms` split by role: {role: (L,)}."""
-    roles = {declared.spec.role for _, declared in _pairs(tree, declaration) if declared.layers}
+    pairs = _pairs(tree, declaration)
+    roles = sorted({declared.spec.role for _, declared in pairs if declared.layers})
+    return {role: _norms([pair for pair in pairs if pair[1].spec.role == role], depth) for role in roles}
 
-    def only(role: str) -> Params:
-        return jax.tree.map(
-            lambda d, leaf: leaf if d.spec.role == role else jnp.zeros_like(leaf),
-            declaration,
-            tree,
-            is_leaf=is_spec,
-        )
 
-    return {role: layer_norms(only(role), declaration, depth) for role in sorted(roles)}
+def _norms(pairs: list[tuple[jax.Array, Declared]], depth: int) -> jax.Array:
+    """Norm of these leaves in each layer, (L,). Those of the same layers are added up before one scatter."""
+    sums: dict[tuple[int, ...], jax.Array] = {}
+    for leaf, declared in pairs:
+        if layers := declared.layers:
+            square = jnp.square(upcast(leaf))
+            each = jnp.sum(square, tuple(range(1, leaf.ndim))) if declared.stacked else jnp.sum(square)
+            sums[layers] = sums[layers] + each if layers in sums else each
+    squares = jnp.zeros(depth, jnp.result_type(jnp.float32, *sums.values()))
+    for layers, each in sums.items():
+        squares = squares.at[jnp.asarray(layers)].add(each)
+    return jnp.sqrt(squares)
 
 
 def update_ratio(updates: Params, params: Params, declaration: Any, depth: int) -> jax.Array:

@@ -150,6 +150,13 @@ def test_norms_of_the_layers_and_the_ends_add_up_to_the_global_norm(x64, looped)
     )
 
 
+def test_norms_of_a_deep_stack_take_one_scatter():
+    """Every instruction is compiled once a leaf otherwise, in each training program."""
+    declaration, tree = STACK.declaration(), jax.eval_shape(STACK.init, jax.random.key(0))
+    jaxpr = jax.make_jaxpr(lambda tree: probe.layer_norms(tree, declaration, DEPTH))(tree)
+    assert str(jaxpr).count("scatter-add[") == 1
+
+
 def test_angular_distance(x64):
     params, x = perturbed(STACK.init(jax.random.key(0), jnp.float64)), normal(2, T, D)
     _, result = STACK.apply(params, x, measure=lambda trace: {**probe.last_token(trace), "whole": trace.after})

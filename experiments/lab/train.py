@@ -211,7 +211,8 @@ class Trainer:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(hyper.seed), 1), state.step)
         gradients, squares, loss, statistics = self._gradients(state.params, batch, key)
         norm = optax.tree.norm(gradients)
-        clipped = jax.tree.map(lambda g: g * jnp.minimum(1.0, hyper.clip_norm / norm), gradients)
+        factor = jnp.minimum(1.0, hyper.clip_norm / norm)
+        clipped = jax.tree.map(lambda g: g * factor, gradients)
         optimizer = self._optimizer(self.learning_rate(hyper, state.step), hyper.weight_decay)
         updates: Any
         updates, moments = optimizer.update(clipped, state.optimizer, state.params)
