@@ -4,6 +4,10 @@
 
 Needs the extra `oracle`. Random small checkpoints go through both; the largest error over all seeds counts. The table
 also takes its place in README.md, between `<!-- parity table -->` and `<!-- end of parity table -->`.
+
+Killed at any time, the same command goes on: each comparison that has ended is kept in the folder's `runs/`, and is
+made again where the commit, a package or the device is another one. Where the commit does not say what the code is
+(changes that are in no commit, architectures of your own), nothing is kept and nothing read.
 """
 
 import importlib
@@ -28,6 +32,8 @@ from . import cases
 
 BARS = {"logits": 1e-5, "hidden": 1e-5, "gradients": 1e-4}
 """Largest errors that pass: what `compare.errors` defines."""
+ORACLE = ("torch", "transformers")
+"""Packages that are compared with."""
 BEGIN, END = "<!-- parity table -->", "<!-- end of parity table -->"
 
 
@@ -58,11 +64,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return command_line.command("experiments.parity_table", prepared, work, arguments)
 
 
-def prepared(words: Sequence[str], line: str) -> tuple[Options, str]:
-    """The options and the command that they came from.
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """The comparisons that have ended, a file for each.
+
+    Args:
+        folder: of the files.
+        code: commit, versions and device that make their numbers.
+        kept: whether files are written and read: whether the commit says what the code is.
+    """
+
+    folder: Path
+    code: dict[str, Any]
+    kept: bool
+
+    def read(self, name: str, seed: int) -> dict[str, float] | None:
+        """The errors of one comparison; None if it has not ended, or other code made it.
+
+        Args:
+            name: of the case.
+            seed: of the configuration.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        record = store.read_sealed(self._file(name, seed)) if self.kept else None
+        return record["errors"] if record is not None and record["code"] == self.code else None
+
+    def write(self, name: str, seed: int, errors: dict[str, float]) -> None:
+        """Keep the errors of one comparison, in the place of those that other code made."""
+        if self.kept:
+            store.write_sealed(self._file(name, seed), {"code": self.code, "errors": errors})
+
+    def _file(self, name: str, seed: int) -> Path:
+        return self.folder / f"{name}-{seed}.json"
+
+
+def prepared(words: Sequence[str], line: str) -> tuple[Options, dict[str, Any], Runs]:
+    """The options, the origin of what is to come, and the comparisons that have ended.
 
     Raises:
-        ValueError: bad options, or the oracle is not installed.
+        ValueError: bad options, a damaged file of an earlier run, or the oracle is not installed.
     """
     options = command_line.parse(words, Options, "experiments.parity_table")
     try:
@@ -73,19 +115,22 @@ def prepared(words: Sequence[str], line: str) -> tuple[Options, str]:
     if unknown := set(options.only) - set(known):
         raise ValueError(f"--only knows {', '.join(known)}; got {min(unknown)}")
     around(Path(options.readme))
+    origin = environment.provenance(line, seeds=range(options.seeds), packages=ORACLE)
+    code = {part: origin[part] for part in ("commit", "versions", "device")}
+    kept = origin["clean_tree"] is True and options.architectures is None
+    runs = Runs(folder=Path(options.out) / "runs", code=code, kept=kept)
+    for name in options.only or known:
+        for seed in range(options.seeds):
+            runs.read(name, seed)
     command_line.make_folder(options.out)
-    return options, line
+    return options, origin, runs
 
 
-def work(made: tuple[Options, str]) -> int:
+def work(made: tuple[Options, dict[str, Any], Runs]) -> int:
     """Compare, and write down what came of it; returns the exit status."""
-    options, line = made
-    rows = measure(options)
-    record = {
-        **environment.provenance(line, seeds=range(options.seeds), packages=("torch", "transformers")),
-        "bars": BARS,
-        "rows": rows,
-    }
+    options, origin, runs = made
+    rows = measure(options, runs)
+    record = {**origin, "bars": BARS, "rows": rows}
     text = f"{markdown(rows)}\n{caption(record)}\n"
     store.write(Path(options.out) / "result.json", json.dumps(record, indent=1) + "\n")
     store.write(Path(options.out) / "finding.md", text)
@@ -103,19 +148,23 @@ def subjects(options: Options) -> tuple[dict[str, cases.Case], Mapping[str, hf.A
     return {kind: cases.of_architecture(kind, found) for kind, found in own.items()}, own
 
 
-def measure(options: Options) -> list[dict[str, Any]]:
-    """A row for each architecture."""
+def measure(options: Options, runs: Runs) -> list[dict[str, Any]]:
+    """A row for each architecture; what has been compared is not compared again."""
     from . import compare
 
     known, architectures = subjects(options)
     console, rows = Console(stderr=True), []
     for name in options.only or known:
-        case, runs = known[name], []
+        case, errors = known[name], []
         for seed in range(options.seeds):
-            console.print(f"{case.title}, seed {seed + 1} of {options.seeds}", style="dim")
-            with tempfile.TemporaryDirectory() as at:
-                runs.append(compare.compare(case, seed, Path(at), architectures))
-        row = {"name": name, "title": case.title, **size(compare.draw_config(case), architectures), **worst(runs)}
+            found = runs.read(name, seed)
+            if found is None:
+                console.print(f"{case.title}, seed {seed + 1} of {options.seeds}", style="dim")
+                with tempfile.TemporaryDirectory() as at:
+                    found = compare.compare(case, seed, Path(at), architectures)
+                runs.write(name, seed, found)
+            errors.append(found)
+        row = {"name": name, "title": case.title, **size(compare.draw_config(case), architectures), **worst(errors)}
         rows.append(row)
         console.print(markdown(rows[-1:]).splitlines()[-1], soft_wrap=True)
     return rows
