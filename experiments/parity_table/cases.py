@@ -369,6 +369,23 @@ def _olmo(random: Random) -> dict[str, Any]:
     return {**sizes, "clip_qkv": [None, 0.5][random.integers(2)], "pad_token_id": 0}
 
 
+def _qwen3_next(random: Random) -> dict[str, Any]:
+    sizes = {**_grouped(random), "head_dim": 8, "partial_rotary_factor": 0.5, "num_hidden_layers": 4}
+    key_heads = int(random.choice([1, 2]))
+    return {
+        **sizes,
+        **_qwen_experts(random),
+        "attention_bias": bool(random.integers(2)),
+        "shared_expert_intermediate_size": 20,
+        "linear_num_key_heads": key_heads,
+        "linear_num_value_heads": key_heads * int(random.choice([1, 3])),
+        "linear_key_head_dim": int(random.choice([4, 6])),
+        "linear_value_head_dim": 5,
+        "linear_conv_kernel_dim": int(random.choice([2, 4])),
+        "layer_types": [["linear_attention"] * 2 + ["full_attention"] * 2, None][random.integers(2)],
+    }
+
+
 def _olmo3(random: Random) -> dict[str, Any]:
     ropes = {"sliding_attention": ROPES[0], "full_attention": ROPES[[0, 3][random.integers(2)]]}
     return {**_olmo2(random), "num_hidden_layers": 5, "sliding_window": 3, "rope_parameters": ropes}
@@ -560,6 +577,13 @@ CASES = {
     "qwen2": Case(title="Qwen 2", config="Qwen2Config", model="Qwen2ForCausalLM", options=_qwen2),
     "qwen2_moe": Case(title="Qwen2-MoE", config="Qwen2MoeConfig", model="Qwen2MoeForCausalLM", options=_qwen2_moe),
     "qwen3_moe": Case(title="Qwen3-MoE", config="Qwen3MoeConfig", model="Qwen3MoeForCausalLM", options=_qwen3_moe),
+    "qwen3_next": Case(
+        title="Qwen3-Next",
+        config="Qwen3NextConfig",
+        model="Qwen3NextForCausalLM",
+        options=_qwen3_next,
+        gradients=True,
+    ),
     "olmo2": Case(title="OLMo 2", config="Olmo2Config", model="Olmo2ForCausalLM", options=_olmo2, gradients=True),
     "olmoe": Case(title="OLMoE", config="OlmoeConfig", model="OlmoeForCausalLM", options=_olmoe),
     "gemma": Case(title="Gemma", config="GemmaConfig", model="GemmaForCausalLM", options=_grouped, gradients=True),

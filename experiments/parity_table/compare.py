@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 import transformers  # pyright: ignore[reportMissingImports]
+from transformers.core_model_loading import revert_weight_conversion  # pyright: ignore[reportMissingImports]
 
 from stackjax import decode, loss
 from stackjax.interop import hf
@@ -157,17 +158,19 @@ def theirs(case: Case, model: Any, batches: list[Batch], renames: tuple[tuple[st
         logits = model(**inputs).logits
     for hook in hooks:
         hook.remove()
+    slopes: dict[str, np.ndarray] = {}
     if case.gradients:
         targets = torch.tensor(batches[-1].targets)
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1).backward()
+        by_module = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        by_file = revert_weight_conversion(model, by_module)
+        slopes = {_renamed(name, renames): slope.numpy() for name, slope in by_file.items()}
     arrays = [[x.detach().numpy() for x in captured] for captured in seen]
     arrays = [[np.swapaxes(x, 0, 1) for x in captured] if case.time_first else captured for captured in arrays]
     return Run(
         logits=logits.detach().numpy()[batches[-1].real],
         hidden=[x[batch.real] for captured, batch in zip(arrays, batches, strict=True) for x in captured],
-        gradients={
-            _renamed(name, renames): p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None
-        },
+        gradients=slopes,
     )
 
 

@@ -14,7 +14,7 @@ from stackjax.interop.hf.gpt2 import GPT2
 from stackjax.interop.hf.layer_normed import STABLELM, STARCODER2
 from stackjax.interop.hf.llama import GRANITE, LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3
 from stackjax.interop.hf.marian import BART, MARIAN, MBART, PEGASUS
-from stackjax.interop.hf.mixture import OLMOE, QWEN2_MOE, QWEN3_MOE
+from stackjax.interop.hf.mixture import OLMOE, QWEN2_MOE, QWEN3_MOE, QWEN3_NEXT
 from stackjax.interop.hf.olmo import EXAONE4, OLMO, OLMO2, OLMO3
 from stackjax.interop.hf.opt import OPT
 from stackjax.interop.hf.t5 import MT5, T5, UMT5
@@ -66,6 +66,7 @@ ARCHITECTURES = {
     "qwen2_moe": QWEN2_MOE,
     "qwen3": QWEN3,
     "qwen3_moe": QWEN3_MOE,
+    "qwen3_next": QWEN3_NEXT,
     "roberta": ROBERTA,
     "smollm3": SMOLLM3,
     "stablelm": STABLELM,

@@ -111,13 +111,22 @@ def feed_forward(config: Config, activation: Activation, *, bias: bool = False) 
     return FeedForward(d_hidden=config.take("intermediate_size"), activation=activation, gated=True, bias=bias)
 
 
-def kinds(config: Config, default: Callable[[int], str]) -> list[str]:
-    """The kind of each layer's attention, sliding_attention or full_attention; `default` says it for layer i."""
+def kinds(config: Config, default: Callable[[int], str], *, other: str = "sliding_attention") -> list[str]:
+    """The kind of each layer's attention.
+
+    Args:
+        config: read for layer_types.
+        default: the kind of layer i, where the config does not say.
+        other: the kind beside full_attention.
+
+    Raises:
+        ValueError: layer_types of other kinds, or of another depth.
+    """
     depth = config.take("num_hidden_layers")
     kinds_of_layers = config.take("layer_types", None) or [default(i) for i in range(depth)]
-    if len(kinds_of_layers) != depth or not set(kinds_of_layers) <= {"sliding_attention", "full_attention"}:
+    if len(kinds_of_layers) != depth or not set(kinds_of_layers) <= {other, "full_attention"}:
         raise ValueError(
-            f"config.json needs a layer_types of sliding_attention or full_attention for each of {depth} layers; "
+            f"config.json needs a layer_types of {other} or full_attention for each of {depth} layers; "
             f"got {kinds_of_layers}"
         )
     return kinds_of_layers

@@ -118,6 +118,8 @@ PEGASUS = Inert(
 )
 PHI3 = Inert(options=(r"full_attn_mod|interpolate_factor",))
 QWEN2 = Inert(options=(r"use_mrope",))
+# Layers that predict further tokens stand behind the others.
+QWEN3_NEXT = Inert(tensors=(r"mtp\..*",))
 QWEN3_MOE = Inert(options=(r"max_window_layers",))
 SMOLLM3 = Inert(options=(r"max_window_layers",))
 STARCODER2 = Inert(

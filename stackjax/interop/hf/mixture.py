@@ -1,19 +1,20 @@
-"""Qwen2-MoE, Qwen3-MoE and OLMoE: mixtures of many small experts whose weights need not add up to 1.
+"""Qwen2-MoE, Qwen3-MoE, Qwen3-Next and OLMoE: mixtures of many small experts whose weights need not add up to 1.
 
-Qwen: Yang et al. 2024, arXiv:2407.10671; Yang et al. 2025, arXiv:2505.09388. OLMoE: Muennighoff et al. 2024,
-arXiv:2409.02060.
+Qwen: Yang et al. 2024, arXiv:2407.10671; Yang et al. 2025, arXiv:2505.09388; Qwen3-Next: Qwen Team 2025, after Yang et
+al. 2024, arXiv:2412.06464, and Qiu et al. 2025, arXiv:2505.06708. OLMoE: Muennighoff et al. 2024, arXiv:2409.02060.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 
-from stackjax.attention import Attention
+from stackjax.delta_rule import GatedDeltaNet
 from stackjax.feed_forward import FeedForward
 from stackjax.interop.hf import causal, inert, olmo
 from stackjax.interop.hf.config import Config
-from stackjax.interop.hf.mapping import Table, dense, norm
+from stackjax.interop.hf.mapping import Table, dense, norm, tensor, within
 from stackjax.interop.hf.rope import rotary
 from stackjax.layer import Layer
 from stackjax.model import Model
@@ -22,10 +23,10 @@ from stackjax.norm import RMSNorm, upcast
 from stackjax.parameter import FanIn, Spec, linear
 from stackjax.recipe import PreNorm
 from stackjax.recipe.residual import Pre
-from stackjax.sublayer import Aux, Params, SideInputs
+from stackjax.sublayer import Aux, Params, SideInputs, Sublayer
 
 NORMS: Table = {
-    "input_layernorm": norm("residual/attention/norm"),
+    "input_layernorm": (norm("residual/attention/norm"), norm("residual/delta_net/norm")),
     "post_attention_layernorm": (norm("residual/feed_forward/norm"), norm("residual/experts/norm")),
 }
 SHARED: Table = {
@@ -34,6 +35,20 @@ SHARED: Table = {
     "mlp.shared_expert.down_proj": dense("experts/shared/down"),
     "mlp.shared_expert_gate": dense("experts/shared/weight"),
 }
+
+
+def _delta_net(delta: GatedDeltaNet) -> Table:
+    """The gated delta rule of Qwen3-Next, which stores its projections by head of keys."""
+    table: Table = {
+        "in_proj_qkvz": dense("query", "key", "value", "gate", groups=delta.groups),
+        "in_proj_ba": dense("beta", "decay", groups=delta.groups),
+        "conv1d.weight": tensor("convolution", transposed=True, shape=(-1, 1, delta.kernel)),
+        "A_log": tensor("log_rate"),
+        "dt_bias": tensor("time_step"),
+        "norm": norm("norm"),
+        "out_proj": dense("out"),
+    }
+    return within("linear_attn.", "delta_net/", table)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,20 +63,37 @@ class WeightedExpert(FeedForward):
         return (jax.nn.sigmoid(upcast(linear(params, "weight", x))) * y).astype(y.dtype), aux
 
 
-def _experts(config: Config, **more: Any) -> MixtureOfExperts:
+def _experts(config: Config, *, normalised: bool = False, **more: Any) -> MixtureOfExperts:
     return MixtureOfExperts(
         n_experts=config.take("num_experts"),
         top_k=config.take("num_experts_per_tok"),
         activation=config.activation("hidden_act", "silu"),
-        normalised=config.take("norm_topk_prob", False),
+        normalised=config.take("norm_topk_prob", normalised),
         **more,
     )
 
 
+def _shared(config: Config) -> WeightedExpert:
+    activation = config.activation("hidden_act", "silu")
+    return WeightedExpert(d_hidden=config.take("shared_expert_intermediate_size"), activation=activation, gated=True)
+
+
 def _model(
-    config: Config, attention: list[Attention], experts: MixtureOfExperts, *tables: Table
+    config: Config,
+    attention: Sequence[Sublayer],
+    experts: MixtureOfExperts,
+    *tables: Table,
+    unit_offset: bool = False,
 ) -> tuple[Model, Table]:
-    """Experts in every decoder_sparse_step-th layer that mlp_only_layers does not name."""
+    """Experts in every decoder_sparse_step-th layer that mlp_only_layers does not name.
+
+    Args:
+        config: read for the sizes.
+        attention: of each layer, or what stands in its place.
+        experts: of the layers that have some.
+        *tables: of one layer, beside what all have.
+        unit_offset: whether norms store their scales as differences from 1.
+    """
     forward = causal.feed_forward(config, config.activation("hidden_act", "silu"))
     every, without = config.take("decoder_sparse_step", 1), config.take("mlp_only_layers", None) or []
     sparse = [(i + 1) % every == 0 and i not in without for i in range(len(attention))]
@@ -69,7 +101,8 @@ def _model(
         Layer(sublayers=(sublayer, experts if many else forward))
         for sublayer, many in zip(attention, sparse, strict=True)
     ]
-    recipe = PreNorm(residual=Pre(norm=RMSNorm(eps=config.take("rms_norm_eps", 1e-6))))
+    norm = RMSNorm(eps=config.take("rms_norm_eps", 1e-6), unit_offset=unit_offset)
+    recipe = PreNorm(residual=Pre(norm=norm))
     table = causal.layers(NORMS, causal.ATTENTION, causal.FORWARD, causal.EXPERTS, *tables)
     return causal.decoder(config, *layers, recipe=recipe), table
 
@@ -84,9 +117,7 @@ def qwen2_moe(config: Config) -> tuple[Model, Table]:
         config, lambda i: "sliding_attention" if window and (i + 1) % 2 and i < last else "full_attention"
     )
     windows = [window if kind == "sliding_attention" else None for kind in kinds]
-    activation = config.activation("hidden_act", "silu")
-    shared = WeightedExpert(d_hidden=config.take("shared_expert_intermediate_size"), activation=activation, gated=True)
-    experts = _experts(config, d_hidden=config.take("moe_intermediate_size"), shared_expert=shared)
+    experts = _experts(config, d_hidden=config.take("moe_intermediate_size"), shared_expert=_shared(config))
     return _model(config, [replace(attention, window=window) for window in windows], experts, SHARED)
 
 
@@ -101,6 +132,36 @@ def qwen3_moe(config: Config) -> tuple[Model, Table]:
     return _model(config, [attention] * config.take("num_hidden_layers"), experts)
 
 
+def qwen3_next(config: Config) -> tuple[Model, Table]:
+    """Qwen3-Next from its config: gated attention in every fourth layer, in the others the gated delta rule."""
+    config.only(hidden_act="silu")  # The delta rule's gate is silu, whatever this is.
+    eps, every = config.take("rms_norm_eps", 1e-6), config.take("full_attention_interval", 4)
+    attention = causal.attention(
+        config,
+        bias=(*causal.QUERY_KEY_VALUE, "gate", "out") if config.take("attention_bias", False) else (),
+        d_head=256,
+        position=rotary(config, d_head=causal.head_width(config, 256), share=0.25),
+        qk_norm=RMSNorm(eps=eps, unit_offset=True),
+        gate="feature",
+    )
+    delta = GatedDeltaNet(
+        n_heads=config.take("linear_num_value_heads", 32),
+        n_key_heads=config.take("linear_num_key_heads", 16),
+        d_head=config.take("linear_key_head_dim", 128),
+        d_value=config.take("linear_value_head_dim", 128),
+        kernel=config.take("linear_conv_kernel_dim", 4),
+        norm=RMSNorm(eps=eps),
+    )
+    kinds = causal.kinds(
+        config, lambda i: "linear_attention" if (i + 1) % every else "full_attention", other="linear_attention"
+    )
+    layers = [attention if kind == "full_attention" else delta for kind in kinds]
+    d_expert, shared = config.take("moe_intermediate_size", 512), _shared(config)
+    experts = _experts(config, normalised=True, d_hidden=d_expert, shared_expert=shared)
+    query = {"self_attn.q_proj": dense("attention/query", "attention/gate", groups=attention.n_heads)}
+    return _model(config, layers, experts, SHARED, query, _delta_net(delta), unit_offset=True)
+
+
 def olmoe(config: Config) -> tuple[Model, Table]:
     """OLMoE from its config."""
     config.only(clip_qkv=None)
@@ -112,5 +173,6 @@ def olmoe(config: Config) -> tuple[Model, Table]:
 
 
 QWEN2_MOE = causal.architecture(qwen2_moe, "Qwen2Moe")
+QWEN3_NEXT = causal.architecture(qwen3_next, "Qwen3Next", inert=inert.QWEN3_NEXT)
 QWEN3_MOE = causal.architecture(qwen3_moe, "Qwen3Moe", inert=inert.QWEN3_MOE)
 OLMOE = causal.architecture(olmoe, "Olmoe")
