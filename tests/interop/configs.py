@@ -58,6 +58,7 @@ CONFIGS = {
         **_ROPE,
         **{name: value for name, value in _EXPERTS.items() if name not in _QWEN},
         "partial_rotary_factor": 0.5,
+        "mlp_only_layers": [2],
         "shared_expert_intermediate_size": 12,
         "full_attention_interval": 2,
         "linear_num_key_heads": 2,
