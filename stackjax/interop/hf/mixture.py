@@ -158,7 +158,7 @@ def qwen3_next(config: Config) -> tuple[Model, Table]:
     layers = [attention if kind == "full_attention" else delta for kind in kinds]
     d_expert, shared = config.take("moe_intermediate_size", 512), _shared(config)
     experts = _experts(config, normalised=True, d_hidden=d_expert, shared_expert=shared)
-    query = {"self_attn.q_proj": dense("attention/query", "attention/gate", groups=attention.n_heads)}
+    query: Table = {"self_attn.q_proj": dense("attention/query", "attention/gate", groups=attention.n_heads)}
     return _model(config, layers, experts, SHARED, query, _delta_net(delta), unit_offset=True)
 
 
