@@ -79,6 +79,7 @@ class Attention(Sublayer):
     weight_dropout: float = 0.0
     transform_value: Callable[[jax.Array, SideInputs], jax.Array] | None = None
     sites = ("weights", "heads")
+    numbers = ("window", "position")
 
     def __post_init__(self):
         super().__post_init__()
@@ -92,8 +93,7 @@ class Attention(Sublayer):
         if unknown := set(self.bias) - {"query", "key", "value", "out", "gate"}:
             raise ValueError(f"bias names projections out of query, key, value, out, gate; got {sorted(unknown)}")
         if not self.position.acts_on(ATTENTION_HOOKS) and type(self.position) is not NoPosition:
-            name = type(self.position).__name__
-            raise ValueError(f"{name} does not act inside attention; give it to the model's embedding")
+            raise ValueError(f"{self.position!r} does not act inside attention; give it to the model's embedding")
         if self.backend == "blockwise" and not self._plain_weights:
             raise ValueError(f"{type(self).__name__} changes or drops weights; backend='blockwise' never has a row")
         if self.backend in ("xla", "cudnn") and not self._fusable:
@@ -107,8 +107,7 @@ class Attention(Sublayer):
 
     @property
     def _fusable(self) -> bool:
-        plain = self.soft_cap is None and not self.sinks and self._plain_weights
-        return plain and not self.position.acts_on(("value",))
+        return self._plain_weights and not (self.soft_cap or self.sinks or self.position.acts_on(("value",)))
 
     @property
     def _plain_weights(self) -> bool:
@@ -150,10 +149,8 @@ class Attention(Sublayer):
         specs: dict[str, Any] = {}
         for name, (n_in, n_out) in sizes.items():
             specs |= matrix(n_in, n_out, prefix + name, name=name, bias=name in self.bias)
-        specs["query_norm"] = self.qk_norm.spec(width)
-        specs["key_norm"] = self.qk_norm.spec(width)
-        specs["value_norm"] = self.value_norm.spec(width)
-        specs["inner_norm"] = self.inner_norm.spec(self.n_heads * width)
+        specs |= {"query_norm": self.qk_norm.spec(width), "key_norm": self.qk_norm.spec(width)}
+        specs |= {"value_norm": self.value_norm.spec(width), "inner_norm": self.inner_norm.spec(self.n_heads * width)}
         specs["position"] = self.position.spec(self.n_heads, width)
         if self.sinks:
             specs["sinks"] = Spec(shape=(self.n_heads,), role="bias", init=zeros)
@@ -181,7 +178,9 @@ class Attention(Sublayer):
             key = with_cached(cached[self._capacity(max(cached))], new_key)
         if self.causal and not self.cross:
             dot_product.refuse_repeats(key)
-        sizes = {"n_heads": self.n_heads, "d_head": self.head_width(d_model)}
+        if "window" in side_inputs.numbers:
+            query = {**query, "window": jnp.full_like(query["index"], side_inputs.numbers["window"])}
+        sizes = {"n_heads": self.n_heads, "d_head": self.head_width(d_model), **side_inputs.numbers.get("position", {})}
         blockwise = self._blockwise(n_tokens, key["index"].shape[-1], side_inputs.edits_at("weights"))
         return {
             "mask": None if blockwise else visible(query, key, **self._scores(self.head_width(d_model)).reach),
@@ -298,7 +297,8 @@ class Attention(Sublayer):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """softmax(query · key) value with all that shapes it; and the weights and logits for observers."""
         prepared, scores = side_inputs.prepared, self._scores(query.shape[-1])
-        standard = side_inputs.position is None and side_inputs.cache is None and self.chunk is None and not self.cross
+        plain = self.chunk is None and not self.cross and "window" not in side_inputs.numbers
+        standard = plain and side_inputs.position is None and side_inputs.cache is None
         backend = self._backend(query, key, standard, side_inputs.edits_at("weights"))
         if backend == "blockwise":
             within = {"position": params["position"], "shared": prepared["shared"]}

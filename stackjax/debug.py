@@ -141,7 +141,7 @@ def _in_forward_pass(model: AbstractModel, params: Params, inputs: Any, options:
     y, result = model.apply(params, *inputs, measure=count, **options)
     for path, stack in model.stacks().items():
         measured = jax.tree.map(np.asarray, model.of_stack(result.measure, path))
-        layers = [layer for segment in stack.segments for layer in segment.layers * segment.n]
+        layers = [layer for segment in stack.segments for layer in segment.each]
         for index, layer in enumerate(layers):
             for site in layer.sites:
                 for name in (name for name in measured if name == site or name.startswith(f"{site}/")):

@@ -37,12 +37,13 @@ def field_lines(description: Any) -> list[list[str]]:
 
 
 def segment_lines(segment: Any) -> list[str]:
-    """One line for each run of equal layers in a segment's pattern."""
-    runs = [(layer, len(list(run))) for layer, run in itertools.groupby(segment.layers)]
+    """One line for each run of equal layers in a segment's pattern, or in all of it where their numbers differ."""
+    runs = [(layer, len(list(run))) for layer, run in itertools.groupby(segment.unlike or segment.layers)]
     note = " sharing one copy of the parameters" if segment.looped else ""
     if len(runs) == 1:
         return [f"{segment.depth} x {_sublayers(runs[0][0])}{note}"]
-    return [f"{segment.n} x{note}", *shortened([f"  {n} x {_sublayers(layer)}" for layer, n in runs])]
+    head = f"{segment.depth} layers as one program" if segment.unlike else f"{segment.n} x{note}"
+    return [head, *shortened([f"  {n} x {_sublayers(layer)}" for layer, n in runs])]
 
 
 def _sublayers(layer: Any) -> str:

@@ -201,7 +201,8 @@ def visible(
     """The mask of keys that each query may look at, from positions alone.
 
     Args:
-        query: index (..., T) and perhaps segment (..., T); index -1 is an empty slot.
+        query: index (..., T) and perhaps segment (..., T); index -1 is an empty slot. A window (..., T) takes the place
+            of `window`.
         key: index (..., S) and perhaps segment (..., S).
         causal: only keys whose index is at most the query's.
         window: only keys less than `window` indices away.
@@ -214,7 +215,9 @@ def visible(
     seen = j >= 0
     if causal:
         seen = seen & (j <= i)
-    if window is not None:
+    if "window" in query:
+        seen = seen & (jnp.abs(i - j) < query["window"][..., :, None])
+    elif window is not None:
         seen = seen & (jnp.abs(i - j) < window)
     if chunk is not None:
         seen = seen & (i // chunk == j // chunk)
@@ -236,7 +239,7 @@ def ranges(position: Positions) -> Ranges:
             jnp.max(jnp.where(real, x, jnp.iinfo(jnp.int32).min)),
         )
         for name, x in position.items()
-        if name in ("index", "segment")
+        if name in ("index", "segment", "window")
     }
 
 
@@ -259,6 +262,8 @@ def may_meet(
     meet = (first <= last) & (low <= high)
     if causal:
         meet = meet & (low <= last)
+    if "window" in query:
+        window = query["window"][1]
     if window is not None:
         meet = meet & (high > first - window) & (low < last + window)
     if chunk is not None:

@@ -70,6 +70,7 @@ class LatentAttention(Sublayer):
     inner_norm: Norm = NoNorm()
     backend: Literal["plain", "blockwise"] | None = None
     sites = ("weights", "heads")
+    numbers = ("position",)
 
     def __post_init__(self):
         super().__post_init__()
@@ -125,7 +126,7 @@ class LatentAttention(Sublayer):
         key = new if cached is None else with_cached(cached[max(cached)], new)
         if self.causal:
             refuse_repeats(key)
-        sizes = {"n_heads": self.n_heads, "d_head": self.d_rotary}
+        sizes = {"n_heads": self.n_heads, "d_head": self.d_rotary, **side_inputs.numbers.get("position", {})}
         in_blocks = self._blockwise(n_tokens, key["index"].shape[-1], side_inputs.edits_at("weights"))
         return {
             "mask": None if in_blocks else visible(new, key, causal=self.causal),

@@ -47,6 +47,7 @@ class Layer(Description):
     sublayers: tuple[Sublayer, ...]
     forms: tuple[Form, ...] = ()
     outer: Form | None = None
+    numbers = ("sublayers",)
 
     def __post_init__(self):
         names = [sublayer.name for sublayer in self.sublayers]

@@ -29,6 +29,7 @@ class Parallel(Sublayer):
     name: str = "parallel"
     sublayers: tuple[Sublayer, ...]
     norm: Norm = NoNorm()
+    numbers = ("sublayers",)
 
     def __post_init__(self):
         super().__post_init__()

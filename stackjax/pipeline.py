@@ -99,7 +99,7 @@ def apply(
             xs["key"] = jax.vmap(jax.vmap(draw))(by_layer["layer"])
         prepared = prepare(stack.segments, shared, side_inputs, *shape)
         inputs = None, side_inputs, list(prepared.values())
-        body = scan_body(segment, tuple(prepared), None, None, remat, False, set(), inputs)
+        body = scan_body(segment, tuple(prepared), None, None, None, remat, False, set(), inputs)
         stream, ys = scan.run(body, stream, xs, segment.n, nested=remat == "nested")
         return stream, jax.tree.map(jnp.sum, ys[0])
 
@@ -141,10 +141,10 @@ def _share(stack: Stack, on: Mesh) -> tuple[Segment, int]:
     if "stage" not in on.shape:
         raise ValueError(f"a pipeline needs a mesh with an axis 'stage'; got {dict(on.shape)}")
     n_stages, (segment, *others) = on.shape["stage"], stack.segments
-    if others or segment.looped or segment.n % n_stages or not segment.n:
+    if others or segment.looped or segment.unlike or segment.n % n_stages or not segment.n:
         raise ValueError(
-            f"{n_stages} stages need one segment of layers, not looped, repeated a multiple of {n_stages} times; got "
-            f"{stack!r}"
+            f"{n_stages} stages need one segment of equal layers, not looped, repeated a multiple of {n_stages} times; "
+            f"got {stack!r}"
         )
     if any(declared.spec.role == "statistic" for declared in jax.tree.leaves(stack.declaration(), is_leaf=is_spec)):
         raise ValueError("a stage sees one microbatch, and running statistics are those of a batch; use other layers")

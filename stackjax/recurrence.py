@@ -126,7 +126,7 @@ def _stack(model: Stack | Model) -> Stack:
 
 
 def _layers(stack: Stack) -> list[Layer]:
-    return [layer for segment in stack.segments for _ in range(segment.n) for layer in segment.layers]
+    return [layer for segment in stack.segments for layer in segment.each]
 
 
 def _count(turns: int) -> int:

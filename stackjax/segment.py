@@ -4,7 +4,7 @@
 `stacked_by_layer` puts what was measured back in the order of the layers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stackjax import scan
+from stackjax import by_layer, scan
+from stackjax.by_layer import Numbers
 from stackjax.check import shown
 from stackjax.description import Description
 from stackjax.display import segment_lines
@@ -30,6 +31,9 @@ Inputs = tuple[Params | None, SideInputs, list[Any]]
 """The arrays that all repeats of a segment's pattern read: its parameters where they share them, None where they do
 not; the caller's side inputs; and what each different sublayer of the stack prepared outside the scan."""
 
+MANY = 8
+"""Unlike layers that are compiled one after another, each with its own numbers in the program."""
+
 Lent = dict[tuple[str, str], jax.Array]
 """Intermediates that later layers read, by sublayer and name, of the last layer that has them."""
 
@@ -42,16 +46,44 @@ class Segment(Description):
         layers: the pattern.
         n: how many times it is repeated.
         looped: whether all repeats share one copy of the parameters.
+        unlike: the layers one by one, where repeats differ in numbers (`stackjax.by_layer`), of which the pattern has
+            the largest; none where they are alike.
+
+    Raises:
+        ValueError: unlike layers that are not repeats of the pattern up to their numbers.
     """
 
     layers: tuple[Layer, ...]
     n: int
     looped: bool = False
+    unlike: tuple[Layer, ...] = ()
+
+    def __post_init__(self):
+        if self.unlike and (self.looped or _pattern(self.unlike, len(self.layers)) != self.layers):
+            raise ValueError(
+                "the unlike layers of a segment differ only in numbers that they declare, of which its pattern has the "
+                f"largest, and they are not looped; got {self.unlike} for {self.layers}"
+            )
 
     @property
     def depth(self) -> int:
         """The number of layers in all."""
         return self.n * len(self.layers)
+
+    @property
+    def each(self) -> tuple[Layer, ...]:
+        """The layers one by one."""
+        return self.unlike or self.layers * self.n
+
+    @property
+    def numbers_by_layer(self) -> dict[str, Numbers]:
+        """{layer of the pattern: its `Numbers`, arrays (n,)}, where repeats differ in them."""
+        return {str(j): by_layer.arrays(columns) for j, columns in enumerate(_columns(self.unlike, len(self.layers)))}
+
+    def map(self, change: Callable[[Layer], Layer]) -> "Segment":
+        """The segment with `change` applied to every layer."""
+        layers, unlike = tuple(map(change, self.layers)), tuple(map(change, self.unlike))
+        return replace(self, layers=layers, unlike=unlike)
 
     def __repr__(self) -> str:
         return "\n".join(segment_lines(self))
@@ -61,19 +93,49 @@ def fold(layers: Sequence[Layer]) -> tuple[Segment, ...]:
     """Fold a list of layers into segments, so that each scan is as long as it can be.
 
     At every point the pattern that covers the most layers is taken, the shortest of those: five local layers and a
-    global one, 26 layers in all, fold into 4 x 6 + 2 x 1.
+    global one, 26 layers in all, fold into 4 x 6 + 2 x 1. Where that leaves more than `MANY` layers to compile, those
+    that differ only in numbers (`stackjax.by_layer`) repeat each other as well.
     """
-    numbers = {layer: i for i, layer in enumerate(dict.fromkeys(layers))}
-    kinds = [numbers[layer] for layer in layers]
+    exact = _fold(layers, layers)
+    if _compiled(exact) <= MANY:
+        return exact
+    alike = _fold(layers, list(map(by_layer.without_numbers, layers)))
+    return min(exact, alike, key=_compiled)
+
+
+def _fold(layers: Sequence[Layer], kinds: Sequence[Hashable]) -> tuple[Segment, ...]:
+    """Fold layers, of which those of one kind are repeats of each other."""
+    indices = {kind: i for i, kind in enumerate(dict.fromkeys(kinds))}
+    places = [indices[kind] for kind in kinds]
     segments, start = [], 0
-    while start < len(kinds):
-        rest = kinds[start:]
+    while start < len(places):
+        rest = places[start:]
         repeats = {length: _repeats(rest, length) for length in range(1, len(rest) // 2 + 1)}
         spans = [(n * length, -length) for length, n in repeats.items() if n > 1]
         covered, length = max(spans, default=(1, -1))
-        segments.append(Segment(layers=tuple(layers[start : start - length]), n=covered // -length))
+        each = tuple(layers[start : start + covered])
+        pattern = _pattern(each, -length)
+        n = covered // -length
+        segments.append(Segment(layers=pattern, n=n, unlike=() if each == pattern * n else each))
         start += covered
     return tuple(segments)
+
+
+def _compiled(segments: Sequence[Segment]) -> int:
+    """The number of layers that are compiled, one after another."""
+    return sum(len(segment.layers) for segment in segments)
+
+
+def _columns(each: Sequence[Layer], length: int) -> list[Numbers]:
+    """For each layer of a pattern of some length the numbers in which its repeats differ."""
+    numbers = list(map(by_layer.numbers_of, each))
+    return [by_layer.unlike(numbers[j::length]) for j in range(length) if each]
+
+
+def _pattern(each: Sequence[Layer], length: int) -> tuple[Layer, ...]:
+    """The pattern that layers repeat, with the largest of each number."""
+    columns = _columns(each, length)
+    return tuple(by_layer.with_numbers(layer, by_layer.largest(c)) for layer, c in zip(each, columns, strict=False))
 
 
 def _repeats(kinds: list[int], length: int) -> int:
@@ -116,6 +178,7 @@ def prepare(
 def scan_body(
     segment: Segment,
     sublayers: tuple[Sublayer, ...],
+    prepare_in_layer: Callable[[Sublayer, Numbers], Any] | None,
     measure: Measure | None,
     edit: Edit | None,
     remat: scan.Remat,
@@ -128,6 +191,7 @@ def scan_body(
     Args:
         segment: what is repeated.
         sublayers: the stack's different ones.
+        prepare_in_layer: what a sublayer prepares for a layer of such numbers; None where no layers are unlike.
         measure: what to reduce each layer's `Trace` to.
         edit: what to replace in each layer.
         remat: what the backward pass recomputes.
@@ -145,14 +209,17 @@ def scan_body(
             stream = scan.tap(stream, x["tap"])
         if x["perturbation"] is not None:
             stream = jax.tree.map(jnp.add, stream, x["perturbation"])
-        cache = x["cache"] or {}
+        cache, numbers = x["cache"] or {}, x["numbers"].get("sublayers", {})
         stream, aux, trace = layer.apply(
             x["params"],
             stream,
             {
                 sublayer.name: replace(
                     side_inputs,
-                    prepared=prepared[sublayer],
+                    numbers=numbers.get(sublayer.name, {}),
+                    prepared=prepare_in_layer(sublayer, numbers[sublayer.name])
+                    if prepare_in_layer and sublayer.name in numbers
+                    else prepared[sublayer],
                     cache=cache.get(sublayer.name),
                     edits=edits_of(edit, sublayer.name, x["layer"]),
                     borrowed=x["lent"],
@@ -173,13 +240,14 @@ def scan_body(
         lends: Lent = {}
         states, measured = {}, {}
         params, cache = xs["params"] if shared is None else shared, xs["cache"]
-        by_layer = {name: x for name, x in xs.items() if name not in ("params", "cache")}
+        by_place = {name: x for name, x in xs.items() if name not in ("params", "cache", "numbers")}
         for j, layer in enumerate(segment.layers):
             name = str(j)
             x = {
-                **jax.tree.map(lambda a, j=j: a[j], by_layer),
+                **jax.tree.map(lambda a, j=j: a[j], by_place),
                 "params": params[name],
                 "cache": None if cache is None else cache.get(name),
+                "numbers": xs.get("numbers", {}).get(name, {}),
                 "lent": {**side_inputs.borrowed, **lends},
             }
             one = scan.rematerialise(partial(run, layer), remat, loop=loop)
@@ -218,16 +286,16 @@ def _borrows(*sublayers: Sublayer) -> set[tuple[str, str]]:
     return {place for sublayer in sublayers for one in innermost(sublayer) for place in one.borrows}
 
 
-def by_repeat(by_layer: Any, start: int, segment: Segment) -> Any:
+def by_repeat(arrays: Any, start: int, segment: Segment) -> Any:
     """Arrays over the layers (L, ...) as the scan over a segment takes them, (n, layers of the pattern, ...).
 
     Args:
-        by_layer: tree of arrays.
+        arrays: tree of arrays.
         start: index of the segment's first layer.
         segment: whose part is wanted.
     """
     shape = segment.n, len(segment.layers)
-    return jax.tree.map(lambda a: a[start : start + segment.depth].reshape(*shape, *a.shape[1:]), by_layer)
+    return jax.tree.map(lambda a: a[start : start + segment.depth].reshape(*shape, *a.shape[1:]), arrays)
 
 
 def _measured(measure: Measure, trace: Trace) -> dict[str, jax.Array]:

@@ -69,7 +69,7 @@ def skippable(stack: Stack) -> Stack:
     def change(layer: Layer) -> Layer:
         return replace(layer, outer=Skippable(inner=layer.outer or AsItIs()))
 
-    segments = tuple(replace(segment, layers=tuple(map(change, segment.layers))) for segment in stack.segments)
+    segments = tuple(segment.map(change) for segment in stack.segments)
     return replace(stack, segments=segments, recipe=_Skipping(base=stack.recipe))
 
 

@@ -2,6 +2,9 @@
 
 A stack is a tuple of segments; a segment is a short pattern of layers repeated n times by one scan. Most stacks are one
 segment of one layer: a single compiled layer, whatever the depth. Parameters are born stacked on axis 0 and stay so.
+
+More than `segment.MANY` layers that differ only in numbers, such as attention's window or a rotary base, are one scan
+as well, with the numbers as data (`stackjax.by_layer`); their decoding cache is that of the widest window.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +19,7 @@ import jax.numpy as jnp
 from stackjax import boundary, scan, turn
 from stackjax import edit as editing
 from stackjax.abstract_model import AbstractModel
+from stackjax.by_layer import Numbers
 from stackjax.check import first_axis, hashable, instance
 from stackjax.display import block, stack_lines
 from stackjax.layer import Layer
@@ -25,7 +29,7 @@ from stackjax.pin import pin
 from stackjax.recipe.base import Coefficients, Geometry, Loop, Recipe, checked_coefficients, multipliers
 from stackjax.segment import Measure, Segment, borrowed_in, by_repeat, fold, prepare, scan_body, stacked_by_layer
 from stackjax.statistic import update_statistics
-from stackjax.sublayer import Cache, Params, Result, SideInputs, add_losses, checked
+from stackjax.sublayer import Cache, Params, Result, SideInputs, Sublayer, add_losses, checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,6 +293,11 @@ class Stack(AbstractModel):
         coefficients = self.checked_coefficients(coefficients)
         cached = None if cache is None else cache.position
         prepared = prepare(self.segments, params["shared"], side_inputs, *x.shape[-2:], cached, edit)
+
+        def prepare_in_layer(sublayer: Sublayer, numbers: Numbers) -> Any:
+            its_inputs = replace(side_inputs, numbers=numbers, edits=editing.edits_of(edit, sublayer.name, None))
+            return sublayer.prepare(params["shared"], its_inputs, *x.shape[-2:], cached)
+
         by_layer = {
             "sublayer": coefficients["sublayer"],
             "outer": coefficients.get("outer", {}),
@@ -306,9 +315,10 @@ class Stack(AbstractModel):
             xs = by_repeat(by_layer, start, segment)
             xs["params"] = None if segment.looped else stored
             xs["cache"] = None if cache is None else cache.segments[i]
+            xs["numbers"] = segment.numbers_by_layer
             inputs = stored if segment.looped else None, replace(side_inputs, borrowed=lent), list(prepared.values())
             later = borrowed_in(self.segments[int(i) + 1 :])
-            body = partial(scan_body, segment, tuple(prepared), measure, edit, remat, loop, later)
+            body = partial(scan_body, segment, tuple(prepared), prepare_in_layer, measure, edit, remat, loop, later)
             if segment.looped and (turns is not None or backward_turns is not None):
                 counts = {"turns": turns, "backward_turns": backward_turns}
                 truncated = segment.layers[0].truncated

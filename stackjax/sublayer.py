@@ -45,6 +45,7 @@ class SideInputs:
         key: PRNG key of this sublayer; None means evaluation (no dropout).
         edits: what is to be replaced inside this sublayer; None for nothing.
         borrowed: intermediates of earlier layers, by sublayer and name, that sublayers of the stack borrow.
+        numbers: this layer's, of this sublayer, where the layers of a scan differ in them (`stackjax.by_layer`).
 
     Filled in by a residual form:
         hints: what the form tells its sublayer, by names that the two agree on.
@@ -58,6 +59,7 @@ class SideInputs:
     key: jax.Array | None = None
     edits: Edits | None = struct.field(pytree_node=False, default=None)
     borrowed: dict[tuple[str, str], jax.Array] = struct.field(default_factory=dict)
+    numbers: dict[str, Any] = struct.field(default_factory=dict)
     hints: dict[str, Any] = struct.field(default_factory=dict)
 
     def edited(self, site: str, value: Any) -> Any:
@@ -65,8 +67,9 @@ class SideInputs:
         return value if self.edits is None else self.edits.apply(site, value)
 
     def within(self, name: str) -> "SideInputs":
-        """The side inputs of a sublayer inside this one, with the edits that are for it."""
-        return self if self.edits is None else replace(self, edits=self.edits.within(name))
+        """The side inputs of one of the `sublayers` inside this one, with the edits and the numbers that are for it."""
+        edits = None if self.edits is None else self.edits.within(name)
+        return replace(self, edits=edits, numbers=self.numbers.get("sublayers", {}).get(name, {}))
 
     def edits_at(self, site: str) -> bool:
         """True if the value at a site of this sublayer is to be edited."""

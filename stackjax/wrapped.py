@@ -1,6 +1,6 @@
 """A sublayer around another one whose parameters it changes: reparametrised matrices, low-rank adapters."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -20,10 +20,15 @@ class Wrapped(Sublayer):
     """
 
     inner: Sublayer
+    numbers = ("inner",)
 
     def effective(self, params: Params) -> Params:
         """The inner sublayer's parameters, from those declared here."""
         raise NotImplementedError(f"{type(self).__name__} must override effective")
+
+    def inner_inputs(self, side_inputs: SideInputs) -> SideInputs:
+        """The side inputs of the inner sublayer."""
+        return replace(side_inputs, numbers=side_inputs.numbers.get("inner", {}))
 
     @property
     def attends(self) -> bool:
@@ -43,7 +48,7 @@ class Wrapped(Sublayer):
         return self.inner.sites
 
     def apply(self, params: Params, x: Any, side_inputs: SideInputs) -> tuple[jax.Array, Aux]:
-        return self.inner.apply(self.effective(params), x, side_inputs)
+        return self.inner.apply(self.effective(params), x, self.inner_inputs(side_inputs))
 
     def shared(self, d_model: int) -> dict[str, Any]:
         return self.inner.shared(d_model)
@@ -56,7 +61,7 @@ class Wrapped(Sublayer):
         d_model: int,
         cached: CachedPositions | None = None,
     ) -> Any:
-        return self.inner.prepare(shared, side_inputs, n_tokens, d_model, cached)
+        return self.inner.prepare(shared, self.inner_inputs(side_inputs), n_tokens, d_model, cached)
 
     def cache(self, batch: int, capacity: int, d_model: int, dtype: Any) -> Any:
         return self.inner.cache(batch, capacity, d_model, dtype)

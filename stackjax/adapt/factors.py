@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from stackjax.abstract_model import AbstractModel
+from stackjax.layer import Layer
 from stackjax.norm import upcast
 from stackjax.parameter import FanIn, Spec, is_spec, path_name, realise, zeros
 from stackjax.stack import Stack
@@ -38,6 +39,7 @@ class LowRank(Wrapped):
     alpha: float
     roles: tuple[str, ...]
     magnitude: bool = False
+    numbers = Wrapped.numbers
 
     def map(self, change: Callable[[Sublayer], Sublayer]) -> Sublayer:
         return replace(self, inner=self.inner.map(change))
@@ -166,17 +168,11 @@ def factor_of(path: tuple) -> tuple[str, str] | None:
 
 def _changed(stack: Stack, change: Callable[[Sublayer], Sublayer]) -> Stack:
     """The stack with other sublayers."""
-    segments = tuple(
-        replace(
-            segment,
-            layers=tuple(
-                replace(layer, sublayers=tuple(sublayer.map(change) for sublayer in layer.sublayers))
-                for layer in segment.layers
-            ),
-        )
-        for segment in stack.segments
-    )
-    return replace(stack, segments=segments)
+
+    def in_layer(layer: Layer) -> Layer:
+        return replace(layer, sublayers=tuple(sublayer.map(change) for sublayer in layer.sublayers))
+
+    return replace(stack, segments=tuple(segment.map(in_layer) for segment in stack.segments))
 
 
 def held_by(value: Any) -> LowRank:

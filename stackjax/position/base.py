@@ -18,8 +18,20 @@ class Position(Description):
     """A position encoding, with do-nothing defaults. An encoding of your own overrides the hooks it needs.
 
     In the order in which they act: `embed` on the stream, then inside attention `prepare` (once, outside the scan),
-    `rotate`, `score`, `bias`, `value`.
+    `rotate`, `score`, `bias`, `value`. One that declares `numbers` acts in `rotate` alone.
+
+    Raises:
+        ValueError: a class that declares numbers and acts elsewhere.
     """
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        acts = [hook for hook in ("score", "bias", "value") if getattr(cls, hook) is not getattr(Position, hook)]
+        if "numbers" in vars(cls) and acts:
+            raise ValueError(
+                f"{cls.__name__} declares numbers that may differ by layer, which {acts[0]} would not get; only an "
+                "encoding that acts in `rotate` alone may"
+            )
 
     @property
     def limit(self) -> int | None:
@@ -53,6 +65,9 @@ class Position(Description):
         d_head: int,
     ) -> Any:
         """A table for the hooks below, computed once for all layers, outside the scan.
+
+        Where layers differ in the `numbers` that the encoding declares, it is computed in each of them, and the numbers
+        are further keywords, arrays ().
 
         Args:
             shared: the stack's shared parameters.

@@ -103,14 +103,26 @@ class Rotary(Position):
     def __post_init__(self):
         positive(self, "base", "d_rotary")
 
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        return ("base",) if type(self.scaling) is Scaling else ()
+
     def prepare(
-        self, shared: Params, *, query: Positions, key: Positions, new_key: Positions, d_head: int, **_: Any
+        self,
+        shared: Params,
+        *,
+        query: Positions,
+        key: Positions,
+        new_key: Positions,
+        d_head: int,
+        base: Any = None,
+        **_: Any,
     ) -> Any:
         width = d_head if self.d_rotary is None else self.d_rotary
         if width % 2 or not 0 < width <= d_head:
             raise ValueError(f"rotary features must be even and at most the head width; got {width} of {d_head}")
         length = 1 + jnp.max(key["index"], -1, keepdims=True)
-        frequency = self.scaling.frequencies(width, self.base, length)[..., None, :]
+        frequency = self.scaling.frequencies(width, self.base if base is None else base, length)[..., None, :]
 
         def table(position: Positions) -> tuple[jax.Array, jax.Array]:
             angle = position["index"][..., None] * frequency

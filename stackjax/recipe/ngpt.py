@@ -61,6 +61,8 @@ class SphereAttention(Attention):
     s² multiplies the query, so that it is defined for grouped keys as well.
     """
 
+    numbers = Attention.numbers
+
     def spec(self, d_model: int) -> dict[str, Any]:
         width = self.head_width(d_model)
         scale = Spec(shape=(self.n_heads, width), role="norm", init=Constant(d_model**-0.5))

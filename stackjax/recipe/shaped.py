@@ -25,6 +25,8 @@ class ShapedAttention(Attention):
     Source: Noci et al. 2023, arXiv:2306.17759.
     """
 
+    numbers = Attention.numbers
+
     def mix_weights(self, params: Params, weights: jax.Array, mask: jax.Array) -> jax.Array:
         n_queries, n_keys = weights.shape[-2:]
         uniform = mask / jnp.maximum(jnp.sum(mask, -1, keepdims=True), 1)

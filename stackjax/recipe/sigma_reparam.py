@@ -62,6 +62,7 @@ class Reparametrised(Wrapped):
     """
 
     first: float = 1.0
+    numbers = Wrapped.numbers
 
     def spec(self, d_model: int) -> dict[str, Any]:
         specs = self.inner.spec(d_model)
@@ -93,7 +94,7 @@ class Reparametrised(Wrapped):
 
     def apply(self, params: Params, x: Any, side_inputs: SideInputs) -> tuple[jax.Array, Aux]:
         inner, vectors = self._reparametrised(params)
-        y, out = self.inner.apply(inner, x, side_inputs)
+        y, out = self.inner.apply(inner, x, self.inner_inputs(side_inputs))
         statistic = {**out.state.get("statistic", {}), "spectral": vectors}
         return y, replace(out, state={**out.state, "statistic": statistic})
 

@@ -154,7 +154,7 @@ def stack_at(model: AbstractModel, stack: Path | None) -> tuple[Path, Stack]:
 
 def _rebuilt(old: Stack, order: list[int], coefficients: Numbers, other_depth: int | None = None) -> Stack:
     """The description of a stack of these layers."""
-    every = [layer for segment in old.segments for _ in range(segment.n) for layer in segment.layers]
+    every = [layer for segment in old.segments for layer in segment.each]
     chosen = [every[layer] for layer in order] or [old.segments[0].layers[0]]
     loop = None if old.geometry.loop is None else _kept(old.geometry.loop, order)
     recipe, geometry, sources = old.recipe, old.geometry, order

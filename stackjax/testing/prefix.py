@@ -34,7 +34,7 @@ def check_prefix(recipe: Recipe, *, depth: int = 6) -> None:
             return value / declared.spread(stack.gain(declared.spec.role)) if declared.spec.is_matrix else value
 
         params = jax.tree.map(plain, stack.declaration(), stack.init(jax.random.key(0)), is_leaf=is_spec)
-        layers = [one for segment in stack.segments for _ in range(segment.n) for one in segment.layers]
+        layers = [one for segment in stack.segments for one in segment.each]
         specs = [jax.tree.leaves(one.spec(stack.d_model, depth), is_leaf=is_spec) for one in layers]
         return [
             [leaf for leaf, spec in zip(jax.tree.leaves(tree), of_layer, strict=True) if spec.is_matrix]

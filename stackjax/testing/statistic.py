@@ -38,8 +38,7 @@ def with_norms(model: Any, change: Callable[[Norm], Norm]) -> Any:
         return replace(layer, forms=tuple(map(in_form, layer.forms)), outer=outer)
 
     def in_stack(stack: Stack) -> Stack:
-        segments = [replace(segment, layers=tuple(map(in_layer, segment.layers))) for segment in stack.segments]
-        return replace(stack, segments=tuple(segments))
+        return replace(stack, segments=tuple(segment.map(in_layer) for segment in stack.segments))
 
     return model.with_stacks({path: in_stack(stack) for path, stack in model.stacks().items()})
 

@@ -57,6 +57,8 @@ class NormedOverHeads(Attention):
     Source: OLMo 2 2024, section 3.2, arXiv:2501.00656, and its released code.
     """
 
+    numbers = Attention.numbers
+
     def spec(self, d_model: int) -> dict[str, Any]:
         width = self.head_width(d_model)
         widths = {"query_norm": self.n_heads * width, "key_norm": self.groups * width}
@@ -66,6 +68,8 @@ class NormedOverHeads(Attention):
 @dataclass(frozen=True, kw_only=True)
 class NormedByHead(Attention):
     """Attention in which each head has norms of queries and keys with parameters of its own."""
+
+    numbers = Attention.numbers
 
     def spec(self, d_model: int) -> dict[str, Any]:
         one = self.qk_norm.spec(self.head_width(d_model))
