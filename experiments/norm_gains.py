@@ -237,7 +237,8 @@ def report(results: Results, options: Options, text_facts: Json) -> Path:
         "and kind of norm at its best learning rate, in brackets behind the loss; rates were added until the best was "
         "no end of those tried, or three steps beyond the grid. Losses in nats on "
         f"{setting['eval_batches'] // 2 * setting['batch']} validation windows, others than those that chose the rate; "
-        f"95 % intervals over seeds, those of differences over paired ones. Text: {text_facts['name']}."
+        f"95 % intervals over seeds, those of differences over paired ones. Dashed in the figure: the same recipe "
+        f"without layers. Text: {text_facts['name']}."
     )
     results.save()
     return finding.write(

@@ -92,6 +92,16 @@ def _layer_drop(result):
     return [len(costs["pre_norm"]), cheap["pre_norm"], len(costs["pre_norm"]), 0.01, cheap["deepnorm"], *both]
 
 
+def _norm_gains(result):
+    loss = {(row["recipe"], row["gains"], row["depth"]): round(row["loss"], 2) for row in result["rows"]}
+    keel = [loss["keel", gains, depth] for gains, depth in (("learned", 128), ("none", 128), ("none", 8), ("none", 0))]
+    verdict = {
+        row["claim"].partition(",")[0]: row["verdict"] for row in result["predictions"] if "less with" in row["claim"]
+    }
+    assert verdict["keel"] == "supported" and verdict["deepnorm"] == "inconclusive"
+    return [128, keel[0], keel[1], 8, *keel[2:], loss["deepnorm", "learned", 128], loss["deepnorm", "none", 128]]
+
+
 def _long_inputs(result):
     longest = max(result["rows"], key=lambda row: row["tokens"])
     blocks = next(row for row in result["rows"] if (row["way"], row["tokens"]) == ("blocks", longest["tokens"]))
@@ -123,6 +133,7 @@ FOUND = {
     "history_cost": _history_cost,
     "layer_drop": _layer_drop,
     "long_inputs": _long_inputs,
+    "norm_gains": _norm_gains,
     "scale": _scale,
     "tree_positions": _predicted(
         "python, encoder: the tree lowers the loss of the linear arm", "mean", "low", "high", digits=2
