@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import tyro
 from rich.console import Console
 
-from ..lab import command_line, compile_cache, cost, extend, progress
+from ..lab import command_line, compile_cache, cost, extend, progress, tracker
 from ..lab.command_line import FAILED, INTERRUPTED, OK, UNDONE, asked_to_stop
 from ..lab.corpus import Corpus
 from ..lab.data.found import printable
@@ -58,6 +58,10 @@ class Options:
     """Make results.csv, the finding and the report again from the cells that are there."""
     retry_failed: bool = False
     """Run failed cells again."""
+    log: tracker.Name | None = None
+    """Experiment tracker in which each cell that trains is a run: TensorBoard (pip install tensorboardX), with files in
+    the folder tensorboard of --out; W&B (pip install wandb), also with WANDB_MODE=offline; or Trackio (pip install
+    trackio). The last two have a project stackjax. Cells that have ended before are not logged."""
     keep_params: bool = False
     """Keep each cell's trained parameters, as params.npz."""
     checkpoint_seconds: float = 15.0
@@ -160,6 +164,7 @@ def prepare(options: Options, command: str) -> Sweep:
         checkpoint_seconds=options.checkpoint_seconds,
         keep_params=options.keep_params,
         devices=options.devices,
+        log=options.log,
     )
 
 

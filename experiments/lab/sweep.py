@@ -3,6 +3,7 @@
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Protocol
 
 from .claim import Claim, holder, holders, share
@@ -12,6 +13,7 @@ from .lanes import Run
 from .outcome import failure, summary
 from .store import Json, save_params, save_record, write, write_sealed
 from .sweep_plan import Sweep
+from .tracker import logged
 
 
 class Show(Protocol):
@@ -148,19 +150,22 @@ def _trained(sweep: Sweep, job: Job, claim: Claim, show: Show) -> Run:
     )
     if not sweep.folder.load_checkpoint(job.name, job.cell_names, run):
         run.begin()
-    show.moved(job, run)
-    saved = time.monotonic()
-    while not run.ended:
-        run.chunk()
+    with logged(sweep.log, sweep.folder.path, job, asdict(setting), show.note) as log:
         show.moved(job, run)
-        if run.ended:
-            break
-        stopping = sweep.stop()
-        if stopping or time.monotonic() - saved >= sweep.checkpoint_seconds:
-            if not claim.held():
-                raise TakenOver
-            sweep.folder.save_checkpoint(job.name, job.cell_names, run)
-            saved = time.monotonic()
-        if stopping:
-            raise Interrupted
+        log(run)
+        saved = time.monotonic()
+        while not run.ended:
+            run.chunk()
+            show.moved(job, run)
+            log(run)
+            if run.ended:
+                break
+            stopping = sweep.stop()
+            if stopping or time.monotonic() - saved >= sweep.checkpoint_seconds:
+                if not claim.held():
+                    raise TakenOver
+                sweep.folder.save_checkpoint(job.name, job.cell_names, run)
+                saved = time.monotonic()
+            if stopping:
+                raise Interrupted
     return run

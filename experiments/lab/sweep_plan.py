@@ -12,7 +12,7 @@ import jax
 
 from stackjax.recipe import Recipe
 
-from . import cost, environment, extend, names
+from . import cost, environment, extend, names, tracker
 from .corpus import Corpus
 from .grid import SCHEMA, Grid, Job, Setting, plan
 from .lanes import Mode
@@ -37,6 +37,7 @@ class Sweep:
         checkpoint_seconds: time between checkpoints, which are made between chunks.
         keep_params: whether trained parameters are kept.
         devices: how many of this machine's devices run groups at the same time, one group each.
+        log: the experiment tracker in which each cell under way is a run; None is no tracker.
         stop: asked between chunks whether to stop.
         versions: of what may change a number.
         device: where it is computed.
@@ -52,6 +53,7 @@ class Sweep:
     checkpoint_seconds: float = 15.0
     keep_params: bool = False
     devices: int = 1
+    log: tracker.Name | None = None
     stop: Callable[[], bool] = lambda: False
     versions: dict[str, str] = field(default_factory=environment.versions)
     device: str = field(default_factory=environment.device)
@@ -68,13 +70,14 @@ class Sweep:
             Warnings.
 
         Raises:
-            ValueError: unknown names, sizes that do not fit, too little data, too few devices, a folder that holds
-                something else.
+            ValueError: unknown names, sizes that do not fit, too little data, too few devices, a tracker that is not
+                installed, a folder that holds something else.
         """
         if self.devices > jax.local_device_count():
             raise ValueError(
                 f"--devices must be {jax.local_device_count()} or less on this machine; got {self.devices}"
             )
+        tracker.check(self.log)
         self.corpus.check(batch=self.setting.batch, context=self.setting.context)
         self.setting.check(self.corpus.vocab)
         return [*self._check_models(), *self._check_folder()]

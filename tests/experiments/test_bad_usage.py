@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import shutil
+import sys
 import typing
 from pathlib import Path
 
@@ -279,6 +280,7 @@ BY_HAND = [
     ("depth_sweep", ("--dtype", "float16"), "--dtype"),
     ("depth_sweep", ("--scheduler", "pbs"), "--scheduler"),
     ("depth_sweep", ("--slurm", "partition"), "--slurm takes options as name=value"),
+    ("depth_sweep", ("--log", "aim"), "--log"),
     ("depth_sweep", ("--report-only",), "holds no sweep"),
     ("depth_sweep", ("--batch", "1000000"), "too short"),
     ("depth_sweep", ("--token-dtype", "int8"), "--token-dtype"),
@@ -322,6 +324,15 @@ BY_HAND = [
 @pytest.mark.parametrize(("name", "words", "said"), BY_HAND)
 def test_by_hand(refused, name, words, said):
     assert said in refused(name, *words)
+
+
+@pytest.mark.parametrize(
+    ("log", "package"), [("tensorboard", "tensorboardX"), ("wandb", "wandb"), ("trackio", "trackio")]
+)
+def test_a_tracker_that_is_not_installed(refused, monkeypatch, log, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    line = refused("depth_sweep", "--log", log)
+    assert f"--log {log}: " in line and line.endswith(f"; pip install {package}\n")
 
 
 def damaged(path):
