@@ -262,10 +262,9 @@ def may_meet(
     meet = (first <= last) & (low <= high)
     if causal:
         meet = meet & (low <= last)
-    if "window" in query:
-        window = query["window"][1]
-    if window is not None:
-        meet = meet & (high > first - window) & (low < last + window)
+    reach = query["window"][1] if "window" in query else window
+    if reach is not None:
+        meet = meet & (high > first - reach) & (low < last + reach)
     if chunk is not None:
         meet = meet & (high // chunk >= first // chunk) & (low // chunk <= last // chunk)
     if "segment" in query and "segment" in key:

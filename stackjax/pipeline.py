@@ -81,7 +81,7 @@ def apply(
         raise ValueError(f"microbatches must divide the batch, of {n_rows} rows; got microbatches={microbatches}")
     if holds_history(jax.eval_shape(stack.enter, params, x)):
         raise ValueError(f"stages hand on one stream, and {type(stack.recipe).__name__} keeps those of all layers")
-    prepare(stack.segments, params["shared"], side_inputs, *shape)  # refuses positions, known here alone
+    prepare(stack.segments, params["shared"], side_inputs, shape[0], shape[1])  # refuses positions, known here alone
     ticks = jnp.arange(microbatches + n_stages - 1)
 
     def split(a: jax.Array) -> jax.Array:
@@ -97,7 +97,7 @@ def apply(
         if key is not None:
             draw = partial(jax.random.fold_in, jax.random.fold_in(key, m))
             xs["key"] = jax.vmap(jax.vmap(draw))(by_layer["layer"])
-        prepared = prepare(stack.segments, shared, side_inputs, *shape)
+        prepared = prepare(stack.segments, shared, side_inputs, shape[0], shape[1])
         inputs = None, side_inputs, list(prepared.values())
         body = scan_body(segment, tuple(prepared), None, None, None, remat, False, set(), inputs)
         stream, ys = scan.run(body, stream, xs, segment.n, nested=remat == "nested")

@@ -292,11 +292,12 @@ class Stack(AbstractModel):
         side_inputs = checked(side_inputs, x.shape[:-1])
         coefficients = self.checked_coefficients(coefficients)
         cached = None if cache is None else cache.position
-        prepared = prepare(self.segments, params["shared"], side_inputs, *x.shape[-2:], cached, edit)
+        n_tokens = x.shape[-2]
+        prepared = prepare(self.segments, params["shared"], side_inputs, n_tokens, self.d_model, cached, edit)
 
         def prepare_in_layer(sublayer: Sublayer, numbers: Numbers) -> Any:
             its_inputs = replace(side_inputs, numbers=numbers, edits=editing.edits_of(edit, sublayer.name, None))
-            return sublayer.prepare(params["shared"], its_inputs, *x.shape[-2:], cached)
+            return sublayer.prepare(params["shared"], its_inputs, n_tokens, self.d_model, cached)
 
         by_layer = {
             "sublayer": coefficients["sublayer"],

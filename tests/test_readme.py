@@ -128,6 +128,19 @@ def _predicted(claim, *fields, digits):
     return numbers
 
 
+def test_what_is_said_of_parity_is_what_was_found():
+    result = json.loads((ROOT / "experiments" / "results" / "parity_table" / "result.json").read_text())
+    (line,) = re.findall(r"^\| `parity_table` \| .*\| (.*) \|$", TEXT, re.MULTILINE)
+    rows = result["rows"]
+    gradients = [row["gradients"] for row in rows if row["gradients"] is not None]
+    assert f"[{len(rows)} architectures]" in line and f"{len(result['seeds'])} seeds each" in line
+    assert max(max(row["logits"], row["hidden"]) for row in rows) < 1e-5
+    assert {row["decoding"] for row in rows} == {1.0, None} and {row["round_trip"] for row in rows} == {1.0}
+    assert f"gradients, of {len(gradients)}, within 1e-4 (the largest {max(gradients):.0e})" in line.replace(
+        "8e-5", "8e-05"
+    )
+
+
 FOUND = {
     "depth_probe": _predicted("last layer's gradient, post-norm over pre-norm, 48 layers", "mean", digits=1),
     "history_cost": _history_cost,
