@@ -119,7 +119,7 @@ from stackjax.latent_attention import LatentAttention
 from stackjax.layer import Layer, Trace
 from stackjax.model import Model, decoder, encoder
 from stackjax.moe import MixtureOfExperts
-from stackjax.norm import BatchNorm, DynamicTanh, LayerNorm, NoNorm, RMSNorm
+from stackjax.norm import BatchNorm, DynamicTanh, LayerNorm, LayerNorm1P, NoNorm, RMSNorm
 from stackjax.parallel import Parallel
 from stackjax.parameter import Spec
 from stackjax.recipe import residual
@@ -145,6 +145,7 @@ __all__ = [
     "LatentAttention",
     "Layer",
     "LayerNorm",
+    "LayerNorm1P",
     "MixtureOfExperts",
     "Model",
     "NoNorm",

@@ -7,7 +7,7 @@ examples and tokens, and must carry running statistics.
 Statistics are taken in float32 (float64 stays float64); the output has the dtype of the input.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -204,6 +204,18 @@ class LayerNorm(Norm):
 
     def apply(self, params: Params, x: jax.Array) -> jax.Array:
         return layer_norm(params, x, eps=self.eps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerNorm1P(LayerNorm):
+    """`LayerNorm` whose scale is stored as its difference from 1, so that weight decay pulls it to 1 (Nemotron)."""
+
+    def spec(self, d: int) -> dict[str, Spec]:
+        return {name: replace(spec, init=zeros) for name, spec in super().spec(d).items()}
+
+    def apply(self, params: Params, x: jax.Array) -> jax.Array:
+        scale = {"scale": 1 + upcast(params["scale"])} if self.scale else {}
+        return layer_norm({**params, **scale}, x, eps=self.eps)
 
 
 @dataclass(frozen=True, kw_only=True)

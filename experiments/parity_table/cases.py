@@ -226,6 +226,12 @@ def _starcoder2(random: Random) -> dict[str, Any]:
     return {"norm_epsilon": sizes.pop("rms_norm_eps"), **sizes, "use_bias": bool(random.integers(2))}
 
 
+def _nemotron(random: Random) -> dict[str, Any]:
+    sizes = _grouped(random)
+    biases = {name: bool(random.integers(2)) for name in ("attention_bias", "mlp_bias")}
+    return {"norm_eps": sizes.pop("rms_norm_eps"), **sizes, **biases, "partial_rotary_factor": 0.5}
+
+
 def _gpt_neox(random: Random) -> dict[str, Any]:
     choices = {"use_parallel_residual": bool(random.integers(2)), "attention_bias": bool(random.integers(2))}
     return {**_sizes(random), **choices, "rotary_pct": 0.5, "hidden_act": str(random.choice(["gelu", "relu"]))}
@@ -604,6 +610,13 @@ CASES = {
         config="Starcoder2Config",
         model="Starcoder2ForCausalLM",
         options=_starcoder2,
+        gradients=True,
+    ),
+    "nemotron": Case(
+        title="Nemotron",
+        config="NemotronConfig",
+        model="NemotronForCausalLM",
+        options=_nemotron,
         gradients=True,
     ),
     "gpt_neox": Case(

@@ -92,6 +92,7 @@ CONFIGS = {
     },
     "granite": {**_WITHOUT_WIDTH, **_ROPE, "residual_multiplier": 0.5, "logits_scaling": 2.0},
     "stablelm": {**_WITHOUT_WIDTH, **_ROPE, "qk_layernorm": True, "partial_rotary_factor": 0.5},
+    "nemotron": {**_GROUPED, **_ROPE, "partial_rotary_factor": 0.5},
     "starcoder2": {**_WITHOUT_WIDTH, **_ROPE, "sliding_window": 2},
     "gpt_neox": {**_SIZES, "rotary_pct": 0.5},
     "gptj": {"vocab_size": 11, "n_positions": 32, "n_embd": 16, "n_layer": 3, "n_head": 4, "rotary_dim": 2},

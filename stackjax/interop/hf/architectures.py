@@ -11,7 +11,7 @@ from stackjax.interop.hf.fused import GLM, GLM4, PHI3
 from stackjax.interop.hf.gemma import GEMMA, GEMMA2, GEMMA3
 from stackjax.interop.hf.gpt import GPT_BIGCODE, GPT_NEO, MPT
 from stackjax.interop.hf.gpt2 import GPT2
-from stackjax.interop.hf.layer_normed import STABLELM, STARCODER2
+from stackjax.interop.hf.layer_normed import NEMOTRON, STABLELM, STARCODER2
 from stackjax.interop.hf.llama import GRANITE, LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3
 from stackjax.interop.hf.marian import BART, MARIAN, MBART, PEGASUS
 from stackjax.interop.hf.mixture import OLMOE, QWEN2_MOE, QWEN3_MOE, QWEN3_NEXT
@@ -54,6 +54,7 @@ ARCHITECTURES = {
     "mixtral": MIXTRAL,
     "mpt": MPT,
     "mt5": MT5,
+    "nemotron": NEMOTRON,
     "olmo": OLMO,
     "olmo2": OLMO2,
     "olmo3": OLMO3,

@@ -1,6 +1,7 @@
-"""StableLM and StarCoder 2: decoders like Llama's, with layer norms.
+"""StableLM, StarCoder 2 and Nemotron: decoders like Llama's, with layer norms.
 
 StableLM 2: Bellagamba et al. 2024, arXiv:2402.17834. StarCoder 2: Lozhkov et al. 2024, arXiv:2402.19173.
+Nemotron-4: Parmar et al. 2024, arXiv:2402.16819.
 """
 
 from stackjax.attention import Attention
@@ -8,11 +9,11 @@ from stackjax.feed_forward import FeedForward
 from stackjax.interop.hf import causal, inert
 from stackjax.interop.hf.config import Config
 from stackjax.interop.hf.heads import NormedByHead
-from stackjax.interop.hf.mapping import Table, norm, tensor
+from stackjax.interop.hf.mapping import Table, dense, norm, tensor
 from stackjax.interop.hf.rope import rotary
 from stackjax.layer import Layer
 from stackjax.model import Model
-from stackjax.norm import LayerNorm, NoNorm
+from stackjax.norm import LayerNorm, LayerNorm1P, NoNorm
 from stackjax.parallel import Parallel
 from stackjax.recipe import PreNorm
 from stackjax.recipe.residual import Pre
@@ -35,6 +36,11 @@ STARCODER2_TENSORS: Table = causal.layers(
     causal.PRE_NORM,
     causal.ATTENTION,
     causal.UP_AND_DOWN,
+)
+NEMOTRON_TENSORS: Table = causal.layers(
+    causal.PRE_NORM,
+    causal.PROJECTIONS,
+    {"mlp.up_proj": dense("feed_forward/up"), "mlp.down_proj": dense("feed_forward/down")},
 )
 
 
@@ -66,5 +72,17 @@ def starcoder2(config: Config) -> tuple[Model, Table]:
     return causal.decoder(config, layer, recipe=recipe, tied=True), STARCODER2_TENSORS
 
 
+def nemotron(config: Config) -> tuple[Model, Table]:
+    """Nemotron from its config: squared ReLU, and norms whose scales are differences from 1."""
+    position = rotary(config, d_head=causal.head_width(config), share=0.5)
+    attention = causal.attention(config, bias=config.take("attention_bias", False), position=position)
+    activation = config.activation("hidden_act", "relu2")
+    bias, width = config.take("mlp_bias", False), config.take("intermediate_size")
+    layer = Layer(sublayers=(attention, FeedForward(d_hidden=width, activation=activation, bias=bias)))
+    recipe = PreNorm(residual=Pre(norm=LayerNorm1P(eps=config.take("norm_eps", 1e-5))))
+    return causal.decoder(config, layer, recipe=recipe), NEMOTRON_TENSORS
+
+
 STABLELM = causal.architecture(stablelm, "StableLm")
 STARCODER2 = causal.architecture(starcoder2, "Starcoder2", inert=inert.STARCODER2)
+NEMOTRON = causal.architecture(nemotron, "Nemotron")
