@@ -127,7 +127,7 @@ def _compiled(segments: Sequence[Segment]) -> int:
 
 
 def _columns(each: Sequence[Layer], length: int) -> list[Numbers]:
-    """For each layer of a pattern of some length the numbers in which its repeats differ."""
+    """The numbers in which repeats differ, for each layer of a pattern of some length."""
     numbers = list(map(by_layer.numbers_of, each))
     return [by_layer.unlike(numbers[j::length]) for j in range(length) if each]
 
