@@ -1,7 +1,9 @@
 """Equal to `transformers`, number by number: `pytest -m parity`, with the extra `oracle`."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from experiments.lab.command_line import OK, USAGE
@@ -31,6 +33,28 @@ def test_parity(name, seed, tmp_path):
     assert not case.gradients or found["gradients"] <= 1e-4
     assert not case.decodes or found["decoding"] == 1
     assert found["round_trip"] == 1
+
+
+EAGER_ALONE = {"xlnet", "gemma2", "gpt_oss", "falcon", "bloom", "gpt_neo", "mpt"}
+
+
+@pytest.mark.parametrize("name", cases.CASES)
+def test_the_two_kinds_of_attention_of_the_oracle_agree(name):
+    """Those of `transformers`, eager and sdpa, so that it does not matter with which of them ours is compared."""
+    case, random = replace(cases.CASES[name], gradients=False), np.random.default_rng(0)
+    model = compare.draw_model(case, random)
+    batches = [compare.draw_batch(random, left=case.left) for _ in range(1 + case.two_sided)]
+    batches = [compare.draw_images(random, model.config)] if case.images else batches
+    with compare.torch.no_grad():
+        eager = compare.theirs(case, model, batches).logits
+        try:
+            model.set_attn_implementation("sdpa")
+        except ValueError:
+            assert name in EAGER_ALONE
+            return
+        assert (model.config._attn_implementation == "eager") == (name in EAGER_ALONE)
+        fused = compare.theirs(case, model, batches).logits
+    assert np.abs(fused - eager).max() <= 1e-5 * np.abs(eager).max()
 
 
 def test_the_table(tmp_path, capsys):
