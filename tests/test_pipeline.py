@@ -211,7 +211,9 @@ def test_what_stages_cannot_share_is_refused():
     refused(stack(depth=6), "repeated a multiple of 4 times; got Stack: 6 layers")
     refused(stack(depth=0), "repeated a multiple of 4 times; got Stack: 0 layers")
     refused(stack(looped=True), "not looped")
-    refused(stack(*(LAYER,) * 4, *(sj.Layer(sublayers=(sj.FeedForward(d_hidden=8),)),) * 4), "one segment of layers")
+    refused(
+        stack(*(LAYER,) * 4, *(sj.Layer(sublayers=(sj.FeedForward(d_hidden=8),)),) * 4), "one segment of equal layers"
+    )
     refused(stack(recipe=sj.recipe.DenseFormer()), "DenseFormer keeps those of all layers")
     refused(stack(recipe=sj.recipe.PreNorm(residual=sj.residual.Pre(norm=sj.BatchNorm()))), "running statistics")
     twice = sj.SideInputs(position={"index": jnp.array([0, 1, 0, 1, 2])})

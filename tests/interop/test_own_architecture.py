@@ -15,15 +15,14 @@ from stackjax.parameter import is_spec
 
 WORD = "experiments.own_architecture:ARCHITECTURES"
 CONFIG = {
-    "model_type": "nemotron",
-    "architectures": ["NemotronForCausalLM"],
+    "model_type": "arcee",
+    "architectures": ["ArceeForCausalLM"],
     "vocab_size": 256,
     "hidden_size": 16,
     "intermediate_size": 24,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "partial_rotary_factor": 0.5,
     "rope_theta": 10000.0,
 }
 
@@ -43,9 +42,7 @@ def test_it_loads_as_its_first_lines_say(tmp_path):
     assert loaded.model == model and jax.tree.all(
         jax.tree.map(lambda a, b: bool((a == b).all()), loaded.params, params)
     )
-    with pytest.raises(
-        ValueError, match=r"'nemotron' is not supported; .* help\(stackjax\.interop\.hf\) and experiments"
-    ):
+    with pytest.raises(ValueError, match=r"'arcee' is not supported; .* help\(stackjax\.interop\.hf\) and experiments"):
         hf.load(tmp_path / "a")
 
 
@@ -54,7 +51,7 @@ def test_x_ray_looks_into_it(tmp_path, capsys):
     words = [str(tmp_path / "a"), "--context", "8", "--windows", "1", "--out", str(tmp_path / "a.html")]
     assert x_ray([*words, "--architectures", WORD]) == OK and (tmp_path / "a.html").is_file()
     capsys.readouterr()
-    assert x_ray(words) == USAGE and "'nemotron' is not supported" in capsys.readouterr().err
+    assert x_ray(words) == USAGE and "'arcee' is not supported" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["experiments.own_architecture:TENSORS", "nowhere:X", "experiments.own_architecture"])
@@ -67,4 +64,4 @@ def test_other_things_at_the_path_are_refused(name):
 def test_the_table_measures_it(tmp_path, capsys):
     pytest.importorskip("transformers")
     assert compare(["--architectures", WORD, "--seeds", "2", "--out", str(tmp_path)]) == OK
-    assert "| nemotron |" in capsys.readouterr().out
+    assert "| arcee |" in capsys.readouterr().out
