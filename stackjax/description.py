@@ -22,16 +22,16 @@ DECORATE = "decorate it with @dataclass(frozen=True, kw_only=True)"
 class Description:
     """Base of the frozen descriptions: `repr` leaves out what is at its default.
 
+    `numbers` names fields that hold numbers which change no shape and no choice, or descriptions that name such fields.
+    Layers that differ in nothing else share one program (`stackjax.by_layer`). A sublayer that names some reads them as
+    `side_inputs.numbers.get(name, self.name)`; a position encoding gets them as further keywords of `prepare`. They
+    count for the class that names them and not for its subclasses, which must name them again.
+
     Raises:
         ValueError: a class whose state is not in fields; a field that is given a value of another type.
     """
 
     numbers: ClassVar[tuple[str, ...]] = ()
-    """Names of fields that hold numbers which change no shape and no choice, or descriptions that name such fields.
-
-    Layers that differ in nothing else share one program (`stackjax.by_layer`). A sublayer that names some reads them as
-    `side_inputs.numbers.get(name, self.name)`; a position encoding gets them as further keywords of `prepare`. They
-    count for the class that names them and not for its subclasses, which must name them again."""
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)

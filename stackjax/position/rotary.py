@@ -105,6 +105,7 @@ class Rotary(Position):
 
     @property
     def numbers(self) -> tuple[str, ...]:
+        """The base may differ by layer, unless the frequencies are scaled."""
         return ("base",) if type(self.scaling) is Scaling else ()
 
     def prepare(
