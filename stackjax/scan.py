@@ -39,8 +39,14 @@ NAMES = ("attention_heads", "feed_forward_hidden")
 Body = Callable[[Any, Any], tuple[Any, Any]]
 
 
-def rematerialise(layer: Body, remat: Remat, *, loop: bool) -> Body:
+def rematerialise(layer: Body, remat: Remat, *, inlined: bool) -> Body:
     """Wrap one layer so that the backward pass recomputes what `remat` says.
+
+    Args:
+        layer: takes the carry and its own xs.
+        remat: what to recompute.
+        inlined: whether forward and backward pass of the layer may stand in one computation, not each in a loop of its
+            own; there a compiler that finds the same work twice would keep the result and not recompute.
 
     Raises:
         ValueError: an unknown remat.
@@ -58,7 +64,7 @@ def rematerialise(layer: Body, remat: Remat, *, loop: bool) -> Body:
         raise ValueError(
             f"remat must be 'none', 'layer', 'nested', 'offload' or a jax checkpoint policy; got {remat!r}"
         )
-    return jax.checkpoint(layer, policy=remat if callable(remat) else None, prevent_cse=loop)
+    return jax.checkpoint(layer, policy=remat if callable(remat) else None, prevent_cse=inlined)
 
 
 def run(

@@ -182,7 +182,7 @@ def scan_body(
     measure: Measure | None,
     edit: Edit | None,
     remat: scan.Remat,
-    loop: bool,
+    inlined: bool,
     later: set[tuple[str, str]],
     inputs: Inputs,
 ) -> scan.Body:
@@ -195,7 +195,7 @@ def scan_body(
         measure: what to reduce each layer's `Trace` to.
         edit: what to replace in each layer.
         remat: what the backward pass recomputes.
-        loop: whether the body is called by a Python loop.
+        inlined: as for `scan.rematerialise`.
         later: intermediates that later segments borrow.
         inputs: what all repeats read.
     """
@@ -250,7 +250,7 @@ def scan_body(
                 "numbers": xs.get("numbers", {}).get(name, {}),
                 "lent": {**side_inputs.borrowed, **lends},
             }
-            one = scan.rematerialise(partial(run, layer), remat, loop=loop)
+            one = scan.rematerialise(partial(run, layer), remat, inlined=inlined)
             stream, (losses, states[name], measured[name], more) = one(stream, x)
             loss, lends = add_losses(loss, losses), {**lends, **more}
         return stream, (loss, states, measured, {place: lends[place] for place in later & lends.keys()})

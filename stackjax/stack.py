@@ -319,7 +319,8 @@ class Stack(AbstractModel):
             xs["numbers"] = segment.numbers_by_layer
             inputs = stored if segment.looped else None, replace(side_inputs, borrowed=lent), list(prepared.values())
             later = borrowed_in(self.segments[int(i) + 1 :])
-            body = partial(scan_body, segment, tuple(prepared), prepare_in_layer, measure, edit, remat, loop, later)
+            inlined = loop or (self.depth > 1 and (unroll > 1 or segment.n == 1))
+            body = partial(scan_body, segment, tuple(prepared), prepare_in_layer, measure, edit, remat, inlined, later)
             if segment.looped and (turns is not None or backward_turns is not None):
                 counts = {"turns": turns, "backward_turns": backward_turns}
                 truncated = segment.layers[0].truncated

@@ -40,7 +40,7 @@ def test_every_driver_gives_the_same(x64, n):
     xs, carry = normal(n, 3, 3), normal(2, 3, key=1)
 
     def run(options, carry, xs):
-        one = scan.rematerialise(body, options.get("remat", "none"), loop=options.get("loop", False))
+        one = scan.rematerialise(body, options.get("remat", "none"), inlined=options.get("loop", False))
         options = {name: value for name, value in options.items() if name != "remat"}
         last, ys = scan.run(one, carry, xs, n, **options)
         return jnp.sum(last**2) + jnp.sum(ys * jnp.arange(n)), (last, ys)
@@ -78,7 +78,7 @@ def test_offload_keeps_what_is_named_in_the_memory_of_the_host():
 
 def test_unknown_remat():
     with pytest.raises(ValueError, match="remat must be"):
-        scan.rematerialise(body, "every", loop=False)  # pyright: ignore[reportArgumentType]
+        scan.rematerialise(body, "every", inlined=False)  # pyright: ignore[reportArgumentType]
 
 
 def test_tap_is_the_identity_and_its_gradient_the_squared_norm(x64):

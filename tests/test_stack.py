@@ -239,3 +239,17 @@ def test_unknown_remat():
     deep = stack(depth=1)
     with pytest.raises(ValueError, match="remat must be"):
         deep.apply(deep.init(jax.random.key(0)), normal(T, D), remat="all")
+
+
+@pytest.mark.parametrize(
+    ("layers", "options"), [((LAYER,), {"unroll": 2}), ((LAYER, LOCAL), {}), ((LAYER,), {"loop": True})]
+)
+def test_a_layer_is_recomputed_also_where_no_loop_parts_the_backward_pass_from_the_forward_pass(layers, options):
+    deep = stack(*layers, depth=2)
+    params, x = drawn(deep, jnp.float32), normal(2, T, D, dtype=jnp.float32)
+
+    def flops(remat):
+        loss = lambda params: jnp.sum(deep.apply(params, x, remat=remat, **options)[0] ** 2)
+        return jax.jit(jax.grad(loss)).lower(params).compile().cost_analysis()["flops"]
+
+    assert flops("layer") > 1.15 * flops("none")
