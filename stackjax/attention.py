@@ -12,14 +12,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
 
 from stackjax import blockwise, dot_product
+from stackjax.backend import Backend, choose, takes_mask
 from stackjax.check import nearest_divisors, positive, rate
 from stackjax.dot_product import flat_positions, visible, with_cached
 from stackjax.norm import NoNorm, Norm, upcast, without_statistics
 from stackjax.parameter import Spec, linear, matrix, zeros
 from stackjax.position.base import ATTENTION_HOOKS, NoPosition, Position, total
 from stackjax.sublayer import Aux, CachedPositions, Params, SideInputs, Sublayer, dropout
-
-Backend = Literal["plain", "blockwise", "xla", "cudnn"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,8 @@ class Attention(Sublayer):
         bias: which projections have biases: of query, key, value, out, gate.
         backend: "plain" is written out and keeps all weights; "blockwise" keeps none (`stackjax.blockwise`), so that
             observers see no weights; "xla" and "cudnn" go through jax.nn.dot_product_attention. None takes cuDNN on a
-            GPU in 16 bits where it can express the case, else "blockwise" from `blockwise.LARGE` on, else "plain".
+            GPU in 16 bits where it can express the case, with a mask up to `backend.MASKED`, else "blockwise" from
+            `blockwise.LARGE` on, else "plain".
         weight_dropout: rate on the softmax's weights while training (Vaswani et al. 2017's released code), which only
             "plain" has.
         transform_value: a module-level function (value (B, S, G, K), side_inputs) to value, applied before anything
@@ -108,6 +108,11 @@ class Attention(Sublayer):
     @property
     def _fusable(self) -> bool:
         return self._plain_weights and not (self.soft_cap or self.sinks or self.position.acts_on(("value",)))
+
+    @property
+    def _linear(self) -> bool:
+        """True if a fused kernel needs no tables of logits (H, T, S) beside queries, keys and values."""
+        return self._fusable and not self.position.acts_on(("score", "bias"))
 
     @property
     def _plain_weights(self) -> bool:
@@ -181,9 +186,11 @@ class Attention(Sublayer):
         if "window" in side_inputs.numbers:
             query = {**query, "window": jnp.full_like(query["index"], side_inputs.numbers["window"])}
         sizes = {"n_heads": self.n_heads, "d_head": self.head_width(d_model), **side_inputs.numbers.get("position", {})}
-        blockwise = self._blockwise(n_tokens, key["index"].shape[-1], side_inputs.edits_at("weights"))
+        n_keys = key["index"].shape[-1]
+        in_blocks = self._blockwise(n_tokens, n_keys, side_inputs.edits_at("weights"))
+        unmasked = in_blocks and not (self._linear and takes_mask(n_tokens, n_keys))
         return {
-            "mask": None if blockwise else visible(query, key, **self._scores(self.head_width(d_model)).reach),
+            "mask": None if unmasked else visible(query, key, **self._scores(self.head_width(d_model)).reach),
             "position": self.position.prepare(shared, query=query, key=key, new_key=new_key, **sizes),
             "where": (query, key),
             "shared": shared,
@@ -299,7 +306,10 @@ class Attention(Sublayer):
         prepared, scores = side_inputs.prepared, self._scores(query.shape[-1])
         plain = self.chunk is None and not self.cross and "window" not in side_inputs.numbers
         standard = plain and side_inputs.position is None and side_inputs.cache is None
-        backend = self._backend(query, key, standard, side_inputs.edits_at("weights"))
+        edited = side_inputs.edits_at("weights")
+        in_blocks = self._blockwise(query.shape[1], key.shape[1], edited)
+        fuses = self._fusable and (prepared["mask"] is not None or (standard and self._linear))
+        backend = choose(self.backend, query.dtype, fuses=fuses, blockwise=in_blocks, edited=edited)
         if backend == "blockwise":
             within = {"position": params["position"], "shared": prepared["shared"]}
             where, sinks = prepared["where"], params.get("sinks")
@@ -337,14 +347,3 @@ class Attention(Sublayer):
         """True if attention of these many queries and keys is blockwise where no fused kernel is taken."""
         large = blockwise.large(n_queries, n_keys) and self._plain_weights and not edited
         return self.backend == "blockwise" or (self.backend is None and large)
-
-    def _backend(self, query: jax.Array, key: jax.Array, standard: bool, edited: bool) -> Backend:
-        if edited and self.backend not in (None, "plain"):
-            raise ValueError(f"backend={self.backend!r} makes no weights to edit; use backend='plain', or None")
-        if self.backend is not None or edited:
-            return self.backend or "plain"
-        blockwise = self._blockwise(query.shape[1], key.shape[1], edited)
-        sixteen_bits = query.dtype in (jnp.bfloat16, jnp.float16)
-        if jax.default_backend() == "gpu" and sixteen_bits and self._fusable and (standard or not blockwise):
-            return "cudnn"
-        return "blockwise" if blockwise else "plain"

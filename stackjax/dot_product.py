@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from stackjax.check import known
 from stackjax.norm import upcast
+from stackjax.product import wide_einsum
 from stackjax.sublayer import Positions
 
 
@@ -63,8 +64,7 @@ def attention_logits(
     chex.assert_is_divisible(n_heads, n_groups)
     batch, n_queries, _, width = query.shape
     grouped = query.reshape(batch, n_queries, n_groups, n_heads // n_groups, width)
-    accumulate = jnp.promote_types(query.dtype, jnp.float32)
-    logits = jnp.einsum("btgmk,bsgk->bgmts", grouped, key, preferred_element_type=accumulate)
+    logits = wide_einsum("btgmk,bsgk->bgmts", grouped, key)
     logits = logits.reshape(batch, n_heads, n_queries, key.shape[1])
     logits = scale * (logits if score is None else logits + upcast(score))
     if soft_cap is not None:
@@ -169,16 +169,17 @@ def fused_attention(
     chex.assert_rank([query, key, value], 4)
     batch, n_queries, n_heads, _ = query.shape
     full = (batch, n_heads, n_queries, key.shape[1])
-    if mask is not None and (causal or window is not None):
+    ahead = backend == "cudnn" and window is not None and not causal  # its windows look back alone
+    if ahead or (mask is not None and (causal or window is not None)):
         near = visible(first_positions(n_queries), first_positions(key.shape[1]), causal=causal, window=window)
-        mask, causal, window = mask & near, False, None
+        mask, causal, window = near if mask is None else mask & near, False, None
     reach = None if window is None else (window - 1, 0 if causal else window - 1)
     y = jax.nn.dot_product_attention(
         query,
         key,
         value,
         bias=None if bias is None else jnp.broadcast_to(bias, full).astype(query.dtype),
-        mask=None if mask is None else jnp.broadcast_to(mask, full),
+        mask=None if mask is None else jnp.broadcast_to(mask, (*mask.shape[:2], *full[2:])),
         scale=scale,
         is_causal=causal,
         local_window_size=reach,

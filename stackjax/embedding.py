@@ -13,6 +13,7 @@ from stackjax.feed_forward import Activation
 from stackjax.norm import NoNorm, Norm, upcast, without_statistics
 from stackjax.parameter import Normal, Spec, linear, zeros
 from stackjax.position.base import STREAM_HOOKS, NoPosition, Position
+from stackjax.product import wide_einsum
 from stackjax.sublayer import Params, Positions, dropout
 
 
@@ -217,8 +218,7 @@ class Head(Description):
             x = self.transform(linear(params, "transform", x))
         x = self.norm.apply(params["norm"], x)
         weight = table.T if self.tied else params["unembed"]
-        accumulate = jnp.promote_types(x.dtype, jnp.float32)
-        logits = self.scale * multiplier * jnp.matmul(x, weight.astype(x.dtype), preferred_element_type=accumulate)
+        logits = self.scale * multiplier * wide_einsum("...d,dv->...v", x, weight.astype(x.dtype))
         logits = self.scaled(params, logits, x.shape[-1])
         if self.bias:
             logits = logits + params["bias"]

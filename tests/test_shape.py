@@ -82,6 +82,7 @@ FITS = {
     "two_layer": [call(MATRICES, X)],
     "gated": [call(MATRICES, X[0])],
     "softmax": [call(X)],
+    "wide_einsum": [call("btk,kn->btn", X, X[0].T)],
     "attention_logits": [call(QUERY, KEY, scale=1.0, mask=MASK, bias=WEIGHTS[:1], soft_cap=5.0)],
     "attention_weights": [call(QUERY, KEY, scale=1.0, mask=MASK, sinks=jnp.ones(4))],
     "weighted_sum": [call(WEIGHTS, KEY)],

@@ -249,7 +249,9 @@ def test_a_layer_is_recomputed_also_where_no_loop_parts_the_backward_pass_from_t
     params, x = drawn(deep, jnp.float32), normal(2, T, D, dtype=jnp.float32)
 
     def flops(remat):
-        loss = lambda params: jnp.sum(deep.apply(params, x, remat=remat, **options)[0] ** 2)
+        def loss(params):
+            return jnp.sum(deep.apply(params, x, remat=remat, **options)[0] ** 2)
+
         return jax.jit(jax.grad(loss)).lower(params).compile().cost_analysis()["flops"]
 
     assert flops("layer") > 1.15 * flops("none")

@@ -8,6 +8,7 @@ Needs the extra `bench`; a peer that is not installed is left out, and said so. 
 else. To compare on one core: `taskset -c 0 python -m experiments.bench`.
 """
 
+import itertools
 import os
 import sys
 import time
@@ -22,12 +23,12 @@ from rich.console import Console
 from ..lab import command_line, environment
 from ..lab.command_line import OK
 from ..lab.options import one_or_more, some
-from . import agree, alone, decoding, machine, page, peers, program, verdict, vmapped
+from . import agree, alone, decoding, machine, packed, page, peers, program, verdict, vmapped
 from .peers.base import Size
 from .program import Row
 
-Part = Literal["agree", "remat", "compile", "sweep", "decode", "train"]
-PARTS: tuple[Part, ...] = ("agree", "remat", "compile", "sweep", "decode", "train")
+Part = Literal["agree", "remat", "compile", "sweep", "decode", "packed", "train"]
+PARTS: tuple[Part, ...] = ("agree", "remat", "compile", "sweep", "decode", "packed", "train")
 PACKAGES = ("torch", "transformers", "equinox", "dm-haiku")
 
 
@@ -43,13 +44,14 @@ class Options:
     quick: bool = False
     """A tiny version of everything, to see that it runs; its numbers mean nothing."""
     large: bool = False
-    """About 1 B parameters in bfloat16, for one GPU of 80 GB; training alone, each peer in a process of its own."""
+    """About 1 B parameters in bfloat16, for one GPU of 80 GB: training, each peer in a process of its own, documents
+    packed and padded, and decoding."""
     minutes: float = 20.0
     """Nothing is begun that would probably end later than this; what was left out is said."""
     parts: tuple[Part, ...] = PARTS
     """Parts of the benchmark, in this order."""
-    peers: tuple[str, ...] = tuple(peers.PEERS)
-    """Libraries that take part."""
+    peers: tuple[str, ...] = tuple(name for name in peers.PEERS if name != "unrolled")
+    """Libraries that take part; `unrolled` is stackjax without its scan."""
     size: tyro.conf.OmitArgPrefixes[Size] = Size()
     """Sizes of the model; its depth is not read."""
     depths: tuple[int, ...] = (2, 16, 128, 512)
@@ -97,7 +99,9 @@ LARGE = replace(
     large=True,
     size=Size(d_model=2048, n_heads=16, context=2048, batch=4, vocab=32768, dtype="bfloat16"),
     depths=(20,),
-    parts=("train",),
+    peers=("stackjax", "unrolled", "linen", "torch", "torch_compile"),
+    remats=("layer", "dots", "none"),
+    parts=("train", "packed", "decode"),
     together=False,
 )
 
@@ -125,6 +129,7 @@ class Bench:
             "compile": None,
             "sweep": [],
             "decode": [],
+            "packed": [],
             "skipped": [],
         }
         for name in options.peers:
@@ -211,14 +216,26 @@ class Bench:
         if missing := decoding.missing():
             self.skip(f"decoding beside transformers: {', '.join(missing)} not installed")
             return
-        small = {"d_model": 16, "depth": 2, "prompt": 4, "n_tokens": 4, "rounds": 1}
-        usual = {"d_model": 256, "depth": 8, "prompt": 32, "n_tokens": 128, "rounds": 3}
-        sizes: dict[str, Any] = small if self.options.quick else usual
-        for batch in (1, 8):
-            row = decoding.measure(batch=batch, **sizes)
+        sizes: dict[str, Any]
+        sizes, prompts, batches = decoding.USUAL, (16, 512), (1, 8, 32)
+        if self.options.quick:
+            sizes, prompts, batches = decoding.QUICK, (4,), (1, 2)
+        elif self.options.large:
+            size = self.options.size
+            sizes = sizes | {"d_model": size.d_model, "n_heads": size.n_heads, "depth": self.options.depths[0]}
+            sizes |= {"vocab": size.vocab, "dtype": size.dtype}
+        side_by_side = decoding.SideBySide(n_positions=max(prompts) + sizes["n_tokens"], **sizes)
+        for prompt, batch in itertools.product(prompts, batches):
+            row = side_by_side.measure(batch=batch, prompt=prompt)
             self.results["decode"].append(row)
             rates = ", ".join(f"{name} {rate:.0f}" for name, rate in row["tokens_per_second"].items())
-            self.say(f"tokens/s at batch {batch}: {rates}")
+            self.say(f"tokens/s at batch {batch} after {prompt}: {rates}")
+
+    def packed(self) -> None:
+        """Documents in rows of their own, and packed."""
+        size = replace(self.options.size, depth=2 if self.options.quick else self.options.depths[0])
+        self.results["packed"] = packed.measure(size, "layer", self.options.rounds)
+        self.say("tokens/s: " + ", ".join(f"{r['way']} {r['tokens_per_second']:.0f}" for r in self.results["packed"]))
 
     def train(self) -> None:
         """Every peer at every depth and rematerialisation."""

@@ -90,12 +90,27 @@ def decoding(results: dict[str, Any]) -> list[Row]:
     """Tokens a second."""
     return [
         {
-            **{"layers": row["depth"], "width": row["d_model"], "batch": row["batch"], "new tokens": row["n_tokens"]},
+            **{"layers": row["depth"], "width": row["d_model"], "type": row["dtype"], "batch": row["batch"]},
+            **{"prompt": row["prompt"], "new tokens": row["n_tokens"]},
             **{f"{name}, tokens/s": f"{rate:.0f}" for name, rate in row["tokens_per_second"].items()},
             "ratio": f"{row['tokens_per_second']['stackjax'] / row['tokens_per_second']['transformers']:.1f}",
-            "same tokens": "yes" if row["same_tokens"] else "**no**",
+            "same tokens": f"{100 * row['same_tokens']:.0f} %",
         }
         for row in results["decode"]
+    ]
+
+
+def packed(results: dict[str, Any]) -> list[Row]:
+    """Tokens that count, a second, by how documents lie in rows."""
+    return [
+        {
+            **{"layers": row["depth"], "remat": row["remat"], "documents": row["way"]},
+            "tokens that count": f"{100 * row['share']:.0f} %",
+            "step s": _number(row["step_seconds"]),
+            "temporaries MiB": f"{row['temp_bytes'] / 2**20:.1f}",
+            "counted tokens/s": f"{row['tokens_per_second']:,.0f}",
+        }
+        for row in results["packed"]
     ]
 
 
@@ -152,6 +167,7 @@ def markdown(results: dict[str, Any]) -> str:
         "What rematerialisation saves and costs": remat,
         f"{results['sweep'][0]['runs']} runs at once" if results["sweep"] else "": sweep,
         "Greedy decoding": decoding,
+        "Documents padded and packed": packed,
     }
     parts += [f"## {title}\n\n{table(rows)}" for title, make in more.items() if (rows := make(results))]
     if results["skipped"]:

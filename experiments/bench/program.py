@@ -16,6 +16,7 @@ from ..lab import compile_cache, cost
 from . import peers
 from .machine import clock
 from .peers.base import JaxPeer, Size
+from .peers.in_stackjax import Stackjax
 
 Row = dict[str, Any]
 """One measurement, as plain JSON."""
@@ -61,18 +62,18 @@ def prepare(name: str, size: Size, remat: str) -> Program:
     """Build, trace and compile a peer: its init, its optimiser and its step."""
     jax.clear_caches()
     gc.collect()
-    make = _prepare_jax if issubclass(peers.load(name), JaxPeer) else _prepare_torch
-    program = make(peers.load(name), size, remat)
+    kind = peers.load(name)
+    jax_peer = issubclass(kind, JaxPeer)
+    program = prepare_jax(kind(size, remat), tokens_of(size)) if jax_peer else _prepare_torch(kind, size, remat)
     program.facts = {"peer": name, "remat": remat, "depth": size.depth, **program.facts}
     return program
 
 
-def _prepare_jax(kind: type, size: Size, remat: str) -> Program:
-    tokens = tokens_of(size)
+def prepare_jax(peer: JaxPeer, batch: Any) -> Program:
+    """Trace and compile a peer's init, optimiser and step, whose loss takes such a batch."""
     began, busy = clock(), time.process_time()
-    peer = kind(size, remat)
     start = jax.jit(lambda key: peer.start(peer.init(key))).lower(jax.random.key(0))
-    traced = jax.jit(peer.step, donate_argnums=0).trace(start.out_info, tokens)
+    traced = jax.jit(peer.step, donate_argnums=0).trace(start.out_info, batch)
     begin, advance = start.compile(), traced.lower().compile()
     facts = {
         "compile_seconds": clock() - began,
@@ -84,7 +85,7 @@ def _prepare_jax(kind: type, size: Size, remat: str) -> Program:
 
     def step() -> float:
         before = state.pop() if state else begin(jax.random.key(0))
-        after, loss = advance(before, tokens)
+        after, loss = advance(before, batch)
         state.append(after)
         return float(jax.block_until_ready((after, loss))[1])
 
@@ -124,7 +125,7 @@ def equations(jaxpr: Jaxpr) -> int:
 
 def model_flops(size: Size) -> int:
     """FLOPs of the matrix products of one training step, nothing recomputed; masked entries of attention count."""
-    peer: JaxPeer = peers.load("stackjax")(replace(size, dtype="float32"))
+    peer = Stackjax(replace(size, dtype="float32"), backend="plain")
     params = jax.eval_shape(peer.init, jax.random.key(0))
     return cost.matmul_flops(jax.grad(peer.loss), params, tokens_of(size))
 

@@ -42,7 +42,9 @@ class Target:
 
 def judge(results: dict[str, Any]) -> list[Target]:
     """Every target for which there are numbers."""
-    return [*_agreement(results), *_compile(results), *_peers(results["rows"]), *_remat(results)]
+    rows = results["rows"]
+    trained = [*_peers(rows), *_unrolled(rows), *_utilisation(results)]
+    return [*_agreement(results), *_compile(results), *trained, *_remat(results)]
 
 
 def _agreement(results: dict[str, Any]) -> Iterator[Target]:
@@ -78,6 +80,26 @@ def _peers(rows: list[Row]) -> Iterator[Target]:
         if best := best_peer(group, "temp_bytes"):
             claim = f"temporary memory / best JAX peer's ({best['peer']}), {where}"
             yield Target(claim=claim, found=ours["temp_bytes"] / best["temp_bytes"], bound=1.0)
+
+
+def _unrolled(rows: list[Row]) -> Iterator[Target]:
+    for group in groups(rows):
+        ours, other = group.get(OWN), group.get("unrolled")
+        if ours and other:
+            where = f"{ours['depth']} layers, remat {ours['remat']}"
+            for what, field in (("step time", "step_seconds"), ("temporary memory", "temp_bytes")):
+                if ours[field] and other[field]:
+                    claim = f"{what} of the scan / that of the unrolled layers, {where}"
+                    yield Target(claim=claim, found=ours[field] / other[field], bound=1.05)
+
+
+def _utilisation(results: dict[str, Any]) -> Iterator[Target]:
+    timed = [row for row in results["rows"] if row["peer"] == OWN and row["step_seconds"]]
+    if results["peak"] and timed:
+        best = min(timed, key=lambda row: row["step_seconds"] / row["depth"])
+        share = results["model_flops"][str(best["depth"])] / best["step_seconds"] / results["peak"]
+        claim = f"1 / model FLOPs utilisation, {best['depth']} layers, remat {best['remat']}"
+        yield Target(claim=claim, found=1 / share, bound=2.0)
 
 
 def _remat(results: dict[str, Any]) -> Iterator[Target]:

@@ -3,10 +3,11 @@
 import json
 
 import jax
+import numpy as np
 import pytest
 
 from experiments.bench import __main__ as bench
-from experiments.bench import agree, alone, peers, verdict
+from experiments.bench import agree, alone, packed, peers, verdict
 from experiments.bench.peers.base import Size
 from experiments.bench.program import equations, prepare
 
@@ -37,7 +38,8 @@ def test_all_of_it(tmp_path):
     assert found["agreement"]["largest_difference"] < 1e-5
     assert [row["remat"] for row in found["remat"]] == ["none", "layer", "nested"]
     assert found["sweep"][0]["runs"] == 8
-    assert all(row["same_tokens"] for row in found["decode"])
+    assert [(row["prompt"], row["batch"], row["same_tokens"]) for row in found["decode"]] == [(4, 1, 1.0), (4, 2, 1.0)]
+    assert [row["way"] for row in found["packed"]] == ["padded", "packed"]
 
 
 def test_no_time_is_left(tmp_path):
@@ -69,7 +71,7 @@ def test_verdicts():
         row("stackjax", remat="nested", gradient_bytes=14, step_seconds=1.9),
     ]
     compiled = {"depths": [4, 512], "ratios": [1.0, 1.1, 1.3], "equations": [10, 10]}
-    found = {"agreement": None, "compile": compiled, "rows": rows, "remat": remat, "remat_peer": None}
+    found = {"agreement": None, "compile": compiled, "rows": rows, "remat": remat, "remat_peer": None, "peak": None}
     judged = {target.claim: (round(target.found, 3), target.met) for target in verdict.judge(found)}
     assert list(judged.values()) == [
         (1.1, True),
@@ -82,6 +84,23 @@ def test_verdicts():
         (0.014, False),
         (1.9, False),
     ]
+
+
+def test_verdicts_on_a_gpu():
+    rows = [row("stackjax", temp_bytes=104), row("unrolled", step_seconds=0.9)]
+    found = {"agreement": None, "compile": None, "rows": rows, "remat": [], "peak": 8.0, "model_flops": {"8": 4.4}}
+    judged = [(round(target.found, 3), target.met) for target in verdict.judge({**found, "remat_peer": None})]
+    assert judged == [(1.111, False), (1.04, True), (1.818, True)]
+
+
+def test_documents_are_packed_whole_and_more_of_them_count():
+    size = Size(d_model=8, n_heads=2, context=64, batch=4, vocab=16)
+    alone, together = packed.padded(size), packed.packed(size)
+    index, segment = together["position"]["index"], together["position"]["segment"]
+    lengths = packed.lengths(size)
+    for i in np.unique(segment[index >= 0]):
+        assert np.array_equal(index[(segment == i) & (index >= 0)], np.arange(lengths[i]))
+    assert together["weights"].sum() == (index > 0).sum() > 2 * alone["weights"].sum()
 
 
 def test_how_long_a_deeper_group_takes():

@@ -6,6 +6,7 @@ from typing import Any
 
 PEERS = {
     "stackjax": ("stackjax", "in_stackjax", "Stackjax"),
+    "unrolled": ("stackjax", "in_stackjax", "Unrolled"),
     "linen": ("flax", "in_linen", "Linen"),
     "nnx": ("flax", "in_nnx", "NNX"),
     "equinox": ("equinox", "in_equinox", "Equinox"),

@@ -6,23 +6,32 @@ import jax
 import optax
 
 import stackjax as sj
-from stackjax.sublayer import Params
+from stackjax.attention import Backend
+from stackjax.option import CommonOptions
+from stackjax.sublayer import Params, Positions
 
 from .base import ADAM, EPS, POLICIES, STD, JaxPeer, Size, Weights
 
 
 class Stackjax(JaxPeer):
-    """`sj.decoder` with learned positions and `sj.optim.adamw`."""
+    """`sj.decoder` with learned positions and `sj.optim.adamw`.
+
+    Args:
+        size: of the model.
+        remat: one of `remats`.
+        backend: of attention.
+    """
 
     remats = ("none", "layer", "nested", "dots")
 
-    def __init__(self, size: Size, remat: str = "none"):
+    def __init__(self, size: Size, remat: str = "none", backend: Backend | None = None):
         super().__init__(size, remat)
+        self.unroll = 1
         model = sj.decoder(
             vocab=size.vocab,
             d_model=size.d_model,
             depth=size.depth,
-            n_heads=size.n_heads,
+            attention=sj.Attention(n_heads=size.n_heads, backend=backend),
             recipe=sj.recipe.PreNorm(residual=sj.residual.Pre(norm=sj.LayerNorm(eps=EPS))),
             position=sj.position.Learned(n_positions=size.context),
         )
@@ -46,10 +55,24 @@ class Stackjax(JaxPeer):
         return params
 
     def loss(self, params: Params, tokens: jax.Array) -> jax.Array:
-        remat = POLICIES.get(self.remat, self.remat)
-        logits, _ = self.model.apply(params, tokens, dtype=self.size.dtype, remat=remat)
-        return sj.loss.next_token(logits, tokens)
+        return sj.loss.next_token(self.logits(params, tokens), tokens)
+
+    def logits(self, params: Params, tokens: jax.Array, position: Positions | None = None) -> jax.Array:
+        """Logits (B, T, V)."""
+        options: CommonOptions = {"remat": POLICIES.get(self.remat, self.remat), "unroll": self.unroll}
+        side_inputs = sj.SideInputs(position=position)
+        return self.model.apply(params, tokens, side_inputs, dtype=self.size.dtype, **options)[0]
 
     @property
     def optimiser(self) -> optax.GradientTransformation:
         return sj.optim.adamw(self.model, **ADAM)
+
+
+class Unrolled(Stackjax):
+    """The same with its layers one after another in the program, not in a loop."""
+
+    remats = ("none", "layer", "dots")
+
+    def __init__(self, size: Size, remat: str = "none"):
+        super().__init__(size, remat)
+        self.unroll = size.depth
