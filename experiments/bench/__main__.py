@@ -97,7 +97,7 @@ QUICK = replace(
 LARGE = replace(
     USUAL,
     large=True,
-    size=Size(d_model=2048, n_heads=16, context=2048, batch=4, vocab=32768, dtype="bfloat16"),
+    size=Size(d_model=2048, n_heads=16, context=2048, batch=8, vocab=32768, dtype="bfloat16"),
     depths=(20,),
     peers=("stackjax", "unrolled", "linen", "torch", "torch_compile"),
     remats=("layer", "dots", "none"),
@@ -115,6 +115,7 @@ class Bench:
         self.results: dict[str, Any] = {
             **environment.provenance(command, packages=PACKAGES),
             "quick": options.quick,
+            "xla_flags": os.environ.get("XLA_FLAGS", ""),
             "cores": machine.cores(),
             "clock": "CPU seconds" if machine.on_one_core() else "wall seconds",
             "load": f"{os.getloadavg()[0]:.1f}",
@@ -148,16 +149,20 @@ class Bench:
 
     def fits(self, what: str, seconds: float) -> bool:
         """True if there is time for something; else says what is left out."""
-        left = 60 * self.options.minutes - (time.perf_counter() - self.began)
-        if seconds > left:
-            self.skip(f"{what}: about {seconds:.0f} s, and {max(left, 0):.0f} s of --minutes are left")
-        return seconds <= left
+        if seconds > self.left:
+            self.skip(f"{what}: about {seconds:.0f} s, and {max(self.left, 0):.0f} s of --minutes are left")
+        return seconds <= self.left
+
+    @property
+    def left(self) -> float:
+        """Seconds of --minutes that are left."""
+        return 60 * self.options.minutes - (time.perf_counter() - self.began)
 
     def run(self) -> dict[str, Any]:
         """Run all parts that there is time for."""
         for part in self.options.parts:
             if self.fits(part, 0):
-                getattr(self, part)()
+                self.attempt(part, getattr(self, part))
                 page.save(self.results, Path(self.options.out))
         return self.results
 
@@ -276,7 +281,7 @@ class Bench:
     def alone(self, size: Size, name: str, remat: str, rounds: int) -> Row | None:
         """One peer in a process of its own."""
         what = f"{name}, {size.depth} layers, remat {remat}"
-        row = self.attempt(what, lambda: alone.measure(name, size, remat, rounds))
+        row = self.attempt(what, lambda: alone.measure(name, size, remat, rounds, max(self.left, 1)))
         if row is not None:
             self.say(f"{what}: " + _seconds({"compile": row["compile_seconds"], "step": row["step_seconds"] or 0.0}))
         return row

@@ -10,14 +10,19 @@ from .peers.base import Size
 from .program import Row
 
 
-def measure(name: str, size: Size, remat: str, rounds: int) -> Row:
+def measure(name: str, size: Size, remat: str, rounds: int, seconds: float) -> Row:
     """Run `program.prepare` and `program.run` in a subprocess, and return the row that they find.
 
     Raises:
         RuntimeError: the process failed; its last line says why.
+        TimeoutError: it took longer than these seconds.
     """
     asked = json.dumps({"name": name, "size": asdict(size), "remat": remat, "rounds": rounds})
-    done = subprocess.run([sys.executable, "-m", __name__, asked], capture_output=True, text=True)
+    try:
+        command = [sys.executable, "-m", __name__, asked]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(f"not done after {seconds:.0f} s") from None
     if done.returncode:
         raise RuntimeError(next(iter(done.stderr.strip().splitlines()[-1:]), f"exit status {done.returncode}"))
     return json.loads(done.stdout.splitlines()[-1])

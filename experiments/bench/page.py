@@ -151,10 +151,11 @@ def markdown(results: dict[str, Any]) -> str:
     shape = ", ".join(f"{name} {value}" for name, value in size.items() if name != "depth")
     rate = results["matmul_flops_per_second"] / 1e9
     note = "**A quick run: it shows that everything runs, and nothing else.**\n\n" if results["quick"] else ""
+    flags = f"XLA_FLAGS {results['xla_flags']}. " if results.get("xla_flags") else ""
     parts = [
         f"# The same model and optimiser in {', '.join(PEERS)}\n\n{note}`{results['command']}`\n\n"
         f"{results['device']}, {results['cores']} of its cores in use, load {results['load']} at the start; "
-        f"{results['clock']}. {shape}. "
+        f"{results['clock']}. {shape}. {flags}"
         f"The fastest of the model's own matrix products, alone: {rate:.1f} GFLOP/s. "
         + ", ".join(f"{name} {version}" for name, version in versions.items()),
         f"## Targets\n\n{table([target.row for target in judge(results)])}",

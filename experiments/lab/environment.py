@@ -101,9 +101,13 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """The commit of the repository that keeps this very file, which one that merely lies around it does not."""
-    file = Path(__file__)
-    return _git("describe", "--always", "--dirty", "--abbrev=12") if _git("ls-files", file.name) else "unknown"
+    """The commit of the repository that keeps this very file, which one that merely lies around it does not.
+
+    Where the code was copied without its repository, as into a container, the variable STACKJAX_COMMIT may name it.
+    """
+    if not _git("ls-files", Path(__file__).name):
+        return os.environ.get("STACKJAX_COMMIT", "unknown")
+    return _git("describe", "--always", "--dirty", "--abbrev=12")
 
 
 def _git(*words: str) -> str:

@@ -134,7 +134,9 @@ def test_peers_are_the_same_model(name):
 
 @pytest.mark.slow
 def test_a_process_of_its_own():
-    found = alone.measure("linen", TINY, "layer", rounds=1)
+    found = alone.measure("linen", TINY, "layer", rounds=1, seconds=120)
     assert found["peer"] == "linen" and found["step_seconds"] > 0
     with pytest.raises(RuntimeError, match="Linen has none, layer, dots"):
-        alone.measure("linen", TINY, "nested", rounds=1)
+        alone.measure("linen", TINY, "nested", rounds=1, seconds=120)
+    with pytest.raises(TimeoutError, match="not done after 0 s"):
+        alone.measure("linen", TINY, "layer", rounds=1, seconds=0.01)
