@@ -164,6 +164,28 @@ def test_numbers_in_the_table_of_experiments_are_those_that_were_found(name):
     assert [n for n in said if n in expected] == expected, (said, expected)
 
 
+def test_what_is_said_of_the_gpu_is_what_was_found():
+    trained, other = (
+        json.loads((ROOT / "experiments" / "results" / name / "result.json").read_text())
+        for name in ("bench_gpu", "bench_gpu_decode")
+    )
+    (line,) = re.findall(r"^\| `bench --large` \| .*\| (.*) \|$", TEXT, re.MULTILINE)
+    rows = {(row["peer"], row["remat"]): row for row in trained["rows"]}
+    flops = trained["model_flops"]["20"] / trained["peak"]
+    shares = [100 * flops / rows["stackjax", remat]["step_seconds"] for remat in ("none", "layer")]
+    scan, unrolled, eager = (rows[peer, "layer"] for peer in ("stackjax", "unrolled", "torch"))
+    ratios = [scan[field] / unrolled[field] for field in ("step_seconds", "temp_bytes")]
+    ratios.append(scan["step_seconds"] / eager["step_seconds"])
+    by_way = {row["way"]: row["tokens_per_second"] for row in other["packed"]}
+    speeds = {(row["batch"], row["prompt"]): row["tokens_per_second"] for row in other["decode"]}
+    ratio = {key: speed["stackjax"] / speed["transformers"] for key, speed in speeds.items()}
+    words = [*(f"{share:.0f} %" for share in shares), *(f"{x:.2f} times" for x in ratios)]
+    words += [f"{by_way[way]:,.0f}" for way in ("packed", "padded")]
+    words += [f"{ratio[1, 16]:.1f} times", f"{ratio[32, 512]:.1f} times"]
+    places = [line.find(word) for word in words]
+    assert -1 not in places and places == sorted(places), (words, places)
+
+
 ATLAS = ROOT / "experiments" / "results" / "depth_atlas"
 
 

@@ -342,7 +342,7 @@ def work(made: tuple[Options, str]) -> int:
 
 
 def _line(row: Row) -> str:
-    return f"{row[''].strip('*'):<8} {row['found']:>9} (at most {row['at most']})  {row['target']}"
+    return f"{row[''].strip('*'):<8} {row['found']:>9} ({row['bound']})  {row['target']}"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any
 
 import altair as alt
 
-from ..lab import chart, store
+from ..lab import chart, environment, store
 from ..lab.finding import table
 from .peers import PEERS
 from .program import Row
@@ -147,23 +147,23 @@ def figure(rows: list[Row]) -> alt.TopLevelMixin:
 
 def markdown(results: dict[str, Any]) -> str:
     """The whole page."""
-    size, versions = results["size"], results["versions"]
-    shape = ", ".join(f"{name} {value}" for name, value in size.items() if name != "depth")
+    shape = ", ".join(f"{name} {value}" for name, value in results["size"].items() if name != "depth")
     rate = results["matmul_flops_per_second"] / 1e9
     note = "**A quick run: it shows that everything runs, and nothing else.**\n\n" if results["quick"] else ""
     flags = f"XLA_FLAGS {results['xla_flags']}. " if results.get("xla_flags") else ""
+    peers = list(dict.fromkeys(row["peer"] for row in results["rows"])) or list(PEERS)
     parts = [
-        f"# The same model and optimiser in {', '.join(PEERS)}\n\n{note}`{results['command']}`\n\n"
-        f"{results['device']}, {results['cores']} of its cores in use, load {results['load']} at the start; "
-        f"{results['clock']}. {shape}. {flags}"
-        f"The fastest of the model's own matrix products, alone: {rate:.1f} GFLOP/s. "
-        + ", ".join(f"{name} {version}" for name, version in versions.items()),
+        f"# The same model and optimiser in {', '.join(peers)}\n\n{note}{environment.described(results)}\n\n"
+        f"{results['cores']} cores in use, load {results['load']} at the start; {results['clock']}. {shape}. {flags}"
+        f"The fastest of the model's own matrix products, alone: {rate:,.1f} GFLOP/s.",
         f"## Targets\n\n{table([target.row for target in judge(results)])}",
         "## Training\n\nCompile: seconds of tracing and compiling init, optimiser and step; of PyTorch, wall seconds "
         "of building and the first step. Step: median of steps taken in turn. Temporaries: XLA's own analysis of the "
         "whole step."
-        f"\n\n{table(training(results))}\n\n![compile time, step time and memory against depth](figures/bench.svg)",
+        f"\n\n{table(training(results))}",
     ]
+    if _many_depths(results):
+        parts.append("![compile time, step time and memory against depth](figures/bench.svg)")
     more = {
         "What rematerialisation saves and costs": remat,
         f"{results['sweep'][0]['runs']} runs at once" if results["sweep"] else "": sweep,
@@ -176,9 +176,13 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _many_depths(results: dict[str, Any]) -> bool:
+    return len({row["depth"] for row in results["rows"]}) > 1
+
+
 def save(results: dict[str, Any], folder: Path) -> None:
-    """Write result.json, finding.md and, once there is something to draw, its figure."""
+    """Write result.json, finding.md and, once there are several depths, their figure."""
     store.write(folder / "result.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     store.write(folder / "finding.md", markdown(results))
-    if results["rows"]:
+    if _many_depths(results):
         chart.export(folder / "figures", "bench", figure(results["rows"]).to_dict(validate=False))
