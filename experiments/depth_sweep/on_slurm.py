@@ -26,10 +26,13 @@ def check() -> None:
     """Refuse what cannot work without Slurm.
 
     Raises:
-        ValueError: there is no sbatch.
+        ValueError: there is no sbatch, or no Slurm that answers.
     """
     if shutil.which("sbatch") is None:
         raise ValueError("--scheduler slurm: there is no sbatch on this machine; submit from one of the cluster")
+    asked = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True)
+    if asked.returncode:
+        raise ValueError(f"--scheduler slurm: no Slurm answers here: {(asked.stderr.splitlines() or [''])[-1]}")
 
 
 def run_jobs(sweep: Sweep, jobs: Sequence[Job], show: Show, *, options: Sequence[str]) -> list[Job]:

@@ -32,6 +32,7 @@ COMMANDS = (
     "norm_gains",
     "pages",
     "position_gallery",
+    "schedulers",
     "train",
     "tree_positions",
     "x_ray",
@@ -133,7 +134,7 @@ def test_every_option_with_values_that_cannot_be(refused, name, monkeypatch):
     if name == "x_ray":
         monkeypatch.setattr(module_of(name).subject.hf, "describe", unexpected)
     cases = list(generated(name))
-    assert len(cases) >= {"claims": 2, "pages": 0, "position_gallery": 10, "x_ray": 15}.get(name, 20)
+    assert len(cases) >= {"claims": 2, "pages": 0, "position_gallery": 10, "schedulers": 0, "x_ray": 15}.get(name, 20)
     for option, value in cases:
         flag = f"--{option.replace('_', '-')}"
         if (name, option) == ("x_ray", "folder"):

@@ -1,7 +1,8 @@
 """A sweep on a real Ray cluster and a real Slurm, begun on the spot: the numbers of the local one, also after a worker
-was killed."""
+was killed; and the experiment that compares them."""
 
 import contextlib
+import copy
 import csv
 import importlib.util
 import json
@@ -14,9 +15,12 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from experiments import schedulers
 from experiments.depth_sweep import __main__ as depth_sweep
+from experiments.lab.results import Results
 from tests.experiments.conftest import arguments
 
 NUMBERS = ("cell", "status", "train_loss", "valid_loss", "best_step", "params", "flops")
@@ -80,3 +84,66 @@ def test_without_slurm_it_is_refused(tmp_path, corpus, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert depth_sweep.main(arguments(tmp_path / "out", corpus, *GRID, "--scheduler", "slurm")) == 2
     assert "no sbatch" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_slurm_that_does_not_answer_is_refused(tmp_path, corpus, monkeypatch, capsys):
+    for name, code in (("sbatch", "exit 0"), ("sinfo", "echo first >&2; echo no controller >&2; exit 1")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{code}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert depth_sweep.main(arguments(tmp_path / "out", corpus, *GRID, "--scheduler", "slurm")) == 2
+    assert capsys.readouterr().err.endswith("no Slurm answers here: no controller\n")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def local(finished):
+    """The numbers of a sweep, to be changed."""
+    return copy.deepcopy(schedulers.recorded(Results.of(finished)))
+
+
+def test_one_last_bit_is_seen(local):
+    n, other = len(local), copy.deepcopy(local)
+    assert schedulers.compared(other, local)["equal"] == n == schedulers.compared(other, local)["cells"]
+    row = next(row for cell in other.values() for row in cell["layers"] if row["stream_rms"])
+    row["stream_rms"][-1] = float(np.nextafter(row["stream_rms"][-1], 9))
+    assert schedulers.compared(other, local)["equal"] == n - 1
+    other.popitem()
+    found = schedulers.compared(other, local)
+    assert (found["cells"], found["wanted"]) == (n - 1, n) and n - 2 <= found["equal"] < n
+
+
+def test_the_finding_says_which_cells_are_equal_and_what_was_left_out(tmp_path, finished, local, monkeypatch):
+    other, n = copy.deepcopy(local), len(local)
+    next(iter(other.values()))["train_loss"] += 1e-9
+    ran = {"exit": 0, "said": "", "seconds": 1.0}
+    ways = iter([(Results.of(finished), ran)] * 3 + [(None, {**ran, "exit": 2, "said": "no Slurm"})])
+    numbers = iter([local, other, other])
+    monkeypatch.setattr(schedulers, "swept", lambda *_: next(ways))
+    monkeypatch.setattr(schedulers, "recorded", lambda _: next(numbers))
+    assert schedulers.main(["--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert [row.get("equal") for row in result["rows"]] == [n, n - 1, n - 1, None]
+    assert [prediction["verdict"] for prediction in result["predictions"]] == ["supported", "refuted"]
+    assert "Left out: slurm (no Slurm)." in (tmp_path / "finding.md").read_text()
+    csvs = sorted(path.parent.name for path in tmp_path.glob("*/results.csv"))
+    assert csvs == ["local", "local-one-lane-at-a-time", "ray"]
+
+
+def compared_by_command(out):
+    """The rows of a quick run of the experiment, by way."""
+    assert schedulers.main(["--quick", "--out", str(out)]) == 0
+    return {row["way"]: row for row in json.loads((out / "result.json").read_text())["rows"]}
+
+
+@pytest.mark.slow
+def test_the_control_is_seen(tmp_path):
+    rows = compared_by_command(tmp_path)
+    assert rows["local"]["equal"] == rows["local"]["cells"] == 8 and rows["local"]["diverged"] == 2
+    assert rows[schedulers.CONTROL]["cells"] == 8 and rows[schedulers.CONTROL]["equal"] < 8
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("scheduler", ["ray", "slurm"], indirect=True)
+def test_the_comparison_runs(scheduler, tmp_path):
+    assert compared_by_command(tmp_path)[scheduler]["equal"] == 8
