@@ -14,11 +14,11 @@ PACKED = {"index": jnp.tile(jnp.arange(1024), 2)[None], "segment": jnp.repeat(jn
 @pytest.fixture
 def on_a_gpu(monkeypatch):
     """A machine that says it has a GPU, and what is asked of cuDNN there, computed by XLA."""
-    asked, attend = [], jax.nn.dot_product_attention
+    asked, kernel_of_jax = [], jax.nn.dot_product_attention
 
     def kernel(query, key, value, **options):
         asked.append(options)
-        return attend(query, key, value, **{**options, "implementation": "xla"})
+        return kernel_of_jax(query, key, value, **{**options, "implementation": "xla"})
 
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)

@@ -69,7 +69,7 @@ class Stackjax(JaxPeer):
 
 
 class Unrolled(Stackjax):
-    """The same with its layers one after another in the program, not in a loop."""
+    """stackjax with its layers one after another in the program, not in a loop."""
 
     remats = ("none", "layer", "dots")
 
