@@ -1,6 +1,7 @@
 """The atlas: every recipe from 0 to 1,024 layers, each at its own best learning rate, and what it costs.
 
-    python -m experiments.depth_atlas                    a few hours of one core
+    python -m experiments.depth_atlas                    some eight hours of one core
+    python -m experiments.depth_atlas --plan long --out runs/long_atlas    where depth pays: two hours of one core
     python -m experiments.depth_atlas --plan full        every rate and seed everywhere: days, or an accelerator and
         --d-model 256 --n-heads 8 --context 256 --batch 32 --steps 2000
 
@@ -39,17 +40,13 @@ TRAINED_TO = {"attention_residuals": 32, "dense_former": 128, "dlcl": 128}
 CHECKED_TO = {"attention_residuals": 128}
 """The greatest depth of such recipes for the few steps of a check."""
 
-TO_128 = {
-    *("hybrid_norm", "admin", "ds_init", "dyt", "shaped", "plain", "no_residual"),
-    *("sigma_reparam", "plain_scaled_init", "manifold_hyper_connections", "block_attention_residuals"),
-    "stochastic_depth",
-}
-"""Trained to 128 layers where time is short: those that do not learn there, the slowest, and variants of others."""
-
-TO_1024 = ("pre_norm", "deepnorm", "keel", "rezero", "layer_scale", "complete_p")
+TO_1024 = ("pre_norm", "deepnorm", "keel", "rezero", "complete_p")
 """Trained to the end where time is short: those said to go deepest, and their yardsticks."""
 
-SEEDED = ("pre_norm", "post_norm", "deepnorm", "rezero", "complete_p", "no_residual")
+TO_512 = (*TO_1024, "layer_scale", "skip_init", "layer_norm_scaling")
+"""Trained to 512 layers where time is short."""
+
+SEEDED = (*TO_512, "post_norm", "sandwich", "res_post_norm", "no_residual")
 """Trained with more than one seed where time is short."""
 
 
@@ -62,12 +59,14 @@ class Plan:
         tiers: grids that together make one sweep, in this order; the checks come after the first.
         check: depth of the checks.
         check_setting: their sizes and steps.
+        extend_rates: whether rates are added where the best one is an end of those tried.
     """
 
     setting: Setting
     tiers: tuple[Grid, ...]
     check: int
     check_setting: Setting
+    extend_rates: bool = True
 
 
 SMALL = Setting(steps=200, d_model=32, n_heads=2, context=32, batch=4, eval_every=25, eval_batches=20)
@@ -82,12 +81,19 @@ PLANS: dict[str, Plan] = {
         setting=SMALL,
         tiers=(
             WITHOUT_LAYERS,
-            Grid(depths=(2, 8, 32), recipes=ALL, learning_rates=RATES),
-            Grid(depths=(128,), recipes=ALL, learning_rates=RATES[:3]),
-            Grid(depths=(32,), recipes=names.recipes(*SEEDED), learning_rates=RATES, seeds=3),
-            Grid(depths=(128,), recipes=names.recipes(*SEEDED), learning_rates=RATES[:3], seeds=3),
-            Grid(depths=(512,), recipes=names.recipes(*(n for n in ALL if n not in TO_128)), learning_rates=RATES[:2]),
-            Grid(depths=(1024,), recipes=names.recipes(*TO_1024), learning_rates=RATES[:2]),
+            Grid(depths=(1, 2, 8, 32, 128), recipes=ALL, learning_rates=RATES[:3]),
+            Grid(depths=(32, 128), recipes=names.recipes(*SEEDED), learning_rates=RATES[:3], seeds=3),
+            Grid(depths=(512,), recipes=names.recipes(*TO_512), learning_rates=RATES[:3]),
+            Grid(depths=(1024,), recipes=names.recipes(*TO_1024), learning_rates=RATES[:3]),
+        ),
+        check=1024,
+        check_setting=FEW_STEPS,
+    ),
+    "long": Plan(
+        setting=replace(SMALL, steps=1600, eval_every=400, eval_batches=200),
+        tiers=(
+            Grid(depths=(0, 1, 2, 8, 32), recipes=names.recipes(*SEEDED), learning_rates=RATES[:3]),
+            Grid(depths=(0, 1, 8, 32), recipes=names.recipes(*SEEDED), learning_rates=RATES[:3], seeds=3),
         ),
         check=1024,
         check_setting=FEW_STEPS,
@@ -109,6 +115,7 @@ PLANS: dict[str, Plan] = {
         ),
         check=3,
         check_setting=Setting(steps=2, d_model=8, n_heads=2, context=6, batch=2),
+        extend_rates=False,
     ),
 }
 
@@ -123,8 +130,9 @@ class Options:
 
     out: str = "runs/depth_atlas"
     """Folder of the run; the finding is in its folder atlas/."""
-    plan: Literal["short", "full", "quick"] = "short"
-    """Size of the plan; quick only shows that it runs."""
+    plan: Literal["short", "long", "full", "quick"] = "short"
+    """Size of the plan: short asks which recipes begin to learn at a depth; long trains twelve of them eight times as
+    long, where depth pays; quick only shows that it runs."""
     recipes: Recipes = field(default_factory=dict)
     """Only these, by name or dotted path (yours are run in every tier); none means all."""
     depths: tuple[int, ...] = ()
@@ -245,7 +253,8 @@ def prepare(options: Options, plan: Plan, command: str) -> list[Sweep]:
     corpus = data.load(options.data)
     folder = Folder(options.out)
     grids = [part for tier in plan.tiers for part in _affordable(tier)]
-    return [Sweep(folder=folder, grid=grid, setting=plan.setting, corpus=corpus, command=command) for grid in grids]
+    shared = {"setting": plan.setting, "corpus": corpus, "command": command, "extend_rates": plan.extend_rates}
+    return [Sweep(folder=folder, grid=grid, **shared) for grid in grids]
 
 
 def _affordable(tier: Grid) -> list[Grid]:

@@ -255,7 +255,7 @@ BY_HAND = [
     ("bench", ("--dtype", "float16"), "--dtype"),
     ("bench", ("--compile-depths", "4"), "--compile-depths"),
     ("claims", ("--only", "staircase", "no_such"), "--only no_such: no such claim"),
-    ("depth_atlas", ("--plan", "long"), "--plan"),
+    ("depth_atlas", ("--plan", "longest"), "--plan"),
     ("depth_atlas", ("--depths", "5"), "has none of these depths: 5"),
     ("depth_atlas", ("--d-model", "9"), "n_heads must divide d_model"),
     ("depth_atlas", ("--report-only",), "holds no sweep"),
