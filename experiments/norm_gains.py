@@ -43,7 +43,8 @@ SAME = 0.05
 class Options(Finding, Sizes):
     """Train recipes with norms that learn a scale and a bias, and with norms that learn nothing.
 
-    Exit status: 0 done, whatever the verdicts; 2 bad usage; 130 interrupted.
+    Exit status: 0 done, whatever the verdicts; 2 bad usage; 3 some cells are left undone by this worker, because others
+    that live hold them; 130 interrupted.
     """
 
     data: str | None = None
@@ -144,7 +145,7 @@ def both(recipes: Recipes) -> dict[str, Recipe]:
 def run(options: Options, sweep: Sweep, command: str) -> Path:
     """Run the cells that have not been, and report."""
     if left := run_sweep(replace(sweep, command=command), progress.Plain()):
-        raise OSError(undone(sweep, left))
+        raise command_line.Undone(undone(sweep, left))
     return report(Results.of(sweep.folder.path), options, sweep.corpus.facts())
 
 
@@ -233,7 +234,7 @@ def report(results: Results, options: Options, text_facts: Json) -> Path:
     setting = results.base["setting"]
     text = (
         f"D = {options.d_model}, {options.steps} steps of B = {options.batch} windows of {options.context} bytes, "
-        f"{options.seeds} seeds, of which the first had been seen in a pilot of KEEL and DeepNorm. Each recipe, depth "
+        f"{options.seeds} seeds, of which seed 0 had been seen in a pilot of KEEL and DeepNorm at 128 layers. Each recipe, depth "
         "and kind of norm at its best learning rate, in brackets behind the loss; rates were added until the best was "
         "no end of those tried, or three steps beyond the grid. Losses in nats on "
         f"{setting['eval_batches'] // 2 * setting['batch']} validation windows, others than those that chose the rate; "

@@ -76,6 +76,10 @@ def warnings_afterwards(program: str) -> Iterator[None]:
         print(f"{program}: warning: {one_line(warning.message)}", file=sys.stderr)
 
 
+class Undone(Exception):
+    """Some of the work is held by other workers, and this one has done the rest; the message says by whom."""
+
+
 def command(
     program: str,
     prepare: Callable[[Sequence[str], str], Work],
@@ -106,6 +110,9 @@ def command(
     except KeyboardInterrupt:
         print(f"\nInterrupted. To begin again:\n  {line}", file=sys.stderr)
         return INTERRUPTED
+    except Undone as left:
+        print(left)
+        return UNDONE
     except OSError as error:
         print(f"{_name(program)}: stopped, and what was done is kept: {one_line(error)}", file=sys.stderr)
         return FAILED

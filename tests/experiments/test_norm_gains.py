@@ -60,3 +60,10 @@ def test_a_recipe_whose_form_has_no_layer_norm_is_refused():
     for named in (recipe.NAMES["rezero"], sj.recipe.PreNorm(residual=BranchNormed(norm=sj.RMSNorm()))):
         with pytest.raises(ValueError, match=r"a residual form with a LayerNorm.*; mine has none"):
             norm_gains.both({"mine": named})
+
+
+def test_cells_that_another_worker_holds_are_left_undone_and_said_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(norm_gains, "run_sweep", lambda *_: ["a job"])
+    monkeypatch.setattr(norm_gains, "undone", lambda *_: "2 cells are left undone")
+    assert norm_gains.main(["--quick", "--out", str(tmp_path / "out")]) == 3
+    assert "2 cells are left undone" in capsys.readouterr().out
