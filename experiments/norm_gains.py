@@ -234,9 +234,9 @@ def report(results: Results, options: Options, text_facts: Json) -> Path:
     setting = results.base["setting"]
     text = (
         f"D = {options.d_model}, {options.steps} steps of B = {options.batch} windows of {options.context} bytes, "
-        f"{options.seeds} seeds, of which seed 0 had been seen in a pilot of KEEL and DeepNorm at 128 layers. Each recipe, depth "
-        "and kind of norm at its best learning rate, in brackets behind the loss; rates were added until the best was "
-        "no end of those tried, or three steps beyond the grid. Losses in nats on "
+        f"{options.seeds} seeds, of which seed 0 had been seen in a pilot of KEEL and DeepNorm at 128 layers. "
+        "Each recipe, depth and kind of norm at its best learning rate, in brackets behind the loss; rates "
+        "were added until the best was no end of those tried, or three steps beyond the grid. Losses in nats on "
         f"{setting['eval_batches'] // 2 * setting['batch']} validation windows, others than those that chose the rate; "
         f"95 % intervals over seeds, those of differences over paired ones. Dashed in the figure: the same recipe "
         f"without layers. Text: {text_facts['name']}."
