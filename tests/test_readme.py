@@ -118,6 +118,11 @@ def _scale(result):
     return [round(ratio, 2) for ratio in ends]
 
 
+def _schedulers(result):
+    local, control, ray, slurm = result["rows"]
+    return [local["cells"], ray["equal"], slurm["equal"], local["numbers"], control["equal"]]
+
+
 def _predicted(claim, *fields, digits):
     """The estimate of one prediction."""
 
@@ -148,6 +153,7 @@ FOUND = {
     "long_inputs": _long_inputs,
     "norm_gains": _norm_gains,
     "scale": _scale,
+    "schedulers": _schedulers,
     "tree_positions": _predicted(
         "python, encoder: the tree lowers the loss of the linear arm", "mean", "low", "high", digits=2
     ),
