@@ -188,6 +188,10 @@ def test_what_is_said_of_the_gpu_is_what_was_found():
     words = [*(f"{share:.0f} %" for share in shares), *(f"{x:.2f} times" for x in ratios)]
     words += [f"{by_way[way]:,.0f}" for way in ("packed", "padded")]
     words += [f"{ratio[1, 16]:.1f} times", f"{ratio[32, 512]:.1f} times"]
+    again, plain = rows["stackjax", "layer"], rows["stackjax", "none"]
+    costs = again["step_seconds"] / plain["step_seconds"] - 1, 1 - again["temp_bytes"] / plain["temp_bytes"]
+    (said,) = re.findall(r"costs (\d+) % of the time\s+and saves (\d+) % of the temporaries", TEXT)
+    assert said == tuple(f"{100 * cost:.0f}" for cost in costs)
     places = [line.find(word) for word in words]
     assert -1 not in places and places == sorted(places), (words, places)
 
