@@ -5,7 +5,8 @@
 A step (forward, backward, AdamW) is compiled for eight devices, on a CPU for eight virtual ones, and XLA's own counts
 of FLOPs and of temporary memory are read; nothing is run. Losses that are right say nothing of this: they were right
 while every device computed the whole batch. The control is compiled from shapes without a mesh in use, so that the
-stream is not pinned to the batch (`stackjax.pin`), and must miss the bounds.
+stream is not pinned to the batch (`stackjax.pin`), and must miss the bounds. In a pipeline (`stackjax.pipeline`) a
+device also computes what is dropped at the ends, the bubble, and theory says how much that is.
 """
 
 import contextlib
@@ -39,6 +40,11 @@ MESHES: Mapping[str, Mapping[str, int]] = {
     "replicas, sharded, tensors": {"replica": 2, "data": 2, "model": 2},
 }
 CONTROL = "fully sharded, not pinned"
+PIPELINES: Mapping[str, Mapping[str, int]] = {"pipeline": {"stage": 8}, "pipeline, sharded": {"stage": 4, "data": 2}}
+MICROBATCHES = 8
+"""M, into which a pipeline cuts the batch."""
+PIPED = ("flops_ratio", "temporary_ratio")
+"""Ratios of a pipeline that grow with its bubble, by 1 / (1 - bubble)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +75,7 @@ class Options(Finding, Sizes):
 
 
 USUAL = Options()
-QUICK = replace(USUAL, d_model=32, context=16, batch=8, depth=2, vocab=32, quick=True)
+QUICK = replace(USUAL, d_model=32, context=16, batch=16, vocab=32, quick=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +124,28 @@ def compiled(model: Any, shape: tuple[int, int], mesh: jax.sharding.Mesh | None,
         return jax.jit(step, donate_argnums=0, **places).lower(carry, tokens).compile()
 
 
+def compiled_layers(stack: sj.Stack, shape: tuple[int, int], mesh: jax.sharding.Mesh | None) -> Any:
+    """The gradient of a function of a decoder's layers alone, compiled from shapes alone.
+
+    Args:
+        stack: the layers.
+        shape: (B, T) of the stream.
+        mesh: with an axis `stage`, for a pipeline; None compiles a scan for one device alone.
+    """
+
+    def value(params: Any, x: jax.Array) -> jax.Array:
+        if mesh is None:
+            return jnp.sum(jnp.square(stack.apply(params, x)[0]))
+        return jnp.sum(jnp.square(sj.pipeline.apply(stack, params, x, on=mesh, microbatches=MICROBATCHES)[0]))
+
+    params, x = jax.eval_shape(stack.init, jax.random.key(0)), jax.ShapeDtypeStruct((*shape, stack.d_model), "float32")
+    if mesh is None:
+        return jax.jit(jax.grad(value)).lower(params, x).compile()
+    where = sj.shard.parameters(stack, mesh, sj.pipeline.RULES)
+    places = {"in_shardings": (where, sj.shard.batch(mesh, sj.pipeline.RULES)), "out_shardings": where}
+    return jax.jit(jax.grad(value), **places).lower(params, x).compile()
+
+
 def cost(program: Any) -> Cost:
     """The counts of a compiled program."""
     memory = program.memory_analysis()
@@ -151,7 +179,7 @@ def prepare(options: Options) -> Options:
     if jax.device_count() < DEVICES:
         raise ValueError(f"{DEVICES} devices are needed; there are {jax.device_count()}")
     models(options)
-    for name in ("batch", "d_model", "n_heads", "vocab"):
+    for name in ("batch", "d_model", "depth", "n_heads", "vocab"):
         if (size := getattr(options, name)) % DEVICES:
             raise ValueError(f"--{name.replace('_', '-')} must divide by {DEVICES}, the devices; got {size}")
     return options
@@ -166,19 +194,34 @@ def measured(options: Options) -> list[dict[str, Any]]:
         ways += [(CONTROL, MESHES["fully sharded"], False)] if kind == "decoder" else []
         for name, sizes, pinned in ways:
             each = cost(compiled(model, shape, sj.shard.mesh(**sizes), pinned=pinned))
-            ratios = {key: DEVICES * value / asdict(alone)[key] for key, value in asdict(each).items()}
-            rows.append(
-                {"model": kind, "way": name, "mesh": dict(sizes), **asdict(each)}
-                | {f"{key}_ratio": ratio for key, ratio in ratios.items()}
-                | {"batch_split": math.prod(sizes.get(axis, 1) for axis in BATCH_AXES)}
-            )
-            print(f"{kind}, {name}: FLOPs {ratios['flops']:.2f}, temporaries {ratios['temporary']:.2f}", flush=True)
+            rows.append(_row(kind, name, sizes, each, alone, bubble=0.0))
+    stack = models(options)["decoder"].stack
+    alone = cost(compiled_layers(stack, shape, None))
+    for name, sizes in PIPELINES.items():
+        counted = cost(compiled_layers(stack, shape, sj.shard.mesh(**sizes)))
+        n_stages = sizes["stage"]
+        ticks = MICROBATCHES + n_stages - 1
+        each = replace(counted, flops=counted.flops * ticks / n_stages)
+        rows.append(_row("decoder's layers", name, sizes, each, alone, bubble=(n_stages - 1) / ticks))
     return rows
+
+
+def _row(model: str, way: str, sizes: Mapping[str, int], each: Cost, alone: Cost, *, bubble: float) -> dict[str, Any]:
+    """The counts of one device, and their ratio to an eighth of those of one device alone."""
+    ratios = {key: DEVICES * value / asdict(alone)[key] for key, value in asdict(each).items()}
+    print(f"{model}, {way}: FLOPs {ratios['flops']:.2f}, temporaries {ratios['temporary']:.2f}", flush=True)
+    return {
+        **{"model": model, "way": way, "mesh": dict(sizes), **asdict(each)},
+        **{f"{key}_ratio": ratio for key, ratio in ratios.items()},
+        "batch_split": math.prod(sizes.get(axis, 1) for axis in BATCH_AXES),
+        "bubble": bubble,
+    }
 
 
 def predictions(rows: Sequence[dict[str, Any]]) -> tuple[Prediction, ...]:
     """The predictions of the largest and, for the control, of its ratios."""
-    counted = [row for row in rows if row["way"] != CONTROL]
+    counted = [row for row in rows if row["way"] != CONTROL and not row["bubble"]]
+    piped = [(1 - row["bubble"]) * row[name] for row in rows if row["bubble"] for name in PIPED]
     by_batch = [row["temporary_ratio"] for row in counted if row["batch_split"] == DEVICES]
     (control,) = (row for row in rows if row["way"] == CONTROL)
 
@@ -192,6 +235,12 @@ def predictions(rows: Sequence[dict[str, Any]]) -> tuple[Prediction, ...]:
         Prediction(
             claim="where the batch is split eightfold, it keeps an eighth of the temporaries (the largest ratio)",
             found=Estimate.exact(max(by_batch)),
+            relation="below",
+            threshold=MOST,
+        ),
+        Prediction(
+            claim="in a pipeline it computes and keeps an eighth, and the bubble that theory says (the largest ratio)",
+            found=Estimate.exact(max(piped)),
             relation="below",
             threshold=MOST,
         ),
@@ -212,6 +261,7 @@ def run(options: Options, command: str) -> Path:
             "model": row["model"],
             "": row["way"],
             "mesh": " ".join(f"{axis}={size}" for axis, size in row["mesh"].items()),
+            "bubble": f"{row['bubble']:.0%}" if row["bubble"] else "",
             "MFLOPs": f"{row['flops'] / 1e6:,.1f}",
             "× an eighth": f"{row['flops_ratio']:.2f}",
             "temporaries MiB": f"{row['temporary'] / 2**20:,.2f}",
@@ -228,6 +278,12 @@ def run(options: Options, command: str) -> Path:
         "body of the scan over layers once in every row; arguments are parameters, moments and batch. Replicas keep "
         "all parameters. Where heads and hidden features are split (model), the stream itself is not, so that "
         "temporaries are more than an eighth."
+        f"\n\nOf a pipeline only the layers are counted, forward and backward, without embedding and optimiser. With S "
+        f"stages and M = {MICROBATCHES} microbatches, S - 1 of M + S - 1 ticks are bubble, and an eighth becomes an "
+        "eighth / (1 - bubble): "
+        + ", ".join(f"{1 / (1 - row['bubble']):.2f} for {row['way']}" for row in rows if row["bubble"])
+        + ". Each tick is a body of its scan, so that FLOPs are those of one body × ticks / S. Its arguments hold the "
+        "whole stream, which stages do not split."
     )
     cases = [f"{row['model']}: {row['way']}" for row in rows]
     chart = (

@@ -10,16 +10,18 @@ from experiments import scale
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 
 
-def row(way, flops, temporary, batch_split=8):
-    return {"way": way, "flops_ratio": flops, "temporary_ratio": temporary, "batch_split": batch_split}
+def row(way, flops, temporary, batch_split=8, bubble=0.0):
+    counted = {"way": way, "flops_ratio": flops, "temporary_ratio": temporary}
+    return {**counted, "batch_split": batch_split, "bubble": bubble}
 
 
 def test_verdicts_can_come_out_both_ways():
     control = row(scale.CONTROL, 2.0, 5.0)
     good = [row("replicas", 1.1, 1.0), row("sharded, tensors", 1.0, 2.0, batch_split=4), control]
-    assert [p.verdict for p in scale.predictions(good)] == ["supported"] * 3
-    bad = [row("replicas", 1.2, 1.2), row(scale.CONTROL, 1.0, 1.0)]
-    assert [p.verdict for p in scale.predictions(bad)] == ["refuted"] * 3
+    good += [row("pipeline", 2.1, 2.2, batch_split=1, bubble=0.5)]
+    assert [p.verdict for p in scale.predictions(good)] == ["supported"] * 4
+    bad = [row("replicas", 1.2, 1.2), row("pipeline", 2.1, 2.4, batch_split=1, bubble=0.5), row(scale.CONTROL, 1, 1)]
+    assert [p.verdict for p in scale.predictions(bad)] == ["refuted"] * 4
 
 
 @pytest.mark.slow
@@ -27,7 +29,8 @@ def test_every_mesh_is_counted(tmp_path):
     assert scale.main(["--quick", "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "result.json").read_text())["rows"]
     assert {row["way"] for row in rows if row["model"] == "decoder"} == {*scale.MESHES, scale.CONTROL}
-    assert {row["model"] for row in rows} == {"decoder", "encoder", "encoder-decoder", "experts"}
+    assert {row["way"] for row in rows if row["bubble"]} == {*scale.PIPELINES}
+    assert {row["model"] for row in rows} == {"decoder", "encoder", "encoder-decoder", "experts", "decoder's layers"}
     assert all(row["flops"] > 0 and row["temporary"] > 0 for row in rows)
 
 
