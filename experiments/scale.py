@@ -281,9 +281,9 @@ def run(options: Options, command: str) -> Path:
         f"\n\nOf a pipeline only the layers are counted, forward and backward, without embedding and optimiser. With S "
         f"stages and M = {MICROBATCHES} microbatches, S - 1 of M + S - 1 ticks are bubble, and an eighth becomes an "
         "eighth / (1 - bubble): "
-        + ", ".join(f"{1 / (1 - row['bubble']):.2f} for {row['way']}" for row in rows if row["bubble"])
-        + ". Each tick is a body of its scan, so that FLOPs are those of one body × ticks / S. Its arguments hold the "
-        "whole stream, which stages do not split."
+        + ", ".join(f"{1 / (1 - row['bubble']):.2f} with S = {row['mesh']['stage']}" for row in rows if row["bubble"])
+        + ". XLA counts one tick, and in it one layer; the table has that × (M + S - 1) / S, the share of one layer. "
+        "Arguments hold the stream, which stages do not split."
     )
     cases = [f"{row['model']}: {row['way']}" for row in rows]
     chart = (
