@@ -45,7 +45,7 @@ Modules by floor; a module imports only from floors below, and from modules to i
     sublayers   attention  cross_layer  latent_attention  delta_rule  moe  parallel  embedding
     arithmetic  loss  dot_product  feed_forward  history  statistic  position  blockwise
     protocol    edit  norm  sublayer  wrapped  structure  abstract_model
-    ground      check  backend  block  description  by_layer  parameter  product  display  tensor_file
+    ground      sequence  check  backend  block  description  by_layer  parameter  product  display  tensor_file
 
 Read from the ground up. `recipe` and `position` begin with one table of all that they hold.
 """
@@ -97,6 +97,7 @@ from stackjax import (
     scan,
     segment,
     seq2seq,
+    sequence,
     serialization,
     shard,
     skip,
@@ -209,6 +210,7 @@ __all__ = [
     "scan",
     "segment",
     "seq2seq",
+    "sequence",
     "serialization",
     "shard",
     "skip",

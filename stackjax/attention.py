@@ -16,8 +16,9 @@ from stackjax.backend import Backend, choose, takes_mask
 from stackjax.check import nearest_divisors, positive, rate
 from stackjax.dot_product import flat_positions, visible, with_cached
 from stackjax.norm import NoNorm, Norm, upcast, without_statistics
-from stackjax.parameter import Spec, linear, matrix, zeros
+from stackjax.parameter import Spec, as_rows, linear, matrix, zeros
 from stackjax.position.base import ATTENTION_HOOKS, NoPosition, Position, total
+from stackjax.sequence import shards
 from stackjax.sublayer import Aux, CachedPositions, Params, SideInputs, Sublayer, dropout
 
 
@@ -211,8 +212,7 @@ class Attention(Sublayer):
     def remember(self, params: Params, memory: jax.Array) -> Any:
         if not self.cross:
             return None
-        rows = memory.reshape(-1, memory.shape[-1])
-        key, value = self._keys_values(params, rows, math.prod(memory.shape[:-2]))
+        key, value = self._keys_values(params, as_rows(memory), math.prod(memory.shape[:-2]))
         return {"key": key.swapaxes(1, 2), "value": value.swapaxes(1, 2)}
 
     def _keys_values(self, params: Params, rows: jax.Array, batch: int) -> tuple[jax.Array, jax.Array]:
@@ -229,7 +229,7 @@ class Attention(Sublayer):
             key, value = cache["key"].swapaxes(1, 2), cache["value"].swapaxes(1, 2)
         elif side_inputs.memory is not None:
             memory = side_inputs.memory
-            key, value = self._keys_values(params, memory.reshape(-1, memory.shape[-1]), batch)
+            key, value = self._keys_values(params, as_rows(memory), batch)
         else:
             raise ValueError("cross-attention needs side_inputs.memory, the encoder's output (..., S, D)")
         plain, state = value, {}
@@ -283,7 +283,7 @@ class Attention(Sublayer):
         if side_inputs.prepared is None:
             side_inputs = replace(side_inputs, prepared=self.prepare({}, side_inputs, n_tokens, d_model))
         batch, width = math.prod(lead), self.head_width(d_model)
-        rows = x.reshape(-1, d_model)
+        rows = as_rows(x)
 
         query = linear(params, "query", rows).reshape(batch, n_tokens, self.n_heads, width)
         query = self.qk_norm.apply(params["query_norm"], query)
@@ -308,7 +308,7 @@ class Attention(Sublayer):
         standard = plain and side_inputs.position is None and side_inputs.cache is None
         edited = side_inputs.edits_at("weights")
         in_blocks = self._blockwise(query.shape[1], key.shape[1], edited)
-        fuses = self._fusable and (prepared["mask"] is not None or (standard and self._linear))
+        fuses = self._fusable and (prepared["mask"] is not None or (standard and self._linear)) and shards(query, 1) == 1
         backend = choose(self.backend, query.dtype, fuses=fuses, blockwise=in_blocks, edited=edited)
         if backend == "blockwise":
             within = {"position": params["position"], "shared": prepared["shared"]}

@@ -20,8 +20,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from stackjax import sequence
 from stackjax.block import from_blocks, to_blocks
 from stackjax.dot_product import attention_logits, may_meet, ranges, visible, weighted_sum
 from stackjax.norm import upcast
@@ -124,25 +126,56 @@ def blockwise_attention(
     Returns:
         (B, T, H, K_v), dtype of value; zeros for a query that may look nowhere.
     """
-    n_queries, n_heads = query.shape[1], query.shape[2]
     if block is None:
         block = BLOCK if jax.default_backend() == "cpu" else 2 * BLOCK
-    sinks = jnp.full(n_heads, -jnp.inf, jnp.float32) if sinks is None else upcast(sinks)
-    padded = [_padded(x, block) for x in (query, key, value)]
-    at_query, at_key = ({name: _padded(x, block, -1) for name, x in side.items()} for side in where)
-    y: jax.Array = _attend(scores, block, params, *padded, (at_query, at_key), sinks)
-    return y[:, :n_queries]
+    sinks = jnp.full(query.shape[2], -jnp.inf, jnp.float32) if sinks is None else upcast(sinks)
+    n_shards = sequence.shards(query, 1)
+    if n_shards == 1:
+        return _padded_attend(scores, block, None, params, query, key, value, where, sinks)
+    key, value, at_key = _filled((key, value, where[1]), n_shards)
+    whole, split = PartitionSpec(), PartitionSpec(None, sequence.AXIS)
+    attend = jax.shard_map(
+        partial(_padded_attend, scores, block, sequence.AXIS),
+        mesh=sequence.mesh_in_use(query),
+        in_specs=(whole, split, split, split, split, whole),
+        out_specs=split,
+        axis_names={sequence.AXIS},
+        check_vma=False,
+    )
+    return jax.jit(attend)(params, query, key, value, (where[0], at_key), sinks)
 
 
-def _padded(x: jax.Array, block: int, filler: int = 0) -> jax.Array:
-    """x with axis 1 filled up to whole blocks."""
-    extra = -x.shape[1] % block
-    return jnp.pad(x, [(0, extra if axis == 1 else 0) for axis in range(x.ndim)], constant_values=filler)
+def _padded_attend(scores: Scores, block: int, axis: str | None, params, query, key, value, where, sinks) -> jax.Array:
+    """Attention, all tokens filled up to whole blocks; on an axis of a mesh, that of each device's own queries."""
+    queries, at_query = _filled((query, where[0]), block)
+    keys, values, at_key = _filled((key, value, where[1]), block)
+    y: jax.Array = _attend(scores, block, axis, params, queries, keys, values, (at_query, at_key), sinks)
+    return y[:, : query.shape[1]]
+
+
+def _filled(tree: Any, n: int) -> Any:
+    """Arrays (B, T, ...) with T filled up to a multiple of n, positions by -1."""
+
+    def fill(x: jax.Array) -> jax.Array:
+        widths = [(0, -x.shape[1] % n if axis == 1 else 0) for axis in range(x.ndim)]
+        return jnp.pad(x, widths, constant_values=-1 if jnp.issubdtype(x.dtype, jnp.integer) else 0)
+
+    return jax.tree.map(fill, tree)
 
 
 def _blocks(tree: Any, block: int) -> Any:
     """(B, n block, ...) as (n, B, block, ...)."""
     return jax.tree.map(lambda x: to_blocks(x, block, 1), tree)
+
+
+def _gathered(axis: str | None, blocks: Any) -> Any:
+    """Blocks (n, B, block, ...) of all devices of an axis of the mesh, if there is one."""
+    return blocks if axis is None else jax.lax.all_gather(blocks, axis, tiled=True)
+
+
+def _scattered(axis: str | None, blocks: Any) -> Any:
+    """The transpose of `_gathered`: sums over the devices, of which each keeps those of its own blocks."""
+    return blocks if axis is None else jax.lax.psum_scatter(blocks, axis, tiled=True)
 
 
 def _whole(blocks: jax.Array) -> jax.Array:
@@ -155,31 +188,29 @@ def _take(tree: Any, i: Any) -> Any:
 
 
 def _reach(scores: Scores, at_queries: Any, at_keys: Any) -> tuple[jax.Array, jax.Array]:
-    """The first block of keys that each block of queries may look at, and the one behind the last."""
+    """The blocks of keys that each block of queries may look at, before the others, and how many they are."""
     queries, keys = (jax.vmap(ranges)(where) for where in (at_queries, at_keys))
     meet = jax.vmap(lambda query: jax.vmap(lambda key: may_meet(query, key, **scores.reach))(keys))(queries)
-    n = meet.shape[1]
-    return jnp.argmax(meet, 1), jnp.where(jnp.any(meet, 1), n - jnp.argmax(meet[:, ::-1], 1), 0)
+    return jnp.argsort(~meet, axis=1), jnp.sum(meet, 1)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(scores: Scores, block: int, params, query, key, value, where, sinks):
-    return _forward(scores, block, params, query, key, value, where, sinks)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _attend(scores: Scores, block: int, axis: str | None, params, query, key, value, where, sinks):
+    return _forward(scores, block, axis, params, query, key, value, where, sinks)[0]
 
 
-def _forward(scores: Scores, block: int, params, query, key, value, where, sinks):
+def _forward(scores: Scores, block: int, axis: str | None, params, query, key, value, where, sinks):
     """The output, and what the backward pass needs: the log of each row's normaliser (B, H, T) beside the inputs."""
-    at_keys = _blocks(where[1], block)
-    keys, values = _blocks((key, value), block)
+    keys, values, at_keys = _gathered(axis, _blocks((key, value, where[1]), block))
     dtype = jnp.promote_types(value.dtype, jnp.float32)
 
     def one(block_of_queries: Any) -> tuple[jax.Array, jax.Array]:
-        q, at_query, (low, high) = block_of_queries
+        q, at_query, (order, count) = block_of_queries
         batch, n, heads = q.shape[:3]
 
-        def step(j: Any, carry: Any) -> Any:
+        def step(i: Any, carry: Any) -> Any:
             top, norm, y = carry
-            k, v, at_key = _take((keys, values, at_keys), j)
+            k, v, at_key = _take((keys, values, at_keys), order[i])
             logits = scores.logits(params, q, k, (at_query, at_key))
             new = jnp.maximum(top, jnp.max(logits, -1))
             base = jnp.where(jnp.isfinite(new), new, 0)
@@ -194,7 +225,7 @@ def _forward(scores: Scores, block: int, params, query, key, value, where, sinks
             jnp.broadcast_to(jnp.isfinite(sinks)[None, :, None], (batch, heads, n)).astype(dtype),
             jnp.zeros((batch, n, heads, value.shape[-1]), dtype),
         )
-        top, norm, y = jax.lax.fori_loop(low, high, step, begin)
+        top, norm, y = jax.lax.fori_loop(0, count, step, begin)
         safe = jnp.where(norm == 0, 1, norm)
         y = y / jnp.moveaxis(safe, 1, 2)[..., None]
         return y.astype(value.dtype), jnp.where(norm == 0, jnp.inf, top + jnp.log(safe))
@@ -205,19 +236,19 @@ def _forward(scores: Scores, block: int, params, query, key, value, where, sinks
     return y, (params, query, key, value, where, sinks, y, log_norm)
 
 
-def _backward(scores: Scores, block: int, saved: Any, cotangent: jax.Array) -> Any:
+def _backward(scores: Scores, block: int, axis: str | None, saved: Any, cotangent: jax.Array) -> Any:
     params, query, key, value, where, sinks, y, log_norm = saved
-    at_keys = _blocks(where[1], block)
-    keys, values = _blocks((key, value), block)
+    keys, values, at_keys = _gathered(axis, _blocks((key, value, where[1]), block))
     dtype = log_norm.dtype
     zeros = partial(jax.tree.map, lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)))
 
     def one(carry: Any, block_of_queries: Any) -> Any:
-        q, at_query, dy, y, log_norm, (low, high) = block_of_queries
+        q, at_query, dy, y, log_norm, (order, count) = block_of_queries
         delta = jnp.moveaxis(jnp.sum(dy.astype(dtype) * y.astype(dtype), -1), -1, 1)
 
-        def step(j: Any, carry: Any) -> Any:
+        def step(i: Any, carry: Any) -> Any:
             d_params, d_q, d_keys, d_values = carry
+            j = order[i]
             k, v, at_key = _take((keys, values, at_keys), j)
             at = (at_query, at_key)
             logits, pull_logits = jax.vjp(lambda params, q, k: scores.logits(params, q, k, at), params, q, k)
@@ -235,7 +266,7 @@ def _backward(scores: Scores, block: int, saved: Any, cotangent: jax.Array) -> A
             )
 
         d_params, d_keys, d_values, d_sinks = carry
-        d_params, d_q, d_keys, d_values = jax.lax.fori_loop(low, high, step, (d_params, zeros(q), d_keys, d_values))
+        d_params, d_q, d_keys, d_values = jax.lax.fori_loop(0, count, step, (d_params, zeros(q), d_keys, d_values))
         weight = jnp.exp(sinks[None, :, None] - log_norm)
         return (d_params, d_keys, d_values, d_sinks - jnp.sum(weight * delta, (0, 2))), d_q
 
@@ -244,6 +275,7 @@ def _backward(scores: Scores, block: int, saved: Any, cotangent: jax.Array) -> A
     begin = (zeros(params), zeros(keys), zeros(values), jnp.zeros(sinks.shape, dtype))
     (d_params, d_keys, d_values, d_sinks), d_query = jax.lax.scan(one, begin, rows)
     d_params = jax.tree.map(lambda d, x: d.astype(x.dtype), d_params, params)
+    d_keys, d_values = _scattered(axis, (d_keys, d_values))
     d_query, d_key, d_value = (
         _whole(d).astype(x.dtype) for d, x in ((d_query, query), (d_keys, key), (d_values, value))
     )

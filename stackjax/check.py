@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from stackjax.sequence import gathered
+
 
 def known(x: Any) -> np.ndarray | None:
     """The values of an array, or None where they cannot be seen: inside a transformation, or on other hosts."""
@@ -142,4 +144,4 @@ def ids(name: str, values: jax.Array, size: int, *, least: int = 0) -> None:
 
 def rows(table: jax.Array, index: jax.Array) -> jax.Array:
     """The rows of a table (N, D) at an index (...), (..., D); NaN where the index is outside 0 .. N - 1."""
-    return table.at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+    return gathered(table, -1).at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)

@@ -27,6 +27,7 @@ from stackjax.dot_product import flat_positions
 from stackjax.feed_forward import Activation, silu
 from stackjax.norm import Norm, RMSNorm, upcast, without_statistics
 from stackjax.parameter import FanIn, Spec, linear, matrix, ones
+from stackjax.sequence import gathered
 from stackjax.sublayer import Aux, CachedPositions, Params, Positions, SideInputs, Sublayer, dropout
 
 
@@ -182,8 +183,7 @@ class GatedDeltaNet(Sublayer):
         return _order(position, None if cached is None else cached.get(1), self.kernel - 1)
 
     def cache(self, batch: int, capacity: int, d_model: int, dtype: Any) -> Any:
-        n_channels = sum(self._sizes.values())
-        n = min(capacity, 1)
+        n_channels, n = sum(self._sizes.values()), min(capacity, 1)
         state = (batch, self.n_heads, n, self.d_head * self.value_width)
         return {
             "inputs": jnp.zeros((batch, n, (self.kernel - 1) * n_channels), dtype),
@@ -207,7 +207,7 @@ class GatedDeltaNet(Sublayer):
         """
         chex.assert_shape(x, (..., params["query"].shape[0]))
         lead, (n_tokens, d_model) = x.shape[:-2], x.shape[-2:]
-        rows, cache = x.reshape(-1, n_tokens, d_model), side_inputs.cache
+        rows, cache = gathered(x, -2).reshape(-1, n_tokens, d_model), side_inputs.cache
         held = None if cache is None or not cache["state"].shape[-2] else cache
         order = side_inputs.prepared
         if order is None and side_inputs.position is not None:

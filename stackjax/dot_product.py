@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from stackjax.check import known
 from stackjax.norm import upcast
 from stackjax.product import wide_einsum
+from stackjax.sequence import shards, split
 from stackjax.sublayer import Positions
 
 
@@ -65,7 +66,7 @@ def attention_logits(
     batch, n_queries, _, width = query.shape
     grouped = query.reshape(batch, n_queries, n_groups, n_heads // n_groups, width)
     logits = wide_einsum("btgmk,bsgk->bgmts", grouped, key)
-    logits = logits.reshape(batch, n_heads, n_queries, key.shape[1])
+    logits = split(logits.reshape(batch, n_heads, n_queries, key.shape[1]), 2)
     logits = scale * (logits if score is None else logits + upcast(score))
     if soft_cap is not None:
         logits = soft_cap * jnp.tanh(logits / soft_cap)
@@ -112,10 +113,10 @@ def weighted_sum(weights: Float[Array, "B H T S"], value: Float[Array, "B S G K"
     batch, n_heads, n_queries, n_keys = weights.shape
     n_groups = value.shape[-2]
     if n_groups == n_heads:
-        return jnp.einsum("bhts,bshk->bthk", weights.astype(value.dtype), value)
+        return split(jnp.einsum("bhts,bshk->bthk", weights.astype(value.dtype), value), 1)
     grouped = weights.reshape(batch, n_groups, n_heads // n_groups, n_queries, n_keys).astype(value.dtype)
     summed = jnp.einsum("bgmts,bsgk->btgmk", grouped, value)
-    return summed.reshape(batch, n_queries, n_heads, value.shape[-1])
+    return split(summed.reshape(batch, n_queries, n_heads, value.shape[-1]), 1)
 
 
 def dot_product_attention(
@@ -167,6 +168,11 @@ def fused_attention(
         (B, T, H, K), dtype of value; zeros for a query that may look nowhere.
     """
     chex.assert_rank([query, key, value], 4)
+    if backend == "cudnn" and shards(query, 1) > 1:
+        raise ValueError(
+            "cuDNN's kernels take whole sequences; with tokens split over the mesh's axis 'sequence', use "
+            "backend='blockwise', or None"
+        )
     batch, n_queries, n_heads, _ = query.shape
     full = (batch, n_heads, n_queries, key.shape[1])
     ahead = backend == "cudnn" and window is not None and not causal  # its windows look back alone

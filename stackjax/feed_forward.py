@@ -15,6 +15,7 @@ from stackjax.block import from_blocks, to_blocks
 from stackjax.check import positive
 from stackjax.norm import NoNorm, Norm, without_statistics
 from stackjax.parameter import linear, matrix
+from stackjax.sequence import by_shard, shards
 from stackjax.sublayer import Aux, Params, SideInputs, Sublayer, dropout
 
 Activation = Callable[[Float[Array, "..."]], Float[Array, "..."]]
@@ -209,8 +210,9 @@ class FeedForward(Sublayer):
     def apply(self, params: Params, x: jax.Array, side_inputs: SideInputs) -> tuple[jax.Array, Aux]:
         if self.block is not None and x.ndim > 1 and x.shape[-2] > self.block:
             run = partial(gated if self.gated else two_layer, params, activation=self.activation, norm=self.inner_norm)
-            y = from_blocks(jax.lax.map(jax.checkpoint(run), to_blocks(x, self.block, -2)), x.shape[-2], -2)
-            return dropout(side_inputs.key, y, self.dropout), Aux()
+            parts = by_shard(x, shards(x, -2), -2)
+            y = from_blocks(jax.lax.map(jax.checkpoint(run), to_blocks(parts, self.block, -2)), parts.shape[-2], -2)
+            return dropout(side_inputs.key, y.reshape(x.shape), self.dropout), Aux()
         hidden = (_gated_hidden if self.gated else _hidden)(params, x, self.activation)
         hidden = side_inputs.edited("hidden", hidden)
         y = dropout(side_inputs.key, _project(params, hidden, self.inner_norm), self.dropout)

@@ -46,6 +46,7 @@ from jaxtyping import Array, Float, Int, Num
 from stackjax.block import to_blocks
 from stackjax.check import ids, known
 from stackjax.norm import upcast
+from stackjax.sequence import by_shard, shards
 
 
 def cross_entropy(
@@ -107,12 +108,14 @@ def blockwise_cross_entropy(
         ValueError: a block below 1, and what `cross_entropy` raises.
     """
     shape = jax.eval_shape(head, x).shape
+    counted, weights = _counted(shape, targets, weights)
+    if (n := shards(x, -2)) > 1:
+        x, counted, weights = by_shard(x, n, -2), by_shard(counted, n, -1), by_shard(weights, n, -1)
     n_tokens = x.shape[-2]
     if block is None:
-        block = max(1, BLOCK_LOGITS // (math.prod(shape[:-2]) * shape[-1]))
+        block = max(1, BLOCK_LOGITS // (math.prod(shape) // n_tokens))
     if block < 1:
         raise ValueError(f"block must be 1 token or more; got {block}")
-    counted, weights = _counted(shape, targets, weights)
     if block >= n_tokens:
         return _sum(head(x), counted, weights, label_smoothing, z_loss) / jnp.sum(weights)
 
@@ -199,5 +202,7 @@ def next_token(
             "logits (..., T, V), tokens (..., T) and weights (..., T) must be of the same T, at least 2 (a weight for "
             f"each token, the first one's is not read); got {', '.join(map(str, shapes))} without V"
         )
-    weights = None if weights is None else weights[..., 1:]
-    return cross_entropy(logits[..., :-1, :], tokens[..., 1:], weights, label_smoothing=label_smoothing, z_loss=z_loss)
+    # The last logits are weighted by 0, not cut off, so that tokens split over devices stay in equal parts.
+    tokens, weights = jnp.asarray(tokens), jnp.ones(shapes[1], int) if weights is None else jnp.asarray(weights)
+    targets, weights = (jnp.concatenate((x[..., 1:], jnp.zeros_like(x[..., :1])), -1) for x in (tokens, weights))
+    return cross_entropy(logits, targets, weights, label_smoothing=label_smoothing, z_loss=z_loss)

@@ -57,7 +57,7 @@ RULES: Rules = (
     ("heads", "model"),
     ("kv_heads", "model"),
     ("hidden", "model"),
-    ("width", "data"),
+    ("width", ("data", "sequence")),
 )
 
 _INSIDE = {

@@ -155,12 +155,12 @@ KINDS = {
 }
 
 
-def cost_of_a_step(model, on=None, rules=shard.RULES):
+def cost_of_a_step(model, on=None, rules=shard.RULES, shape=(8, 64)):
     """FLOPs and temporary bytes of one device in a training step: forward, backward, AdamW; and its program."""
     tx = sj.optim.adamw(model, learning_rate=1e-3)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     carry = (shapes, jax.eval_shape(tx.init, shapes))
-    tokens = jax.ShapeDtypeStruct((8, 64), jnp.int32)
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
     n_inputs = 2 if isinstance(model, sj.EncoderDecoder) else 1
 
     def step(carry, tokens):
