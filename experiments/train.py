@@ -36,6 +36,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import stackjax as sj
+from stackjax import sequence
 from stackjax.pin import BATCH_AXES
 
 from .lab import command_line, compile_cache, environment, names, store
@@ -71,8 +72,9 @@ class Options:
     seed: int = 0
     """Seed of the init, of dropout and of the order of the data."""
     mesh: tuple[str, ...] = ()
-    """Axes of the mesh of devices with their sizes: the batch is split over replica and data, the width of the
-    parameters over data, heads, hidden features, experts and vocabulary over model. None means data=DEVICES."""
+    """Axes of the mesh of devices with their sizes: the batch is split over replica and data, tokens over sequence, the
+    width of the parameters over data and sequence, heads, hidden features, experts and vocabulary over model. None
+    means data=DEVICES."""
     accumulate: int = 1
     """Parts of a batch whose gradients are computed one after another and averaged, in the memory of one."""
     log_every: int = 10
@@ -173,6 +175,8 @@ def prepare(words: Sequence[str], line: str) -> Run:
             f"--batch {setting.batch} must divide by {shares}: --accumulate {options.accumulate} times the devices of "
             f"{' and '.join(BATCH_AXES)} in the mesh {dict(mesh.shape)}"
         )
+    if setting.context % (n_shards := mesh.shape.get(sequence.AXIS, 1)):
+        raise ValueError(f"--context {setting.context} must divide by {n_shards}, the devices of {sequence.AXIS}")
     run = Run(
         options=options,
         command=line,

@@ -47,8 +47,8 @@ class Attention(Sublayer):
         bias: which projections have biases: of query, key, value, out, gate.
         backend: "plain" is written out and keeps all weights; "blockwise" keeps none (`stackjax.blockwise`), so that
             observers see no weights; "xla" and "cudnn" go through jax.nn.dot_product_attention. None takes cuDNN on a
-            GPU in 16 bits where it can express the case, with a mask up to `backend.MASKED`, else "blockwise" from
-            `blockwise.LARGE` on, else "plain".
+            GPU in 16 bits where it can express the case, with a mask up to `backend.MASKED`, and tokens are not split
+            over devices, else "blockwise" from `blockwise.LARGE` on, else "plain".
         weight_dropout: rate on the softmax's weights while training (Vaswani et al. 2017's released code), which only
             "plain" has.
         transform_value: a module-level function (value (B, S, G, K), side_inputs) to value, applied before anything
@@ -308,7 +308,9 @@ class Attention(Sublayer):
         standard = plain and side_inputs.position is None and side_inputs.cache is None
         edited = side_inputs.edits_at("weights")
         in_blocks = self._blockwise(query.shape[1], key.shape[1], edited)
-        fuses = self._fusable and (prepared["mask"] is not None or (standard and self._linear)) and shards(query, 1) == 1
+        fuses = (
+            self._fusable and (prepared["mask"] is not None or (standard and self._linear)) and shards(query, 1) == 1
+        )
         backend = choose(self.backend, query.dtype, fuses=fuses, blockwise=in_blocks, edited=edited)
         if backend == "blockwise":
             within = {"position": params["position"], "shared": prepared["shared"]}

@@ -5,6 +5,7 @@
 runs over blocks of keys for each block of queries; y / n at the end is the softmax's weighted sum. The backward pass is
 written by hand and computes the logits l of each block again, from the queries, the keys and the log of the normaliser
 of each row. Blocks of keys that no query of a block may look at are passed over, so a window of W tokens costs T W.
+Where tokens are split over devices (`stackjax.sequence`), each has the blocks of its own queries and gathers the keys.
 
 What a block's logits are is a function of the block alone (`Scores`), so every mask, bias and encoding that follows
 from positions goes through it.

@@ -166,6 +166,9 @@ def fused_attention(
 
     Returns:
         (B, T, H, K), dtype of value; zeros for a query that may look nowhere.
+
+    Raises:
+        ValueError: cuDNN, and tokens that are split over devices.
     """
     chex.assert_rank([query, key, value], 4)
     if backend == "cudnn" and shards(query, 1) > 1:

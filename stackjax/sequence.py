@@ -7,8 +7,10 @@ itself follows. Attention keeps its queries where they are and gathers keys, val
 time, for blockwise attention in the backward pass again. Masks and encodings follow from positions alone, so that each
 device is right about its own queries. Tokens that the devices do not divide are not split.
 
-What it does not split: a recurrence (`GatedDeltaNet`) runs over all tokens on every device of the axis, as does the
-routing of a mixture of experts where the batch is split too; a cache, while decoding, holds all tokens.
+With 24 layers of blockwise attention, T = 16,384, on 8 devices, the keys, values and gradients of one layer that are
+whole on each add 5 to 7 % to its share of the temporaries of a step of training. Not split are a recurrence
+(`GatedDeltaNet`), which runs over all tokens on every device of the axis, a mixture of experts, which gathers them, and
+the cache while decoding; cuDNN's kernels are not used.
 
 Under a causal mask the last tokens look at most keys, and in blockwise attention, which passes over the others, the
 last of n devices does 2 - 1/n times the mean work. Positions are data, so tokens can stand in an order in which all do

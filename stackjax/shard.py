@@ -1,15 +1,16 @@
 """Sharding: where parameters, optimiser state and batches lie on a mesh of devices, from the declaration alone.
 
 Each role has named axes; one table of rules sends names to axes of the mesh. With the default rules, batches are split
-over `replica` and `data`, the model's width over `data` (fully sharded parameters) and heads, hidden features, experts
-and vocabulary over `model` (tensor parallelism); `replica` alone is plain data parallelism, each device with all
-parameters. The layer axis stays whole, since the scan walks along it.
+over `replica` and `data`, the model's width over `data` and `sequence` (fully sharded parameters) and heads, hidden
+features, experts and vocabulary over `model` (tensor parallelism); `replica` alone is plain data parallelism, each
+device with all parameters. The layer axis stays whole, since the scan walks along it.
 
     mesh = sj.shard.mesh(data=4, model=2)
     params = jax.jit(model.init, out_shardings=sj.shard.parameters(model, mesh))(key)
 
 Activations follow by themselves: a stack pins its stream to the batch at the door of every layer (`stackjax.pin`), on
 the mesh that the parameters lie on. A program compiled from shapes alone needs `with jax.set_mesh(mesh):` around it.
+On `mesh(data=2, sequence=4)` the tokens of long inputs are split, too (`stackjax.sequence`).
 
 A training loop in which every device holds its share of parameters, moments and batch (as many devices as there are):
 
@@ -167,7 +168,7 @@ def state(model: AbstractModel, on: Mesh, tree: Any, rules: Rules = RULES) -> An
 
 
 def batch(on: Mesh, rules: Rules = RULES) -> NamedSharding:
-    """The sharding of a batch: its first axis split, the others whole.
+    """The sharding of a batch: its first axis split, the others whole (a stack splits the tokens of its stream).
 
     Raises:
         ValueError: see `check`.

@@ -152,6 +152,23 @@ def test_a_fused_kernel(x64):
     compare(attention("xla", window=5), BOTH, bound=1e-5)
 
 
+def test_cudnn_is_refused():
+    on = shard.mesh(**ALONE)
+    params = jax.eval_shape(attention("cudnn").init, jax.random.key(0))
+    with jax.set_mesh(on), pytest.raises(ValueError, match="cuDNN's kernels take whole sequences"):
+        jax.eval_shape(attention("cudnn").apply, params, jax.ShapeDtypeStruct((1, T), jnp.int32))
+
+
+@pytest.mark.thorough
+def test_decoding_with_a_prompt_that_is_split():
+    on, model = shard.mesh(**BOTH), attention("plain", n_kv_heads=2)
+    params = jax.jit(model.init)(jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), (2, 8), 0, 16)
+    expected = sj.decode.generate(model, params, tokens, n_tokens=4).tokens
+    placed = jax.device_put(params, shard.parameters(model, on)), jax.device_put(tokens, shard.batch(on))
+    assert np.array_equal(sj.decode.generate(model, *placed, n_tokens=4).tokens, expected)
+
+
 @pytest.mark.thorough
 def test_tokens_in_another_order(x64, small_blocks):
     compare(

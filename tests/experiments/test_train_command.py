@@ -24,7 +24,10 @@ from tests.experiments.conftest import SIZES
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 
 ALONE = ("--mesh", "data=8")
-OTHERS = ("--mesh", "replica=2", "data=2", "model=2", "--accumulate", "2")
+OTHERS = [
+    ("--mesh", "replica=2", "data=2", "model=2", "--accumulate", "2"),
+    ("--mesh", "data=4", "sequence=2"),
+]
 
 
 def words(out, corpus, *more, **options):
@@ -98,11 +101,12 @@ def test_what_was_stopped_goes_on_bit_for_bit(whole, stopped, corpus, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_is_laid_on_another_mesh(whole, stopped, corpus, tmp_path):
-    """Replicas, sharded width and tensors, in two parts: the same to rounding."""
+@pytest.mark.parametrize("others", OTHERS, ids=["in two parts", "tokens"])
+def test_a_checkpoint_is_laid_on_another_mesh(whole, stopped, corpus, tmp_path, others):
+    """Replicas, sharded width and tensors, in two parts, and split tokens: the same to rounding."""
     out = tmp_path / "moved"
     shutil.copytree(stopped, out)
-    assert train.main(words(out, corpus, *OTHERS)) == 0
+    assert train.main(words(out, corpus, *others)) == 0
     near(rows(out), rows(whole))
 
 
@@ -112,6 +116,7 @@ def test_what_cannot_be_is_refused(stopped, corpus, tmp_path, capsys):
         ("--mesh", "data=16"): "needs 16 devices; there are 8",
         ("--mesh", "data=0"): "--mesh takes axes with their sizes",
         ("--mesh", "data=8", "--accumulate", "2"): "--batch 8 must divide by 16",
+        ("--mesh", "data=2", "sequence=4"): "--context 6 must divide by 4",
         ("--processes", "2"): "--coordinator, --processes 2 or more and --process below it",
         ("--coordinator", "host", "--processes", "2"): "--coordinator must be host:port",
     }.items():
