@@ -308,15 +308,13 @@ class Attention(Sublayer):
         standard = plain and side_inputs.position is None and side_inputs.cache is None
         edited = side_inputs.edits_at("weights")
         in_blocks = self._blockwise(query.shape[1], key.shape[1], edited)
-        fuses = (
-            self._fusable and (prepared["mask"] is not None or (standard and self._linear)) and shards(query, 1) == 1
-        )
+        table, mask = prepared["position"], prepared["mask"]
+        fuses = self._fusable and shards(query, 1) == 1 and (mask is not None or (standard and self._linear))
         backend = choose(self.backend, query.dtype, fuses=fuses, blockwise=in_blocks, edited=edited)
         if backend == "blockwise":
             within = {"position": params["position"], "shared": prepared["shared"]}
             where, sinks = prepared["where"], params.get("sinks")
             return blockwise.blockwise_attention(scores, within, query, key, value, where, sinks=sinks), {}
-        table, mask = prepared["position"], prepared["mask"]
         score = self.position.score(params["position"], table, query, key)
         bias = self.position.bias(params["position"], table)
         intermediates = {}
