@@ -10,17 +10,17 @@ from experiments import scale
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 
 
-def row(way, flops, temporary, batch_split=8, bubble=0.0):
+def row(way, flops, temporary, stream_split=8, bubble=0.0):
     counted = {"way": way, "flops_ratio": flops, "temporary_ratio": temporary}
-    return {**counted, "batch_split": batch_split, "bubble": bubble}
+    return {**counted, "stream_split": stream_split, "bubble": bubble}
 
 
 def test_verdicts_can_come_out_both_ways():
     control = row(scale.CONTROL, 2.0, 5.0)
-    good = [row("replicas", 1.1, 1.0), row("sharded, tensors", 1.0, 2.0, batch_split=4), control]
-    good += [row("pipeline", 2.1, 2.2, batch_split=1, bubble=0.5)]
+    good = [row("replicas", 1.1, 1.0), row("sharded, tensors", 1.0, 2.0, stream_split=4), control]
+    good += [row("pipeline", 2.1, 2.2, stream_split=1, bubble=0.5)]
     assert [p.verdict for p in scale.predictions(good)] == ["supported"] * 4
-    bad = [row("replicas", 1.2, 1.2), row("pipeline", 2.1, 2.4, batch_split=1, bubble=0.5), row(scale.CONTROL, 1, 1)]
+    bad = [row("replicas", 1.2, 1.2), row("pipeline", 2.1, 2.4, stream_split=1, bubble=0.5), row(scale.CONTROL, 1, 1)]
     assert [p.verdict for p in scale.predictions(bad)] == ["refuted"] * 4
 
 
