@@ -12,9 +12,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
 
 from stackjax import blockwise, dot_product
-from stackjax.backend import Backend, choose, takes_mask
+from stackjax.backend import Backend, choose, reads_apart, takes_mask
 from stackjax.check import nearest_divisors, positive, rate
-from stackjax.dot_product import flat_positions, visible, with_cached
+from stackjax.dot_product import Parts, behind, flat_positions, joined, visible, with_cached
 from stackjax.norm import NoNorm, Norm, upcast, without_statistics
 from stackjax.parameter import Spec, as_rows, linear, matrix, zeros
 from stackjax.position.base import ATTENTION_HOOKS, NoPosition, Position, total
@@ -221,7 +221,7 @@ class Attention(Sublayer):
         return self.qk_norm.apply(params["key_norm"], key), self.value_norm.apply(params["value_norm"], value)
 
     def keys_values(self, params: Params, rows: jax.Array, side_inputs: SideInputs, batch: int) -> tuple[Any, ...]:
-        """The rotated keys and the values (B, S, G, K) that are attended to, new state, and what observers see."""
+        """The rotated keys and the values, `Parts`, that are attended to, new state, and what observers see."""
         cache = side_inputs.cache
         if not self.cross:
             key, value = self._keys_values(params, rows, batch)
@@ -235,12 +235,10 @@ class Attention(Sublayer):
         plain, state = value, {}
         if self.transform_value is not None:
             value = self.transform_value(value, side_inputs)
-        key = self.position.rotate(side_inputs.prepared["position"], "key", key)
+        key = self.rotate(params, side_inputs.prepared["position"], "key", key)
         if cache is not None and not self.cross:
-            new = {"key": key.swapaxes(1, 2), "value": value.swapaxes(1, 2)}
-            state = {"cache": new}
-            both = {name: jnp.concatenate((cache[name].astype(rows.dtype), entry), -2) for name, entry in new.items()}
-            key, value = both["key"].swapaxes(1, 2), both["value"].swapaxes(1, 2)
+            state = {"cache": {"key": key.swapaxes(1, 2), "value": value.swapaxes(1, 2)}}
+            key, value = (behind(cache[name].swapaxes(1, 2), x) for name, x in (("key", key), ("value", value)))
         return key, value, state, {"value": plain, "attended_key": key, "attended_value": value}
 
     def _scores(self, width: int) -> blockwise.Scores:
@@ -254,9 +252,9 @@ class Attention(Sublayer):
             chunk=self.chunk,
         )
 
-    def before_scores(self, params: Params, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """A subclass's change to rotated queries (B, T, H, K) and keys (B, S, G, K) before their dot products."""
-        return query, key
+    def rotate(self, params: Params, table: Any, side: str, x: jax.Array) -> jax.Array:
+        """Queries or new keys (B, T, H or G, K), as the side says, rotated; a subclass may change them further."""
+        return self.position.rotate(table, side, x)
 
     def mix_weights(self, params: Params, weights: jax.Array, mask: Any) -> jax.Array:
         """A subclass's change to the softmax's weights (B, H, T, S); the mask says which keys a query may look at."""
@@ -272,7 +270,7 @@ class Attention(Sublayer):
 
         Returns:
             (..., T, D). State while decoding: the new `cache` entries. Intermediates: `value` (B, S, G, K) before any
-            mixing, `attended_key` and `attended_value` (B, S, G, K), those in the cache included, `weights` and
+            mixing, `attended_key` and `attended_value`, `Parts` of which the first are in the cache, `weights` and
             `logits` (B, H, T, S), with all leading axes as one B; `heads` (..., T, H, K).
 
         Raises:
@@ -288,8 +286,8 @@ class Attention(Sublayer):
         query = linear(params, "query", rows).reshape(batch, n_tokens, self.n_heads, width)
         query = self.qk_norm.apply(params["query_norm"], query)
         key, value, state, intermediates = self.keys_values(params, rows, side_inputs, batch)
-        query = self.position.rotate(side_inputs.prepared["position"], "query", query)
-        y, looked = self._mix(params, *self.before_scores(params, query, key), value, side_inputs)
+        query = self.rotate(params, side_inputs.prepared["position"], "query", query)
+        y, looked = self._mix(params, query, key, value, side_inputs)
         if self.gate is not None:
             gate = jax.nn.sigmoid(upcast(linear(params, "gate", rows)))
             y = (y * gate.reshape(batch, n_tokens, self.n_heads, -1)).astype(y.dtype)
@@ -300,22 +298,24 @@ class Attention(Sublayer):
         return y, Aux(state=state, intermediates={**intermediates, **looked, "heads": heads})
 
     def _mix(
-        self, params: Params, query: jax.Array, key: jax.Array, value: jax.Array, side_inputs: SideInputs
+        self, params: Params, query: jax.Array, key: Parts, value: Parts, side_inputs: SideInputs
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """softmax(query · key) value with all that shapes it; and the weights and logits for observers."""
         prepared, scores = side_inputs.prepared, self._scores(query.shape[-1])
+        whole_key, whole_value = joined(key), joined(value)
         plain = self.chunk is None and not self.cross and "window" not in side_inputs.numbers
         standard = plain and side_inputs.position is None and side_inputs.cache is None
         edited = side_inputs.edits_at("weights")
-        in_blocks = self._blockwise(query.shape[1], key.shape[1], edited)
+        in_blocks = self._blockwise(query.shape[1], whole_key.shape[1], edited)
         table, mask = prepared["position"], prepared["mask"]
         fuses = self._fusable and shards(query, 1) == 1 and (mask is not None or (standard and self._linear))
+        fuses = fuses and (in_blocks or not reads_apart(query, key))
         backend = choose(self.backend, query.dtype, fuses=fuses, blockwise=in_blocks, edited=edited)
         if backend == "blockwise":
             within = {"position": params["position"], "shared": prepared["shared"]}
             where, sinks = prepared["where"], params.get("sinks")
-            return blockwise.blockwise_attention(scores, within, query, key, value, where, sinks=sinks), {}
-        score = self.position.score(params["position"], table, query, key)
+            return blockwise.blockwise_attention(scores, within, query, whole_key, whole_value, where, sinks=sinks), {}
+        score = self.position.score(params["position"], table, query, whole_key)
         bias = self.position.bias(params["position"], table)
         intermediates = {}
         # A fused kernel makes no weights: these are made again for observers, and the compiler drops them if there is
@@ -332,8 +332,8 @@ class Attention(Sublayer):
             return (y if extra is None else y + extra.astype(y.dtype)), intermediates
         y = dot_product.fused_attention(
             query,
-            key,
-            value,
+            whole_key,
+            whole_value,
             backend=backend,
             scale=scores.scale,
             causal=standard and self.causal,

@@ -1,5 +1,6 @@
 """The programs that can compute attention, and the one that is taken where none is asked for."""
 
+import math
 from typing import Any, Literal
 
 import jax
@@ -16,6 +17,19 @@ documents: 2,048 tokens, all with all. From there on attention in blocks is fast
 def takes_mask(n_queries: int, n_keys: int) -> bool:
     """True if a kernel of cuDNN with a mask is better than blocks for these many queries and keys on this machine."""
     return jax.default_backend() == "gpu" and n_queries * n_keys <= MASKED
+
+
+def reads_apart(query: jax.Array, key: jax.Array | tuple[jax.Array, ...]) -> bool:
+    """True if keys and values of a cache are better read where they lie than copied into one array for a kernel.
+
+    They are where the weights, which a kernel would not write, are smaller than the keys, which it would have copied:
+    for a few new tokens.
+
+    Args:
+        query: (B, T, H, K)
+        key: of the cache and of the new tokens, or in one array.
+    """
+    return isinstance(key, tuple) and math.prod(query.shape[1:3]) <= math.prod(key[0].shape[2:])
 
 
 def choose(asked: Backend | None, dtype: Any, *, fuses: bool, blockwise: bool, edited: bool) -> Backend:

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 
 from stackjax.attention import Attention
+from stackjax.dot_product import joined
 from stackjax.norm import NoNorm
 from stackjax.sublayer import Params, SideInputs
 
@@ -77,9 +78,9 @@ class CrossLayerAttention(Attention):
             )
         n_keys = side_inputs.prepared["where"][1]["index"].shape[-1]
         expected = (n_keys, self.groups, self.head_width(rows.shape[-1]))
-        if key.shape[1:] != expected:
+        if (shape := joined(key).shape[1:]) != expected:
             raise ValueError(
                 f"{self.name!r} must have the n_kv_heads, d_head, window and chunk of {self.keys_of!r}, whose keys it "
-                f"reads; got keys (S, G, K) of {key.shape[1:]}, expected {expected}"
+                f"reads; got keys (S, G, K) of {shape}, expected {expected}"
             )
         return key, value, {}, {"value": value}

@@ -4,6 +4,7 @@
 `jax.nn.dot_product_attention` can express to XLA or cuDNN; `visible` says who may look at whom, from positions alone.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import chex
@@ -17,6 +18,20 @@ from stackjax.norm import upcast
 from stackjax.product import wide_einsum
 from stackjax.sequence import shards, split
 from stackjax.sublayer import Positions
+
+Parts = jax.Array | tuple[jax.Array, ...]
+"""Keys or values (B, S, ...) in one array, or in several that follow each other along S: those in a cache, which would
+have to be copied to stand in one array with the new ones, and these."""
+
+
+def behind(cached: jax.Array, new: jax.Array) -> Parts:
+    """New keys or values (B, T, ...) behind those of a cache (B, S, ...), which stay where they lie."""
+    return (cached.astype(new.dtype), new) if cached.size else new
+
+
+def joined(parts: Parts) -> jax.Array:
+    """Keys or values in one array (B, S, ...)."""
+    return jnp.concatenate(parts, 1) if isinstance(parts, tuple) else parts
 
 
 @jax.custom_jvp
@@ -39,7 +54,7 @@ def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array,
 
 def attention_logits(
     query: Float[Array, "B T H K"],
-    key: Float[Array, "B S G K"],
+    key: Parts,
     *,
     scale: float,
     mask: Bool[Array, "#B #H T S"] | None = None,
@@ -51,7 +66,7 @@ def attention_logits(
 
     Args:
         query: (B, T, H, K)
-        key: (B, S, G, K); each key head serves H / G query heads.
+        key: (B, S, G, K), perhaps in `Parts`; each key head serves H / G query heads.
         scale: of the dot products, normally 1/sqrt(K).
         mask: (B or 1, H or 1, T, S) booleans, True where a query may look.
         score: (B or 1, H or 1, T, S) content-dependent position logits, added before the scale.
@@ -61,12 +76,17 @@ def attention_logits(
     Returns:
         (B, H, T, S), at least float32.
     """
-    n_heads, n_groups = query.shape[-2], key.shape[-2]
+    keys = key if isinstance(key, tuple) else (key,)
+    batch, n_queries, n_heads, width = query.shape
+    n_groups = keys[0].shape[-2]
     chex.assert_is_divisible(n_heads, n_groups)
-    batch, n_queries, _, width = query.shape
     grouped = query.reshape(batch, n_queries, n_groups, n_heads // n_groups, width)
-    logits = wide_einsum("btgmk,bsgk->bgmts", grouped, key)
-    logits = split(logits.reshape(batch, n_heads, n_queries, key.shape[1]), 2)
+    # einsum makes its last operand the left factor: the smaller of logits and keys is turned, not the larger
+    if n_queries * n_heads > n_groups * width:
+        products = [wide_einsum("bsgk,btgmk->bgmts", part, grouped) for part in keys]
+    else:
+        products = [wide_einsum("btgmk,bsgk->bgmts", grouped, part) for part in keys]
+    logits = split(jnp.concatenate(products, -1).reshape(batch, n_heads, n_queries, -1), 2)
     logits = scale * (logits if score is None else logits + upcast(score))
     if soft_cap is not None:
         logits = soft_cap * jnp.tanh(logits / soft_cap)
@@ -77,7 +97,7 @@ def attention_logits(
 
 def attention_weights(
     query: Float[Array, "B T H K"],
-    key: Float[Array, "B S G K"],
+    key: Parts,
     *,
     sinks: Float[Array, " H"] | None = None,
     **options: Any,
@@ -86,7 +106,7 @@ def attention_weights(
 
     Args:
         query: (B, T, H, K)
-        key: (B, S, G, K)
+        key: (B, S, G, K), perhaps in `Parts`.
         sinks: (H,) a logit for each head that takes part in the softmax and has no value (gpt-oss).
         **options: those of `attention_logits`.
 
@@ -100,22 +120,30 @@ def attention_weights(
     return softmax(jnp.concatenate((logits, sink), -1))[..., :-1], logits
 
 
-def weighted_sum(weights: Float[Array, "B H T S"], value: Float[Array, "B S G K"]) -> Float[Array, "B T H K"]:
+def weighted_sum(weights: Float[Array, "B H T S"], value: Parts) -> Float[Array, "B T H K"]:
     """Sum values by attention weights.
 
     Args:
         weights: (B, H, T, S)
-        value: (B, S, G, K)
+        value: (B, S, G, K), perhaps in `Parts`, whose sums are added in float32.
 
     Returns:
         (B, T, H, K), dtype of value.
     """
+    if not isinstance(value, tuple):
+        return _weighted_sum(jnp.einsum, weights, value)
+    apart = jnp.split(weights, np.cumsum([part.shape[1] for part in value])[:-1], -1)
+    first, *others = (_weighted_sum(wide_einsum, w, part) for w, part in zip(apart, value, strict=True))
+    return sum(others, first).astype(value[0].dtype)
+
+
+def _weighted_sum(einsum: Callable[..., jax.Array], weights: jax.Array, value: jax.Array) -> jax.Array:
     batch, n_heads, n_queries, n_keys = weights.shape
     n_groups = value.shape[-2]
     if n_groups == n_heads:
-        return split(jnp.einsum("bhts,bshk->bthk", weights.astype(value.dtype), value), 1)
+        return split(einsum("bshk,bhts->bthk", value, weights.astype(value.dtype)), 1)
     grouped = weights.reshape(batch, n_groups, n_heads // n_groups, n_queries, n_keys).astype(value.dtype)
-    summed = jnp.einsum("bgmts,bsgk->btgmk", grouped, value)
+    summed = einsum("bsgk,bgmts->btgmk", value, grouped)
     return split(summed.reshape(batch, n_queries, n_heads, value.shape[-1]), 1)
 
 

@@ -11,8 +11,11 @@ from jax.ad_checkpoint import checkpoint_name
 from stackjax import blockwise
 from stackjax.check import positive
 from stackjax.dot_product import (
+    Parts,
     attention_weights,
+    behind,
     flat_positions,
+    joined,
     refuse_repeats,
     visible,
     weighted_sum,
@@ -173,9 +176,10 @@ class LatentAttention(Sublayer):
         state = {}
         if side_inputs.cache is not None:
             state = {"cache": {"latent": latents}}
-            latents = jnp.concatenate((side_inputs.cache["latent"].astype(latents.dtype), latents), 1)
+            latents = behind(side_inputs.cache["latent"], latents)
 
-        run = self._absorbed if self._absorbing(n_tokens, latents.shape[1]) else self._expanded
+        n_keys = side_inputs.prepared["where"][1]["index"].shape[-1]
+        run = self._absorbed if self._absorbing(n_tokens, n_keys) else self._expanded
         y, intermediates = run(params, query_plain, query_rotary, latents, side_inputs)
         y = checkpoint_name(y.reshape(*lead, n_tokens, -1), "attention_heads")
         y = self.inner_norm.apply(params["inner_norm"], y)
@@ -197,23 +201,25 @@ class LatentAttention(Sublayer):
         return absorbed < expanded
 
     def _mix(
-        self, params: Params, query: jax.Array, key: jax.Array, value: jax.Array, side_inputs: SideInputs
+        self, params: Params, query: jax.Array, key: Parts, value: Parts, side_inputs: SideInputs
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """softmax(query · key) value; and the weights and logits for observers."""
         prepared = side_inputs.prepared
         scale = (self.d_head + self.d_rotary) ** -0.5 if self.scale is None else self.scale
-        if self._blockwise(query.shape[1], key.shape[1], side_inputs.edits_at("weights")):
+        query_at, key_at = where = prepared["where"]
+        n_queries, n_keys = query_at["index"].shape[-1], key_at["index"].shape[-1]
+        if self._blockwise(n_queries, n_keys, side_inputs.edits_at("weights")):
+            key, value = joined(key), joined(value)
             scores = blockwise.Scores(scale=scale, position=self.position, causal=self.causal, d_position=self.d_rotary)
             within = {"position": params["position"], "shared": prepared["shared"]}
-            return blockwise.blockwise_attention(scores, within, query, key, value, prepared["where"]), {}
+            return blockwise.blockwise_attention(scores, within, query, key, value, where), {}
         bias = self.position.bias(params["position"], prepared["position"])
         weights, logits = attention_weights(query, key, scale=scale, mask=prepared["mask"], bias=bias)
         weights = side_inputs.edited("weights", weights)
         return weighted_sum(weights, value), {"weights": weights, "logits": logits}
 
-    def _expanded(
-        self, params: Params, plain: jax.Array, rotary: jax.Array, latents: jax.Array, side_inputs: SideInputs
-    ):
+    def _expanded(self, params: Params, plain: jax.Array, rotary: jax.Array, latents: Parts, side_inputs: SideInputs):
+        latents = joined(latents)
         batch, n_keys = latents.shape[:2]
         latent, key_rotary = latents[..., : self.d_latent], latents[..., self.d_latent :]
         key = linear(params, "key", latent).reshape(batch, n_keys, self.n_heads, -1)
@@ -222,13 +228,12 @@ class LatentAttention(Sublayer):
         query, key = jnp.concatenate((plain, rotary), -1), jnp.concatenate((key, for_all), -1)
         return self._mix(params, query, key, value, side_inputs)
 
-    def _absorbed(
-        self, params: Params, plain: jax.Array, rotary: jax.Array, latents: jax.Array, side_inputs: SideInputs
-    ):
+    def _absorbed(self, params: Params, plain: jax.Array, rotary: jax.Array, latents: Parts, side_inputs: SideInputs):
         by_head = (self.d_latent, self.n_heads, -1)
         to_latent = params["key"].astype(plain.dtype).reshape(by_head)
         to_value = params["value"].astype(plain.dtype).reshape(by_head)
         query = jnp.concatenate((jnp.einsum("bthk,chk->bthc", plain, to_latent), rotary), -1)
-        latent = latents[:, :, None, : self.d_latent]
-        mixed, intermediates = self._mix(params, query, latents[:, :, None], latent, side_inputs)
-        return jnp.einsum("bthc,chk->bthk", mixed, to_value), intermediates
+        # The rotary part is summed as well and dropped behind the sum: a slice would be a copy of all latents.
+        of_one_head = jax.tree.map(lambda part: part[:, :, None], latents)
+        mixed, intermediates = self._mix(params, query, of_one_head, of_one_head, side_inputs)
+        return jnp.einsum("bthc,chk->bthk", mixed[..., : self.d_latent], to_value), intermediates

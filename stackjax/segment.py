@@ -34,7 +34,7 @@ not; the caller's side inputs; and what each different sublayer of the stack pre
 MANY = 8
 """Unlike layers that are compiled one after another, each with its own numbers in the program."""
 
-Lent = dict[tuple[str, str], jax.Array]
+Lent = dict[tuple[str, str], Any]
 """Intermediates that later layers read, by sublayer and name, of the last layer that has them."""
 
 

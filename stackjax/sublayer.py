@@ -58,7 +58,7 @@ class SideInputs:
     cache: Any = None
     key: jax.Array | None = None
     edits: Edits | None = struct.field(pytree_node=False, default=None)
-    borrowed: dict[tuple[str, str], jax.Array] = struct.field(default_factory=dict)
+    borrowed: dict[tuple[str, str], Any] = struct.field(default_factory=dict)
     numbers: dict[str, Any] = struct.field(default_factory=dict)
     hints: dict[str, Any] = struct.field(default_factory=dict)
 

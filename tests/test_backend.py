@@ -65,6 +65,22 @@ def test_no_kernel_is_taken_where_it_cannot_or_where_blocks_are_better(on_a_gpu,
     assert on_a_gpu == []
 
 
+@pytest.mark.parametrize(("n_tokens", "taken"), [(1, False), (4, False), (64, True)])
+def test_a_few_new_tokens_read_a_cache_without_a_kernel(on_a_gpu, n_tokens, taken):
+    """For it the cache would have to be copied into one array with them."""
+    model = sj.decoder(vocab=8, d_model=16, depth=1, n_heads=2)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    tokens = jax.ShapeDtypeStruct((1, n_tokens), jnp.int32)
+
+    def read(params, tokens):
+        where = sj.SideInputs(position={"index": jnp.broadcast_to(jnp.arange(n_tokens), tokens.shape)})
+        cache = sj.cache.empty(model.stack, params["stack"], where, 256, dtype=jnp.bfloat16)
+        return sj.decode.extend(model, params, tokens, where, cache, dtype=jnp.bfloat16)
+
+    jax.eval_shape(read, params, tokens)
+    assert [one["implementation"] for one in on_a_gpu] == ["cudnn"] * taken
+
+
 def test_cudnn_is_never_given_a_window_ahead(on_a_gpu):
     """It has none: one that looks both ways is a mask."""
     query, key, value = (normal(1, 6, 2, 4, key=i, dtype=jnp.float32) for i in range(3))

@@ -4,6 +4,8 @@ That logits equal those of the full forward pass for every recipe, position and 
 """
 
 import dataclasses
+import math
+import re
 from functools import partial
 
 import jax
@@ -96,6 +98,38 @@ def test_one_compile_for_all_prompts_of_a_bucket(traced):
         twin, PARAMS, tokens, where, n_tokens=3, key=jax.random.key(1), temperature=1.0, top_k=5, top_p=0.5
     )
     assert [*counts, len(traced)] == counts[:1] * 7
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        sj.Attention(n_heads=4, n_kv_heads=2, position=sj.position.Rotary(), sinks=True),
+        sj.LatentAttention(n_heads=4, d_head=4, d_rotary=4, d_latent=12),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_a_step_reads_the_cache_where_it_lies(attention):
+    """No program joins, copies or turns a layer's entries, and the new ones are written into the buffers given."""
+    model = sj.decoder(vocab=V, d_model=D, depth=16, attention=attention, feed_forward=sj.FeedForward(d_hidden=8))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    where = sj.SideInputs(position={"index": jnp.zeros((3, 1), jnp.int32)})
+    step = jax.jit(partial(sj.decode.follow, model), donate_argnums=3)
+
+    def compiled(capacity):
+        """The program, and the bytes of the entries and of the temporary arrays."""
+        cache = jax.eval_shape(lambda p: sj.cache.empty(model.stack, p["stack"], where, capacity), params)
+        token = jax.ShapeDtypeStruct((3,), jnp.int32)
+        program = step.lower(params, token, token, cache).compile()
+        memory, leaves = program.memory_analysis(), jax.tree.leaves(cache.segments)
+        n_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        assert memory.alias_size_in_bytes >= n_bytes
+        return program, leaves[0].size // 16, n_bytes, memory.temp_size_in_bytes
+
+    program, layer, *large = compiled(1024)
+    moved = re.findall(r"= \w+\[([\d,]+)\]\S* (?:concatenate|copy|transpose|pad)\(", program.as_text())
+    assert moved and max(math.prod(map(int, shape.split(","))) for shape in moved) < layer
+    entries, temporary = np.subtract(large, compiled(512)[2:])
+    assert temporary < 2 * entries / 16  # on a CPU the slice that a scan takes of its layer, and scores, less than that
 
 
 def local_global():

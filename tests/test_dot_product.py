@@ -57,6 +57,21 @@ OPTIONS = {
 }
 
 
+@pytest.mark.parametrize("groups", [4, 2, 1])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_keys_and_values_in_parts(dtype, groups):
+    """As if they stood in one array, with scores, biases and sinks; sums in 16 bits are rounded once."""
+    query, key, value = (x.astype(dtype) for x in drawn(n_keys=7, groups=groups))
+    bias, mask = normal(1, 4, 4, 7, key=9), jnp.tri(4, 7, 3, dtype=bool)[None, None]
+    options = {"scale": 0.5, "mask": mask, "bias": bias, "score": bias**2, "soft_cap": 3.0, "sinks": normal(4, key=8)}
+    key_parts, value_parts = ((x[:, :2], x[:, 2:2], x[:, 2:]) for x in (key, value))
+    whole = dot_product.dot_product_attention(query, key, value, **options)
+    parts = dot_product.weighted_sum(dot_product.attention_weights(query, key_parts, **options)[0], value_parts)
+    assert parts.dtype == whole.dtype == dtype
+    assert largest_difference(parts, whole) <= float(jnp.finfo(dtype).eps) * 2 * float(jnp.abs(whole).max())
+    np.testing.assert_array_equal(dot_product.joined(key_parts), key)
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("groups", [4, 2, 1])
 def test_parity(x64, name, groups):

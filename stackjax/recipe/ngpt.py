@@ -68,9 +68,12 @@ class SphereAttention(Attention):
         scale = Spec(shape=(self.n_heads, width), role="norm", init=Constant(d_model**-0.5))
         return {**super().spec(d_model), "query_key_scale": scale}
 
-    def before_scores(self, params: Params, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def rotate(self, params: Params, table: Any, side: str, x: jax.Array) -> jax.Array:
+        x = unit(super().rotate(params, table, side, x))
+        if side == "key":
+            return x
         s = params["query_key_scale"] * params["query"].shape[0] ** 0.5
-        return (s * s * upcast(unit(query))).astype(query.dtype), unit(key)
+        return (s * s * upcast(x)).astype(x.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
