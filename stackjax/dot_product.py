@@ -20,8 +20,7 @@ from stackjax.sequence import shards, split
 from stackjax.sublayer import Positions
 
 Parts = jax.Array | tuple[jax.Array, ...]
-"""Keys or values (B, S, ...) in one array, or in several that follow each other along S: those in a cache, which would
-have to be copied to stand in one array with the new ones, and these."""
+"""Keys or values (B, S, ...), or several arrays of them along S: a cache's, left where they lie, and new ones."""
 
 
 def behind(cached: jax.Array, new: jax.Array) -> Parts:
@@ -139,12 +138,10 @@ def weighted_sum(weights: Float[Array, "B H T S"], value: Parts) -> Float[Array,
 
 def _weighted_sum(einsum: Callable[..., jax.Array], weights: jax.Array, value: jax.Array) -> jax.Array:
     batch, n_heads, n_queries, n_keys = weights.shape
-    n_groups = value.shape[-2]
-    if n_groups == n_heads:
+    if (n_groups := value.shape[-2]) == n_heads:
         return split(einsum("bshk,bhts->bthk", value, weights.astype(value.dtype)), 1)
     grouped = weights.reshape(batch, n_groups, n_heads // n_groups, n_queries, n_keys).astype(value.dtype)
-    summed = einsum("bsgk,bgmts->btgmk", value, grouped)
-    return split(summed.reshape(batch, n_queries, n_heads, value.shape[-1]), 1)
+    return split(einsum("bsgk,bgmts->btgmk", value, grouped).reshape(batch, n_queries, n_heads, -1), 1)
 
 
 def dot_product_attention(
