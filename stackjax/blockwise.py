@@ -122,7 +122,8 @@ def blockwise_attention(
         where: positions of the queries and of the keys, dicts of arrays (B or 1, T or S, ...); an `index` of -1 is a
             key that nobody sees.
         sinks: (H,) a logit for each head that takes part in the softmax and has no value.
-        block: tokens in a block; None means `BLOCK`, or twice that where it is not a CPU.
+        block: tokens in a block, or fewer where a device has fewer; None means `BLOCK`, or twice that where it is not a
+            CPU.
 
     Returns:
         (B, T, H, K_v), dtype of value; zeros for a query that may look nowhere.
@@ -133,6 +134,7 @@ def blockwise_attention(
     n_shards = sequence.shards(query, 1)
     if n_shards == 1:
         return _padded_attend(scores, block, None, params, query, key, value, where, sinks)
+    block = min(block, -(-max(query.shape[1], key.shape[1]) // n_shards))
     key, value, at_key = _filled((key, value, where[1]), n_shards)
     whole, split = PartitionSpec(), PartitionSpec(None, sequence.AXIS)
     attend = jax.shard_map(

@@ -46,7 +46,7 @@ from jaxtyping import Array, Float, Int, Num
 from stackjax.block import to_blocks
 from stackjax.check import ids, known
 from stackjax.norm import upcast
-from stackjax.sequence import by_shard, shards
+from stackjax.sequence import by_shard, gathered, shards
 
 
 def cross_entropy(
@@ -72,8 +72,8 @@ def cross_entropy(
     Raises:
         ValueError: other shapes; where they are known, weights below 0, nothing that counts, a target beyond V.
     """
-    counted, weights = _counted(jnp.shape(logits), targets, weights)
-    return _sum(logits, counted, weights, label_smoothing, z_loss) / jnp.sum(weights)
+    total, weight = _sums(logits, *_counted(jnp.shape(logits), targets, weights), label_smoothing, z_loss)
+    return total / weight
 
 
 BLOCK_LOGITS = 2**24
@@ -116,24 +116,25 @@ def blockwise_cross_entropy(
         block = max(1, BLOCK_LOGITS // (math.prod(shape) // n_tokens))
     if block < 1:
         raise ValueError(f"block must be 1 token or more; got {block}")
-    if block >= n_tokens:
-        return _sum(head(x), counted, weights, label_smoothing, z_loss) / jnp.sum(weights)
 
     @jax.checkpoint
     def of_block(x: jax.Array, counted: jax.Array, weights: jax.Array) -> jax.Array:
-        return _sum(head(x), counted, weights, label_smoothing, z_loss)
+        return _sums(head(x), counted, weights, label_smoothing, z_loss)
 
-    def step(total: jax.Array, parts: Any) -> tuple[jax.Array, None]:
-        return total + of_block(*parts), None
+    def step(sums: jax.Array, parts: Any) -> tuple[jax.Array, None]:
+        return sums + of_block(*parts), None
 
+    if block >= n_tokens:
+        total, weight = _sums(head(x), counted, weights, label_smoothing, z_loss)
+        return total / weight
     parts = (to_blocks(x, block, -2), to_blocks(counted, block, -1), to_blocks(weights, block, -1))
     first = jax.eval_shape(of_block, *(part[0] for part in parts))
-    total, _ = jax.lax.scan(step, jnp.zeros(first.shape, first.dtype), parts)
-    return total / jnp.sum(weights)
+    (total, weight), _ = jax.lax.scan(step, jnp.zeros(first.shape, first.dtype), parts)
+    return total / weight
 
 
 def _counted(shape: tuple[int, ...], targets: Any, weights: Any) -> tuple[jax.Array, jax.Array]:
-    """Targets with a class in every place, and their weights, 0 where a target is left out.
+    """Targets with a class in every place, and their weights, 0 where a target is left out; all of them on each device.
 
     Args:
         shape: of the logits.
@@ -159,11 +160,13 @@ def _counted(shape: tuple[int, ...], targets: Any, weights: Any) -> tuple[jax.Ar
             "a mean needs weights of 0 or more and at least one target that counts; got "
             + (f"weights from {numbers.min()} to {numbers.max()}" if numbers.size else "no targets")
         )
-    return counted, weights
+    return gathered(counted, -1), gathered(weights, -1)
 
 
-def _sum(logits: jax.Array, counted: jax.Array, weights: jax.Array, label_smoothing: float, z_loss: float) -> jax.Array:
-    """The weighted sum of the losses, ()."""
+def _sums(
+    logits: jax.Array, counted: jax.Array, weights: jax.Array, label_smoothing: float, z_loss: float
+) -> jax.Array:
+    """The weighted sum of the losses and that of the weights, (2,), on a mesh of devices one sum over all of them."""
     logits = jnp.where(weights[..., None] == 0, 0, upcast(logits))
     log_z = jax.nn.logsumexp(logits, -1)
     chosen = jnp.take_along_axis(logits, counted[..., None], -1, mode="fill", fill_value=jnp.nan)[..., 0]
@@ -172,7 +175,7 @@ def _sum(logits: jax.Array, counted: jax.Array, weights: jax.Array, label_smooth
         loss = loss - label_smoothing * jnp.mean(logits, -1)
     if z_loss:
         loss = loss + z_loss * jnp.square(log_z)
-    return jnp.sum(loss * weights)
+    return jnp.sum(jnp.stack((loss * weights, weights.astype(loss.dtype))), tuple(range(1, loss.ndim + 1)))
 
 
 def next_token(

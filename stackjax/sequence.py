@@ -10,7 +10,8 @@ device is right about its own queries. Tokens that the devices do not divide are
 With 24 layers of blockwise attention, T = 16,384, on 8 devices, the keys, values and gradients of one layer that are
 whole on each add 5 to 7 % to its share of the temporaries of a step of training. Not split are a recurrence
 (`GatedDeltaNet`), which runs over all tokens on every device of the axis, a mixture of experts, which gathers them, and
-the cache while decoding; cuDNN's kernels are not used.
+the cache while decoding; cuDNN's kernels are not used. On virtual devices of a CPU, start Python with NPROC=32 in the
+environment: with one thread for each device, two exchanges of XLA that are independent can wait for each other for ever.
 
 Under a causal mask the last tokens look at most keys, and in blockwise attention, which passes over the others, the
 last of n devices does 2 - 1/n times the mean work. Positions are data, so tokens can stand in an order in which all do
@@ -90,7 +91,7 @@ def split(x: jax.Array, axis: int) -> jax.Array:
 
 def gathered(x: jax.Array, axis: int) -> jax.Array:
     """An array with one axis whole on each device, if there are several over which tokens are split."""
-    return _pinned(x, axis, None) if shards(x) > 1 else x
+    return _pinned(x, axis, None) if x.ndim and shards(x) > 1 else x
 
 
 def _pinned(x: jax.Array, axis: int, name: str | None) -> jax.Array:
