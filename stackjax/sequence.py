@@ -11,7 +11,7 @@ With 24 layers of blockwise attention, T = 16,384, on 8 devices, the keys, value
 whole on each add 5 to 7 % to its share of the temporaries of a step of training. Not split are a recurrence
 (`GatedDeltaNet`), which runs over all tokens on every device of the axis, a mixture of experts, which gathers them, and
 the cache while decoding; cuDNN's kernels are not used. On virtual devices of a CPU, start Python with NPROC=32 in the
-environment: with one thread for each device, two exchanges of XLA that are independent can wait for each other for ever.
+environment: with one thread for each device, two exchanges that are independent can wait for each other for ever.
 
 Under a causal mask the last tokens look at most keys, and in blockwise attention, which passes over the others, the
 last of n devices does 2 - 1/n times the mean work. Positions are data, so tokens can stand in an order in which all do
@@ -21,6 +21,18 @@ the same:
     side_inputs = sj.SideInputs(position={"index": order[None]})
     logits, _ = model.apply(params, tokens[:, order], side_inputs)
     loss = sj.loss.cross_entropy(logits, targets[:, order])
+
+As many devices as there are, with eight tokens each:
+
+    >>> import jax, jax.numpy as jnp, stackjax as sj
+    >>> n = jax.device_count()
+    >>> mesh = sj.shard.mesh(sequence=n)
+    >>> model = sj.decoder(vocab=16, d_model=16, depth=2, n_heads=2)
+    >>> params = jax.jit(model.init, out_shardings=sj.shard.parameters(model, mesh))(jax.random.key(0))
+    >>> tokens = jax.device_put(jnp.arange(8 * n)[None] % 16, sj.shard.batch(mesh))
+    >>> x, _ = jax.jit(model.hidden)(params, tokens)
+    >>> x.sharding.shard_shape(x.shape)
+    (1, 8, 16)
 """
 
 import math

@@ -113,7 +113,7 @@ def _scale(result):
     (control,) = (row for row in result["rows"] if "not pinned" in row["way"])
     ours = [row for row in result["rows"] if row is not control and not row["bubble"]]
     piped = [row for row in result["rows"] if row["bubble"]]
-    by_batch = [row["temporary_ratio"] for row in ours if row["batch_split"] == 8]
+    by_batch = [row["temporary_ratio"] for row in ours if row["stream_split"] == 8]
     flops = [row["flops_ratio"] for row in ours]
     ends = [min(flops), max(flops), min(by_batch), max(by_batch), control["flops_ratio"], control["temporary_ratio"]]
     ends += [*(row["flops_ratio"] for row in piped), *(1 / (1 - row["bubble"]) for row in piped)]
