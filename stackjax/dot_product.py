@@ -19,17 +19,17 @@ from stackjax.product import wide_einsum
 from stackjax.sequence import shards, split
 from stackjax.sublayer import Positions
 
-Parts = jax.Array | tuple[jax.Array, ...]
-"""Keys or values (B, S, ...), or several arrays of them along S: a cache's, left where they lie, and new ones."""
+Parts = Float[Array, "B S G K"] | tuple[Float[Array, "B _ G K"], ...]
+"""Keys or values in one array, or in several along S: a cache's, left where they lie, and new ones."""
 
 
-def behind(cached: jax.Array, new: jax.Array) -> Parts:
-    """New keys or values (B, T, ...) behind those of a cache (B, S, ...), which stay where they lie."""
+def behind(cached: Float[Array, "B S *rest"], new: Float[Array, "B T *rest"]) -> Any:
+    """New keys or values (B, T, ...) behind those of a cache (B, S, ...), as `Parts`."""
     return (cached.astype(new.dtype), new) if cached.size else new
 
 
-def joined(parts: Parts) -> jax.Array:
-    """Keys or values in one array (B, S, ...)."""
+def joined(parts: Any) -> Float[Array, "B S *rest"]:
+    """Keys or values (B, S, ...) of `Parts` in one array."""
     return jnp.concatenate(parts, 1) if isinstance(parts, tuple) else parts
 
 
