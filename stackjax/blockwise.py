@@ -137,7 +137,7 @@ def blockwise_attention(
     block = min(block, -(-max(query.shape[1], key.shape[1]) // n_shards))
     key, value, at_key = _filled((key, value, where[1]), n_shards)
     whole, split = PartitionSpec(), PartitionSpec(None, sequence.AXIS)
-    attend = jax.shard_map(
+    on_each_device = jax.shard_map(
         partial(_padded_attend, scores, block, sequence.AXIS),
         mesh=sequence.mesh_in_use(query),
         in_specs=(whole, split, split, split, split, whole),
@@ -145,7 +145,7 @@ def blockwise_attention(
         axis_names={sequence.AXIS},
         check_vma=False,
     )
-    return jax.jit(attend)(params, query, key, value, (where[0], at_key), sinks)
+    return jax.jit(on_each_device)(params, query, key, value, (where[0], at_key), sinks)
 
 
 def _padded_attend(scores: Scores, block: int, axis: str | None, params, query, key, value, where, sinks) -> jax.Array:

@@ -73,7 +73,7 @@ def mesh_in_use(x: jax.Array) -> Any:
 
 
 def automatic(mesh: Any, *names: str) -> tuple[str, ...]:
-    """Those of some axes that a mesh has, and over which the partitioner splits arrays by itself."""
+    """Names of the axes, out of some, that a mesh has and over which the partitioner splits arrays by itself."""
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     return tuple(name for name in names if kinds.get(name) == AxisType.Auto)
 
