@@ -240,6 +240,17 @@ def test_what_is_said_of_the_atlas_is_what_it_found():
         assert f"{words.count('trained')} of {len(words)}" in line
 
 
+def test_who_gains_from_depth_is_what_the_long_atlas_found():
+    result = json.loads((ROOT / "experiments" / "results" / "depth_atlas_long" / "result.json").read_text())
+    points = [row for row in result["rows"] if row["kind"] == "point"]
+    loss = {(row["recipe"], row["depth"]): f"{row['loss']:.2f}" for row in points if row["loss"] is not None}
+    (line,) = re.findall(r"^\| `depth_atlas --plan long` \|.*$", TEXT, re.MULTILINE)
+    recipes = ("rezero", "complete_p", "pre_norm", "deepnorm", "post_norm")
+    told = [loss["rezero", 0], *(loss[recipe, depth] for recipe in recipes for depth in (1, 8, 32))]
+    assert re.findall(r"\d\.\d\d", line) == told and {loss[recipe, 0] for recipe in recipes} == {told[0]}
+    assert result["seeds"] == [0] and result["clean_tree"]
+
+
 def test_every_claim_stands_beside_its_verdict():
     """Each claim is a link to its heading in the finding, in the line of its verdict."""
     folder = ROOT / "experiments" / "results" / "claims"
