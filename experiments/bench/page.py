@@ -159,7 +159,8 @@ def markdown(results: dict[str, Any]) -> str:
         f"## Targets\n\n{table([target.row for target in judge(results)])}",
         "## Training\n\nCompile: seconds of tracing and compiling init, optimiser and step; of PyTorch, wall seconds "
         "of building and the first step. Step: median of steps taken in turn. Temporaries: XLA's own analysis of the "
-        "whole step."
+        "whole step. Model FLOPs, of which MFU is the share: matrix products, nothing recomputed, masked entries of "
+        "attention counted."
         f"\n\n{table(training(results))}",
     ]
     if _many_depths(results):
