@@ -24,7 +24,7 @@ import optax
 
 import stackjax as sj
 from stackjax import sequence
-from stackjax.pin import BATCH_AXES
+from stackjax.tensor_parallel import BATCH_AXES
 
 from .lab import command_line, environment, finding
 from .lab.finding import Estimate, Prediction

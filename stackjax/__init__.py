@@ -45,7 +45,8 @@ Modules by floor; a module imports only from floors below, and from modules to i
     sublayers   attention  cross_layer  latent_attention  delta_rule  moe  parallel  embedding
     arithmetic  loss  dot_product  feed_forward  history  statistic  position  blockwise
     protocol    edit  norm  sublayer  wrapped  structure  abstract_model
-    ground      sequence  check  backend  block  description  by_layer  parameter  product  display  tensor_file
+    ground      check  backend  block  description  by_layer  parameter  product  display  tensor_file
+    devices     sequence  tensor_parallel
 
 Read from the ground up. `recipe` and `position` begin with one table of all that they hold.
 """
@@ -109,6 +110,7 @@ from stackjax import (
     sublayer,
     surgery,
     tensor_file,
+    tensor_parallel,
     testing,
     turn,
     wrapped,
@@ -224,6 +226,7 @@ __all__ = [
     "sublayer",
     "surgery",
     "tensor_file",
+    "tensor_parallel",
     "testing",
     "turn",
     "wrapped",

@@ -294,7 +294,7 @@ class Attention(Sublayer):
         y = checkpoint_name(y.reshape(*lead, n_tokens, -1), "attention_heads")
         y = self.inner_norm.apply(params["inner_norm"], y)
         heads = side_inputs.edited("heads", y.reshape(*y.shape[:-1], self.n_heads, -1))
-        y = dropout(side_inputs.key, linear(params, "out", heads.reshape(y.shape)), self.dropout)
+        y = self.dropped(linear(params, "out", heads.reshape(y.shape)), side_inputs)
         return y, Aux(state=state, intermediates={**intermediates, **looked, "heads": heads})
 
     def _mix(

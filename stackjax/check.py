@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from stackjax.sequence import gathered
+from stackjax.tensor_parallel import by_replica
 
 
 def known(x: Any) -> np.ndarray | None:
@@ -144,4 +145,4 @@ def ids(name: str, values: jax.Array, size: int, *, least: int = 0) -> None:
 
 def rows(table: jax.Array, index: jax.Array) -> jax.Array:
     """The rows of a table (N, D) at an index (...), (..., D); NaN where the index is outside 0 .. N - 1."""
-    return gathered(table, -1).at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+    return by_replica(gathered(table, -1).at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False))

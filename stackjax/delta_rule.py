@@ -28,7 +28,7 @@ from stackjax.feed_forward import Activation, silu
 from stackjax.norm import Norm, RMSNorm, upcast, without_statistics
 from stackjax.parameter import FanIn, Spec, linear, matrix, ones
 from stackjax.sequence import gathered
-from stackjax.sublayer import Aux, CachedPositions, Params, Positions, SideInputs, Sublayer, dropout
+from stackjax.sublayer import Aux, CachedPositions, Params, Positions, SideInputs, Sublayer
 
 
 def gated_delta_rule(
@@ -245,7 +245,7 @@ class GatedDeltaNet(Sublayer):
         y = self.norm.apply(params["norm"], y) * gate
         y = checkpoint_name(y.astype(x.dtype).reshape(*lead, n_tokens, -1), "attention_heads")
         heads = side_inputs.edited("heads", y.reshape(*y.shape[:-1], self.n_heads, -1))
-        y = dropout(side_inputs.key, linear(params, "out", heads.reshape(y.shape)), self.dropout)
+        y = self.dropped(linear(params, "out", heads.reshape(y.shape)), side_inputs)
         return y, Aux(state=kept, intermediates={"heads": heads})
 
 

@@ -15,6 +15,7 @@ from stackjax.parameter import Normal, Spec, linear, zeros
 from stackjax.position.base import STREAM_HOOKS, NoPosition, Position
 from stackjax.product import wide_einsum
 from stackjax.sublayer import Params, Positions, dropout
+from stackjax.tensor_parallel import scatter_tokens
 
 
 def final_norm(norm: Norm, d_model: int) -> dict[str, Spec]:
@@ -148,7 +149,7 @@ class Embedding(Description):
         where = first_positions(n_tokens) if position is None else position
         if position is None and len(shape) == 1:
             where = {"index": where["index"][0]}
-        x = self.vectors(params, tokens, where, multiplier=multiplier).astype(dtype)
+        x = scatter_tokens(self.vectors(params, tokens, where, multiplier=multiplier).astype(dtype))
         if self.n_types:
             x = x + rows(params["type"], jnp.zeros(shape, int) if types is None else types).astype(dtype)
         x = self.position.embed(params["position"], where, x)

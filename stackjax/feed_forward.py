@@ -16,7 +16,7 @@ from stackjax.check import positive
 from stackjax.norm import NoNorm, Norm, without_statistics
 from stackjax.parameter import linear, matrix
 from stackjax.sequence import by_shard, shards
-from stackjax.sublayer import Aux, Params, SideInputs, Sublayer, dropout
+from stackjax.sublayer import Aux, Params, SideInputs, Sublayer
 
 Activation = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
@@ -212,8 +212,8 @@ class FeedForward(Sublayer):
             run = partial(gated if self.gated else two_layer, params, activation=self.activation, norm=self.inner_norm)
             parts = by_shard(x, shards(x, -2), -2)
             y = from_blocks(jax.lax.map(jax.checkpoint(run), to_blocks(parts, self.block, -2)), parts.shape[-2], -2)
-            return dropout(side_inputs.key, y.reshape(x.shape), self.dropout), Aux()
+            return self.dropped(y.reshape(x.shape), side_inputs), Aux()
         hidden = (_gated_hidden if self.gated else _hidden)(params, x, self.activation)
         hidden = side_inputs.edited("hidden", hidden)
-        y = dropout(side_inputs.key, _project(params, hidden, self.inner_norm), self.dropout)
+        y = self.dropped(_project(params, hidden, self.inner_norm), side_inputs)
         return y, Aux(intermediates={"hidden": hidden})

@@ -25,7 +25,7 @@ from stackjax.norm import NoNorm, Norm, RMSNorm
 from stackjax.parameter import linear, matrix
 from stackjax.position.base import Position
 from stackjax.position.rotary import Rotary
-from stackjax.sublayer import Aux, CachedPositions, Params, SideInputs, Sublayer, dropout
+from stackjax.sublayer import Aux, CachedPositions, Params, SideInputs, Sublayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +184,7 @@ class LatentAttention(Sublayer):
         y = checkpoint_name(y.reshape(*lead, n_tokens, -1), "attention_heads")
         y = self.inner_norm.apply(params["inner_norm"], y)
         heads = side_inputs.edited("heads", y.reshape(*y.shape[:-1], self.n_heads, -1))
-        y = dropout(side_inputs.key, linear(params, "out", heads.reshape(y.shape)), self.dropout)
+        y = self.dropped(linear(params, "out", heads.reshape(y.shape)), side_inputs)
         return y, Aux(state=state, intermediates={**intermediates, "heads": heads})
 
     def _blockwise(self, n_queries: int, n_keys: int, edited: bool) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from flax import struct
 
+from stackjax import tensor_parallel
 from stackjax.check import hashable, shown
 from stackjax.description import Description
 from stackjax.history import fill, without_histories
@@ -123,7 +124,7 @@ class Layer(Description):
                 keys = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, i))
                 c = FormCoefficients({**{n: value[i] for n, value in coefficients.items()}, **hints})
                 its_inputs = replace(side_inputs[name], key=keys[0])
-                branch = Branch(partial(call, sublayer, params[name], side_inputs=its_inputs), dtype)
+                branch = Branch(partial(_on_all_tokens, sublayer, params[name], its_inputs), dtype)
                 with jax.named_scope(name):
                     joined = form.apply(params["residual"][name], c, inner, branch, keys[1])
                 inner, aux = _checked(form, joined)
@@ -143,6 +144,15 @@ class Layer(Description):
             new, aux = _checked(self.outer, joined)
         before, after = self.view(stream), self.view(new)
         return new, aux, Trace(stream=stream, before=before, after=after, intermediates=aux.intermediates)
+
+
+def _on_all_tokens(
+    sublayer: Sublayer, params: Params, side_inputs: SideInputs, x: jax.Array, **options: Any
+) -> tuple[jax.Array, Aux]:
+    """A sublayer on tokens that are gathered for it and scattered behind it, see `stackjax.tensor_parallel`."""
+    function = partial(call, sublayer, params, side_inputs=side_inputs)
+    y, aux = tensor_parallel.on_all_tokens(function, x, **options)
+    return (y if sublayer.dropout else tensor_parallel.scatter_tokens(y)), aux  # dropout is behind the scatter
 
 
 def _checked(form: Form, returned: Any) -> tuple[Any, Aux]:

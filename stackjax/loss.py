@@ -47,6 +47,7 @@ from stackjax.block import to_blocks
 from stackjax.check import ids, known
 from stackjax.norm import upcast
 from stackjax.sequence import by_shard, gathered, shards
+from stackjax.tensor_parallel import gather_tokens
 
 
 def cross_entropy(
@@ -108,7 +109,7 @@ def blockwise_cross_entropy(
         ValueError: a block below 1, and what `cross_entropy` raises.
     """
     shape = jax.eval_shape(head, x).shape
-    counted, weights = _counted(shape, targets, weights)
+    x, (counted, weights) = gather_tokens(x), _counted(shape, targets, weights)
     if (n := shards(x, -2)) > 1:
         x, counted, weights = by_shard(x, n, -2), by_shard(counted, n, -1), by_shard(weights, n, -1)
     n_tokens = x.shape[-2]

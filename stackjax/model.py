@@ -5,6 +5,7 @@ A decoder language model and a bidirectional encoder are the same parts; they di
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, Unpack
 
 import jax
@@ -25,6 +26,7 @@ from stackjax.recipe.placement import PreNorm
 from stackjax.segment import Measure
 from stackjax.stack import Stack
 from stackjax.sublayer import Params, Result, SideInputs, Sublayer, checked
+from stackjax.tensor_parallel import on_all_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +136,8 @@ class Model(AbstractModel):
         params = self.checked(params)
         coefficients = self.stack.checked_coefficients(coefficients)
         x, result = self.hidden(params, tokens, side_inputs, coefficients=coefficients, key=key, **options)
-        return self.logits(params, x, coefficients=coefficients), result
+        head = partial(self.logits, params, coefficients=coefficients)
+        return on_all_tokens(head, x), result
 
     def hidden(
         self,

@@ -16,7 +16,7 @@ from stackjax.check import positive
 from stackjax.feed_forward import Activation, identity, silu
 from stackjax.norm import NoNorm, Norm, upcast
 from stackjax.parameter import FanIn, Spec, is_spec, linear, zeros
-from stackjax.sublayer import Aux, Params, SideInputs, Sublayer, dropout
+from stackjax.sublayer import Aux, Params, SideInputs, Sublayer
 
 Score = Literal["softmax", "sigmoid"]
 Dispatch = Literal["ragged", "dense"]
@@ -327,7 +327,7 @@ class MixtureOfExperts(Sublayer):
         run = run_dense if dense else run_ragged
         options = {"activation": self.activation, "up_activation": self.up_activation, "norm": self.inner_norm}
         y = run(params, rows, weights, chosen, **options).reshape(x.shape)
-        y = dropout(side_inputs.key, y, self.dropout)
+        y = self.dropped(y, side_inputs)
         if self.shared_expert is not None:
             y = y + self.shared_expert.apply(params["shared"], x, side_inputs)[0]
 

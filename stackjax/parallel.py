@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from stackjax.norm import NoNorm, Norm
-from stackjax.sublayer import Aux, CachedPositions, Params, SideInputs, Sublayer, add_losses, call, dropout
+from stackjax.sublayer import Aux, CachedPositions, Params, SideInputs, Sublayer, add_losses, call
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,4 +119,4 @@ class Parallel(Sublayer):
             by_place = {f"{sublayer.name}/{name}": value for name, value in aux.intermediates.items()}
             intermediates = {**aux.intermediates, **intermediates, **by_place}
         aux = Aux(loss=loss, state=state, intermediates=intermediates)
-        return dropout(side_inputs.key, sum(ys[1:], ys[0]), self.dropout), aux
+        return self.dropped(sum(ys[1:], ys[0]), side_inputs), aux

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from stackjax.sequence import shards
+from stackjax.tensor_parallel import between
 
 Init = Callable[[jax.Array, tuple[int, ...], jax.Array], jax.Array]
 """`init(key, shape, layer) -> array`; `layer` is the traced index of the layer that the parameter belongs to."""
@@ -279,7 +280,7 @@ def matrix(n_in: int, n_out: int, role: str, *, name: str | None = None, bias: b
 
 def as_rows(x: jax.Array) -> jax.Array:
     """(..., D) as rows (n, D), whose products are faster on a CPU; as it is where tokens are split over devices."""
-    return x.reshape(-1, x.shape[-1]) if shards(x) == 1 else x
+    return x if shards(x) > 1 or between(x)[1] else x.reshape(-1, x.shape[-1])
 
 
 def linear(params: Any, name: str, x: jax.Array) -> jax.Array:

@@ -24,6 +24,7 @@ from stackjax.recipe.placement import PreNorm
 from stackjax.segment import Measure
 from stackjax.stack import Stack
 from stackjax.sublayer import Params, Result, SideInputs, Sublayer, add_losses, checked
+from stackjax.tensor_parallel import gather_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +236,7 @@ class EncoderDecoder(AbstractModel):
 
         reading = SideInputs(position=side_inputs.memory_position)
         memory, read = self.encode(params, source, reading, key=keys[0], **of("encoder"))
-        writing = replace(side_inputs, memory=memory)
+        writing = replace(side_inputs, memory=gather_tokens(memory))
         logits, written = self.decoder.apply(params["decoder"], tokens, writing, key=keys[1], **of("decoder"))
         result = Result(
             loss=add_losses(read.loss, written.loss),

@@ -5,7 +5,8 @@
 The stream (B, ..., T, D) is split over T at every layer's door (`stackjax.pin`), and all that treats each token by
 itself follows. Attention keeps its queries where they are and gathers keys, values and positions of one layer at a
 time, for blockwise attention in the backward pass again. Masks and encodings follow from positions alone, so that each
-device is right about its own queries. Tokens that the devices do not divide are not split.
+device is right about its own queries. Tokens that the devices do not divide are not split. Beside an axis `model` the
+stream is split further between the sublayers (`stackjax.tensor_parallel`).
 
 With 24 layers of blockwise attention, T = 16,384, on 8 devices, the keys, values and gradients of one layer that are
 whole on each add 5 to 7 % to its share of the temporaries of a step of training. Not split are a recurrence

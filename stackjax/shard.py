@@ -10,7 +10,8 @@ device with all parameters. The layer axis stays whole, since the scan walks alo
 
 Activations follow by themselves: a stack pins its stream to the batch at the door of every layer (`stackjax.pin`), on
 the mesh that the parameters lie on. A program compiled from shapes alone needs `with jax.set_mesh(mesh):` around it.
-On `mesh(data=2, sequence=4)` the tokens of long inputs are split, too (`stackjax.sequence`).
+On `mesh(data=2, sequence=4)` the tokens of long inputs are split, too (`stackjax.sequence`); on `mesh(data=4, model=2)`
+the stream between sublayers, whose products are split by heads and hidden features (`stackjax.tensor_parallel`).
 
 A training loop in which every device holds its share of parameters, moments and batch (as many devices as there are):
 

@@ -16,6 +16,7 @@ from flax import struct
 from stackjax.check import known, rate, shown
 from stackjax.description import Description
 from stackjax.edit import Edits
+from stackjax.tensor_parallel import scatter_tokens
 
 Params = dict[str, Any]
 Positions = dict[str, jax.Array]
@@ -215,6 +216,10 @@ class Sublayer(Description):
     def apply(self, params: Params, x: Any, side_inputs: SideInputs) -> tuple[jax.Array, Aux]:
         """Map x (..., T, D) to (y (..., T, D), Aux)."""
         raise NotImplementedError(f"{type(self).__name__} must override apply")
+
+    def dropped(self, y: jax.Array, side_inputs: SideInputs) -> jax.Array:
+        """The branch's output (..., T, D) with dropout; on a mesh each device draws for its own tokens."""
+        return dropout(side_inputs.key, scatter_tokens(y), self.dropout) if self.dropout else y
 
     def cache(self, batch: int, capacity: int, d_model: int, dtype: Any) -> Any:
         """One layer's empty decoding cache, leaves (B, ..., S, width); None if the sublayer needs none.

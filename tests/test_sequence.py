@@ -67,7 +67,7 @@ def in_order(model, params, tokens, position):
     return sj.loss.cross_entropy(logits, jnp.flip(tokens, -1)[:, order])
 
 
-def compare(model, sizes, position=None, loss=next_token, n_tokens=T, there=None, bound=1e-11):
+def compare(model, sizes, position=None, loss=next_token, n_tokens=T, there=None, bound=1e-11, batch=None):
     """Loss and gradients on a mesh are those of one device, from perturbed parameters.
 
     Args:
@@ -78,8 +78,9 @@ def compare(model, sizes, position=None, loss=next_token, n_tokens=T, there=None
         n_tokens: T.
         there: positions on the mesh, where they are others.
         bound: of differences relative to the largest entry.
+        batch: B; None takes a row for each device of `data`.
     """
-    on, batch = shard.mesh(**sizes), sizes.get("data", 1)
+    on, batch = shard.mesh(**sizes), batch or sizes.get("data", 1)
     tokens = jax.random.randint(jax.random.key(1), (batch, n_tokens), 0, 16)
     params = model.init(jax.random.key(0), jnp.float64)
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
