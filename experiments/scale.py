@@ -3,14 +3,16 @@
     python -m experiments.scale
 
 A step (forward, backward, AdamW) is compiled for eight devices, on a CPU for eight virtual ones, and XLA's own counts
-of FLOPs and of temporary memory are read; nothing is run. Losses that are right say nothing of this: they were right
-while every device computed the whole batch. The control is compiled from shapes without a mesh in use, so that the
-stream is not pinned to the batch (`stackjax.pin`), and must miss the bounds. In a pipeline (`stackjax.pipeline`) a
-device also computes what is dropped at the ends, the bubble, and theory says how much that is.
+of FLOPs and of temporary memory are read, and what its collectives exchange; nothing is run. Losses that are right say
+nothing of this: they were right while every device computed the whole batch. The controls are compiled from shapes
+without a mesh in use, so that the stream is not pinned to devices (`stackjax.pin`), and must miss the bounds, one in
+FLOPs and one in temporaries. In a pipeline (`stackjax.pipeline`) a device also computes what is dropped at the ends,
+the bubble, and theory says how much that is.
 """
 
 import contextlib
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +26,6 @@ import optax
 
 import stackjax as sj
 from stackjax import sequence
-from stackjax.tensor_parallel import BATCH_AXES
 
 from .lab import command_line, environment, finding
 from .lab.finding import Estimate, Prediction
@@ -41,8 +42,12 @@ MESHES: Mapping[str, Mapping[str, int]] = {
     "replicas, sharded, tensors": {"replica": 2, "data": 2, "model": 2},
     "tokens": {"sequence": 8},
     "sharded, tokens": {"data": 2, "sequence": 4},
+    "tokens, tensors": {"sequence": 4, "model": 2},
 }
-CONTROL = "fully sharded, not pinned"
+OTHERS = ("fully sharded", "tensors", "sharded, tensors", "replicas, sharded, tensors", "sharded, tokens")
+"""Ways in which other models than the decoder are counted."""
+CONTROLS = {"fully sharded, not pinned": "fully sharded", "tensors, not pinned": "tensors"}
+"""Ways in which the stream is not pinned, and the way with the same mesh in which it is."""
 PIPELINES: Mapping[str, Mapping[str, int]] = {"pipeline": {"stage": 8}, "pipeline, sharded": {"stage": 4, "data": 2}}
 MICROBATCHES = 8
 """M, into which a pipeline cuts the batch."""
@@ -89,11 +94,15 @@ class Cost:
         flops: floating-point operations, the body of a loop once.
         temporary: bytes of temporary memory.
         arguments: bytes of parameters, moments and batch.
+        gathered: bytes of what it receives whole from others, see `exchanged`.
+        reduced: bytes of what is added up with others.
     """
 
     flops: float
     temporary: int
     arguments: int
+    gathered: int
+    reduced: int
 
 
 def compiled(model: Any, shape: tuple[int, int], mesh: jax.sharding.Mesh | None, *, pinned: bool = True) -> Any:
@@ -156,7 +165,44 @@ def cost(program: Any) -> Cost:
         flops=program.cost_analysis()["flops"],
         temporary=memory.temp_size_in_bytes,
         arguments=memory.argument_size_in_bytes,
+        **exchanged(program.as_text()),
     )
+
+
+COLLECTIVES = {
+    **dict.fromkeys(("all-gather", "all-to-all", "collective-permute"), "gathered"),
+    **dict.fromkeys(("all-reduce", "reduce-scatter"), "reduced"),
+}
+
+
+def exchanged(program: str) -> dict[str, int]:
+    """Bytes of the results of a program's collectives, {gathered, reduced}, those in a loop as often as it runs.
+
+    Args:
+        program: compiled, as text.
+    """
+    computations = dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+) \([^\n]*\{\n(.*?)^\}", program, re.MULTILINE | re.DOTALL))
+    totals = {"gathered": 0, "reduced": 0}
+    collective = re.compile(rf" = (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
+
+    def count(name: str, rounds: int) -> None:
+        for line in computations[name].splitlines():
+            if loop := re.search(r" while\(.*body=%?([\w.-]+)", line):
+                known = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+                count(loop[1], rounds * (int(known[1]) if known else 1))
+            elif found := collective.search(line):
+                arrays = re.findall(r"(pred|[a-z]+\d+)\[([\d,]*)\]", found[1])
+                sizes = (math.prod(map(int, filter(None, shape.split(",")))) * _bytes(kind) for kind, shape in arrays)
+                totals[COLLECTIVES[found[2]]] += rounds * sum(sizes)
+
+    (entry,) = re.findall(r"^ENTRY %?([\w.-]+)", program, re.MULTILINE)
+    count(entry, 1)
+    return totals
+
+
+def _bytes(kind: str) -> int:
+    """Bytes of an entry of an array whose type XLA calls so: pred, f32, bf16, s64."""
+    return 1 if kind == "pred" else max(1, int(re.sub(r"\D", "", kind)) // 8)
 
 
 def models(options: Options) -> dict[str, Any]:
@@ -193,9 +239,9 @@ def measured(options: Options) -> list[dict[str, Any]]:
     rows, shape = [], (options.batch, options.context)
     for kind, model in models(options).items():
         alone = cost(compiled(model, shape, None))
-        ways = [(name, sizes, True) for name, sizes in MESHES.items() if kind == "decoder" or "sharded" in name]
+        ways = [(name, sizes, True) for name, sizes in MESHES.items() if kind == "decoder" or name in OTHERS]
         ways = [way for way in ways if kind != "experts" or sequence.AXIS not in way[1]]
-        ways += [(CONTROL, MESHES["fully sharded"], False)] if kind == "decoder" else []
+        ways += [(name, MESHES[way], False) for name, way in CONTROLS.items() if kind == "decoder"]
         for name, sizes, pinned in ways:
             each = cost(compiled(model, shape, sj.shard.mesh(**sizes), pinned=pinned))
             rows.append(_row(kind, name, sizes, each, alone, bubble=0.0))
@@ -212,22 +258,20 @@ def measured(options: Options) -> list[dict[str, Any]]:
 
 def _row(model: str, way: str, sizes: Mapping[str, int], each: Cost, alone: Cost, *, bubble: float) -> dict[str, Any]:
     """The counts of one device, and their ratio to an eighth of those of one device alone."""
-    ratios = {key: DEVICES * value / asdict(alone)[key] for key, value in asdict(each).items()}
+    ratios = {key: DEVICES * asdict(each)[key] / asdict(alone)[key] for key in ("flops", "temporary", "arguments")}
     print(f"{model}, {way}: FLOPs {ratios['flops']:.2f}, temporaries {ratios['temporary']:.2f}", flush=True)
     return {
         **{"model": model, "way": way, "mesh": dict(sizes), **asdict(each)},
         **{f"{key}_ratio": ratio for key, ratio in ratios.items()},
-        "stream_split": math.prod(sizes.get(axis, 1) for axis in (*BATCH_AXES, sequence.AXIS)),
         "bubble": bubble,
     }
 
 
 def predictions(rows: Sequence[dict[str, Any]]) -> tuple[Prediction, ...]:
-    """The predictions of the largest and, for the control, of its ratios."""
-    counted = [row for row in rows if row["way"] != CONTROL and not row["bubble"]]
+    """The predictions of the largest and, for the controls, of their ratios."""
+    counted = [row for row in rows if row["way"] not in CONTROLS and not row["bubble"]]
     piped = [(1 - row["bubble"]) * row[name] for row in rows if row["bubble"] for name in PIPED]
-    split = [row["temporary_ratio"] for row in counted if row["stream_split"] == DEVICES]
-    (control,) = (row for row in rows if row["way"] == CONTROL)
+    unpinned, replicated = (next(row for row in rows if row["way"] == name) for name in CONTROLS)
 
     return (
         Prediction(
@@ -237,8 +281,8 @@ def predictions(rows: Sequence[dict[str, Any]]) -> tuple[Prediction, ...]:
             threshold=MOST,
         ),
         Prediction(
-            claim="where the stream is split eightfold, it keeps an eighth of the temporaries (the largest ratio)",
-            found=Estimate.exact(max(split)),
+            claim="on every mesh it keeps an eighth of the temporaries of one alone (the largest ratio)",
+            found=Estimate.exact(max(row["temporary_ratio"] for row in counted)),
             relation="below",
             threshold=MOST,
         ),
@@ -249,8 +293,14 @@ def predictions(rows: Sequence[dict[str, Any]]) -> tuple[Prediction, ...]:
             threshold=MOST,
         ),
         Prediction(
-            claim="control: with the stream not pinned it computes more than its share",
-            found=Estimate.exact(control["flops_ratio"]),
+            claim="control: fully sharded, with the stream not pinned, it computes more than its share",
+            found=Estimate.exact(unpinned["flops_ratio"]),
+            relation="above",
+            threshold=MOST,
+        ),
+        Prediction(
+            claim="control: with tensors split, the stream not pinned, it keeps more than its share",
+            found=Estimate.exact(replicated["temporary_ratio"]),
             relation="above",
             threshold=MOST,
         ),
@@ -272,6 +322,8 @@ def run(options: Options, command: str) -> Path:
             "× an eighth ": f"{row['temporary_ratio']:.2f}",
             "arguments MiB": f"{row['arguments'] / 2**20:,.2f}",
             "× an eighth  ": f"{row['arguments_ratio']:.2f}",
+            "gathered MiB": f"{row['gathered'] / 2**20:,.1f}",
+            "reduced MiB": f"{row['reduced'] / 2**20:,.1f}",
         }
         for row in rows
     ]
@@ -280,9 +332,15 @@ def run(options: Options, command: str) -> Path:
         f"H = {options.n_heads}, T = {options.context}, B = {options.batch}, V = {options.vocab}, for one of {DEVICES} "
         "devices. An eighth is that of what one device alone does. FLOPs and temporaries are XLA's own counts, the "
         "body of the scan over layers once in every row; arguments are parameters, moments and batch. Replicas keep "
-        "all parameters. Where heads and hidden features are split (model), the stream itself is not, so that "
-        "temporaries are more than an eighth; batches (replica, data) and tokens (sequence) split it. A mixture of "
-        "experts gathers the tokens of a sequence and is not counted where they are split."
+        "all parameters. The stream is split by batches (replica, data) and by tokens (sequence); where heads and "
+        "hidden features are split (model), so is the stream between the sublayers. A mixture of experts gathers the "
+        "tokens of a sequence and is not counted where they are split."
+        "\n\nGathered and reduced are the results of the collectives of a whole step, all layers counted: all-gather, "
+        "all-to-all and collective-permute; and all-reduce. With tensors split and no pins (the control), "
+        "outputs of sublayers are all-reduced. With the stream pinned they are reduced and cut into pieces, and these "
+        "gathered for the next sublayer, in the backward pass once more. For a CPU XLA compiles the first as an "
+        "all-reduce and a slice. Where it makes one reduce-scatter of the two, the traffic of which is half of an "
+        "all-reduce's, both together exchange what the control does."
         f"\n\nOf a pipeline only the layers are counted, forward and backward, without embedding and optimiser. With S "
         f"stages and M = {MICROBATCHES} microbatches, S - 1 of M + S - 1 ticks are bubble, and an eighth becomes an "
         "eighth / (1 - bubble): "
