@@ -18,7 +18,6 @@ the last one with the same numbers: bit for bit on the same mesh, to rounding on
 
 import dataclasses
 import json
-import math
 import os
 import re
 import sys
@@ -36,13 +35,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import stackjax as sj
-from stackjax import sequence
-from stackjax.pin import BATCH_AXES
 
 from .lab import command_line, compile_cache, environment, names, store
 from .lab.command_line import FAILED, INTERRUPTED, OK
 from .lab.corpus import Corpus
 from .lab.grid import Setting
+from .lab.lanes import behind
 from .lab.made import Made
 from .lab.options import Text, at_least, one_or_more, positive
 from .lab.train import Batch, Hyper, State, Steps, Trainer
@@ -71,10 +69,6 @@ class Options:
     """Learning rate at its peak."""
     seed: int = 0
     """Seed of the init, of dropout and of the order of the data."""
-    mesh: tuple[str, ...] = ()
-    """Axes of the mesh of devices with their sizes: the batch is split over replica and data, tokens over sequence, the
-    width of the parameters over data and sequence, heads, hidden features, experts and vocabulary over model. None
-    means data=DEVICES."""
     accumulate: int = 1
     """Parts of a batch whose gradients are computed one after another and averaged, in the memory of one."""
     log_every: int = 10
@@ -99,8 +93,6 @@ class Options:
                 "--coordinator, --processes 2 or more and --process below it go together; got --coordinator "
                 f"{self.coordinator}, --processes {self.processes}, --process {self.process}"
             )
-        if wrong := [word for word in self.mesh if not re.fullmatch(r"[a-z]\w*=[1-9]\d*", word)]:
-            raise ValueError(f"--mesh takes axes with their sizes, such as data=4 model=2; got {wrong[0]!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +122,7 @@ class Run:
     def determined_by(self) -> dict[str, Any]:
         """All that determines the numbers; the mesh and the accumulation change their rounding."""
         return {
-            "setting": dataclasses.asdict(self.options.setting),
+            "setting": dataclasses.asdict(dataclasses.replace(self.options.setting, mesh=None)),
             "recipe": names.describe(self.trainer.task.model.stack.recipe),
             **{name: getattr(self.options, name) for name in ("depth", "learning_rate", "seed")},
             "data": self.corpus.sha256,
@@ -138,7 +130,7 @@ class Run:
 
     def placed(self, batches: Batch) -> Batch:
         """Batches with a leading axis, of which each process puts its rows on its devices."""
-        where = NamedSharding(self.mesh, PartitionSpec(None, *sj.shard.batch(self.mesh).spec))
+        where = behind(1, sj.shard.batch(self.mesh))
         return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, where, x.__getitem__), batches)
 
     def batch(self, step: int) -> Batch:
@@ -166,17 +158,8 @@ def prepare(words: Sequence[str], line: str) -> Run:
     setting.check(corpus.vocab)
     trainer = setting.trainer(recipe, options.depth, corpus.vocab)
     sj.serialization.encode(trainer.task.model)
-    sizes = {name: int(size) for name, _, size in (word.partition("=") for word in options.mesh)}
-    mesh = sj.shard.mesh(**sizes or {"data": jax.device_count()})
-    sj.shard.check(mesh, sj.shard.RULES)
-    shares = options.accumulate * math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
-    if setting.batch % shares:
-        raise ValueError(
-            f"--batch {setting.batch} must divide by {shares}: --accumulate {options.accumulate} times the devices of "
-            f"{' and '.join(BATCH_AXES)} in the mesh {dict(mesh.shape)}"
-        )
-    if setting.context % (n_shards := mesh.shape.get(sequence.AXIS, 1)):
-        raise ValueError(f"--context {setting.context} must divide by {n_shards}, the devices of {sequence.AXIS}")
+    mesh = setting.device_mesh or sj.shard.mesh(data=jax.device_count())
+    setting.check_mesh(mesh, options.accumulate)
     run = Run(
         options=options,
         command=line,

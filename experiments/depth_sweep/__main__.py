@@ -79,10 +79,11 @@ class Options:
 
     def __post_init__(self):
         one_or_more(self, "devices")
-        if self.devices > 1 and self.scheduler != "local":
+        several = {"--devices": self.devices > 1, "--mesh": self.setting.mesh is not None}
+        if self.scheduler != "local" and any(several.values()):
             raise ValueError(
-                f"--devices are those of this machine, and --scheduler {self.scheduler} gives each group a device of "
-                f"its own; leave one of them out"
+                f"{' and '.join(name for name, given in several.items() if given)} takes devices of this machine, and "
+                f"--scheduler {self.scheduler} gives each group a device of its own; leave one of them out"
             )
         if not 0 <= self.checkpoint_seconds < float("inf"):
             raise ValueError(f"--checkpoint-seconds must be 0 or more; got {self.checkpoint_seconds:g}")
@@ -109,8 +110,8 @@ def prepared(words: Sequence[str], line: str) -> tuple[Options, list[Sweep] | Re
         results = Results.of(options.out)
         command_line.make_folder(options.out)
         return options, results
-    sweeps = planned(options, line)
-    complaints = dict.fromkeys(warning for sweep in sweeps for warning in sweep.check())
+    main, *beside = sweeps = planned(options, line)
+    complaints = dict.fromkeys([*main.check(), *(warning for sweep in beside for warning in hops.check(sweep))])
     groups = max(len(sweep.jobs()) for sweep in sweeps)
     if options.devices > groups:
         idle = options.devices - groups
@@ -203,7 +204,8 @@ def dry_run(sweep: Sweep) -> str:
             f"{group.recipe:<20}{group.depth:>6}{len(group.cells):>7}{done:>6}{model.n_params:>13,}{flops:>10.1e}"
             f"{memory / 2**20:>7.0f} MiB"
         )
-    lines += ["", f"{total:.2e} model FLOPs are left to do. Memory is an estimate, to a factor of two."]
+    together = "" if setting.mesh is None else ", of all devices together"
+    lines += ["", f"{total:.2e} model FLOPs are left to do. Memory is an estimate, to a factor of two{together}."]
     steps = extend.ladder(sweep.grid.learning_rates)
     if sweep.extend_rates and len(steps) > 1:
         lines.append(

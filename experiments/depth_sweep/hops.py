@@ -24,15 +24,27 @@ def beside(sweep: Sweep) -> Sweep:
     """The sweep of three hops that goes with another one.
 
     Args:
-        sweep: on text; its number of seeds and all that is no number are taken over.
+        sweep: on text; its number of seeds, its mesh and all that is no number are taken over.
     """
     return dataclasses.replace(
         sweep,
         folder=Folder(sweep.folder.path / FOLDER),
         grid=dataclasses.replace(GRID, seeds=sweep.grid.seeds),
-        setting=SETTING,
+        setting=dataclasses.replace(SETTING, mesh=sweep.setting.mesh),
         corpus=TASKS[TASK],
     )
+
+
+def check(sweep: Sweep) -> list[str]:
+    """The warnings of `Sweep.check` of the sweep of three hops; what it refuses can be left out.
+
+    Raises:
+        ValueError: see `Sweep.check`.
+    """
+    try:
+        return sweep.check()
+    except ValueError as error:
+        raise ValueError(f"the three hops beside text: {error} (or leave them out with --no-hops)") from error
 
 
 def read(results: Results) -> Results | None:

@@ -5,24 +5,29 @@ at the same time, form a group: the unit of work, of resumption and of naming, b
 last bits of its lanes.
 """
 
+import functools
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import jax
+from jax.sharding import Mesh
 
 import stackjax as sj
+from stackjax import sequence
+from stackjax.pin import BATCH_AXES
 from stackjax.recipe import PreNorm, Recipe
 
 from . import names
 from .lanes import Mode
 from .made import TASKS
 from .optimizer import optimizer_named
-from .options import Recipes, Sizes, at_least, one_or_more, positive, some
+from .options import MeshAxes, Recipes, Sizes, at_least, one_or_more, positive, some
 from .task import Filled
 from .train import Hyper, NextToken, Task, Trainer
 
@@ -102,6 +107,10 @@ class Setting(Sizes):
     metrics: str | None = None
     """Dotted path of a function (task, params, batch) -> {name: number, or array over layers}, recorded beside the
     loss."""
+    mesh: MeshAxes = None
+    """Axes of a mesh of devices with their sizes, on which a model is trained, such as data=4 model=2: the batch is
+    split over replica and data, tokens over sequence, the width of the parameters over data and sequence, heads, hidden
+    features, experts and vocabulary over model. None: a sweep trains on one device, train on data=DEVICES."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -112,6 +121,8 @@ class Setting(Sizes):
         optimizer_named(self.optimizer)
         if self.metrics is not None:
             names.metrics_named(self.metrics)
+        if self.mesh is not None:
+            names.mesh_sizes(self.mesh)
         positive(self, "clip_norm")
         if not 0 <= self.weight_decay < float("inf"):
             raise ValueError(f"--weight-decay must be 0 or more and finite; got {self.weight_decay:g}")
@@ -120,6 +131,36 @@ class Setting(Sizes):
     def warmup_steps(self) -> int:
         """Steps of warm-up."""
         return self.steps // 10 if self.warmup is None else self.warmup
+
+    @functools.cached_property
+    def device_mesh(self) -> Mesh | None:
+        """The mesh of devices; None is one device.
+
+        Raises:
+            ValueError: more devices than there are.
+        """
+        return None if self.mesh is None else sj.shard.mesh(**names.mesh_sizes(self.mesh))
+
+    def check_mesh(self, on: Mesh, accumulate: int = 1) -> None:
+        """Refuse a mesh with axes that nothing is split over, and sizes that do not divide by its devices.
+
+        Args:
+            on: the mesh.
+            accumulate: parts of a batch that are computed one after another.
+
+        Raises:
+            ValueError: as said.
+        """
+        sj.shard.check(on, sj.shard.RULES)
+        shares = accumulate * math.prod(on.shape.get(axis, 1) for axis in BATCH_AXES)
+        if self.batch % shares:
+            times = f"--accumulate {accumulate} times " if accumulate > 1 else ""
+            raise ValueError(
+                f"--batch {self.batch} must divide by {shares}: {times}the devices of {' and '.join(BATCH_AXES)} in "
+                f"the mesh {dict(on.shape)}"
+            )
+        if self.context % (n_shards := on.shape.get(sequence.AXIS, 1)):
+            raise ValueError(f"--context {self.context} must divide by {n_shards}, the devices of {sequence.AXIS}")
 
     def check(self, vocab: int) -> None:
         """Refuse sizes and positions with which no model can be run, whatever its recipe.

@@ -4,15 +4,20 @@ All lanes take every step together. A lane that diverged is frozen, never remove
 the last bits of its lanes' numbers.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import stackjax as sj
 
 from . import compile_cache
 from .corpus import Corpus
@@ -38,7 +43,7 @@ class Programs:
         evaluate: (states, batches) -> (losses of each batch, measures)
         mode: how the lanes are run.
         compile_seconds: wall time of tracing and compiling all three; None if any came from a cache.
-        temp_bytes: XLA's own count of temporary memory in `advance`.
+        temp_bytes: XLA's own count of temporary memory in `advance`, on each device.
     """
 
     start: Callable[..., State]
@@ -54,8 +59,17 @@ def over(function: Callable, mode: Mode) -> Callable:
     return jax.vmap(function) if mode == "vmap" else lambda *args: jax.lax.map(lambda lane: function(*lane), args)
 
 
-def compile_lanes(trainer: Trainer, hyper: Hyper, batches: Batch, valid: Batch, mode: Mode) -> Programs:
+def behind(n: int, sharding: NamedSharding) -> NamedSharding:
+    """The sharding of arrays with n more axes in front, which stay whole on each device."""
+    return NamedSharding(sharding.mesh, PartitionSpec(*(None,) * n, *sharding.spec))
+
+
+def compile_lanes(
+    trainer: Trainer, hyper: Hyper, batches: Batch, valid: Batch, mode: Mode, on: Mesh | None = None
+) -> Programs:
     """Compile the programs of a group.
+
+    On a mesh, each device has its share of every lane's parameters, moments and batch, as `stackjax.shard` says.
 
     Args:
         trainer: what is run.
@@ -63,6 +77,7 @@ def compile_lanes(trainer: Trainer, hyper: Hyper, batches: Batch, valid: Batch, 
         batches: of one chunk, with leading axes of lanes and steps; only shapes are read.
         valid: validation batches with a leading axis, the same for all lanes.
         mode: how the lanes are run.
+        on: the mesh of devices; None is one device.
     """
 
     def evaluate(states: State, valid: Batch):
@@ -70,10 +85,23 @@ def compile_lanes(trainer: Trainer, hyper: Hyper, batches: Batch, valid: Batch, 
 
     began = time.perf_counter()
     first = jax.tree.map(lambda x: x[:, 0], batches)
-    start = jax.jit(over(trainer.start, mode)).lower(hyper, first)
-    states = start.out_info
-    advance = jax.jit(over(trainer.advance, mode), donate_argnums=1).lower(hyper, states, batches)
-    lowered = ((start, RUNS_ONCE), (advance, {}), (jax.jit(evaluate).lower(states, valid), {}))
+    whole = lanes = rows = steps_of_rows = None
+    if on is not None:
+        state = jax.eval_shape(trainer.start, *jax.tree.map(lambda x: x[0], (hyper, first)))
+        lanes = jax.tree.map(partial(behind, 1), sj.shard.state(trainer.task.model, on, state))
+        whole, batch = NamedSharding(on, PartitionSpec()), sj.shard.batch(on)
+        rows, steps_of_rows = behind(1, batch), behind(2, batch)
+    with contextlib.nullcontext() if on is None else jax.set_mesh(on):
+        start = jax.jit(over(trainer.start, mode), in_shardings=(whole, rows), out_shardings=lanes).lower(hyper, first)
+        states = start.out_info
+        advance = jax.jit(
+            over(trainer.advance, mode),
+            in_shardings=(whole, lanes, steps_of_rows),
+            out_shardings=(lanes, whole),
+            donate_argnums=1,
+        ).lower(hyper, states, batches)
+        measure = jax.jit(evaluate, in_shardings=(lanes, rows), out_shardings=whole).lower(states, valid)
+    lowered = ((start, RUNS_ONCE), (advance, {}), (measure, {}))
     with compile_cache.hits() as cached, ThreadPoolExecutor(len(lowered)) as pool:
         programs = list(pool.map(lambda job: job[0].compile(compiler_options=job[1]), lowered))
     memory = programs[1].memory_analysis()
@@ -103,6 +131,7 @@ class Run:
         valid: validation batches with a leading axis.
         eval_every: steps in a chunk; each ends with an evaluation and a look into the layers.
         mode: how the lanes are run.
+        on: the mesh of devices over which each lane is split; None is one device.
     """
 
     def __init__(
@@ -114,12 +143,13 @@ class Run:
         *,
         eval_every: int,
         mode: Mode = "vmap",
+        on: Mesh | None = None,
     ):
         self.trainer, self.hypers, self.feed, self.eval_every = trainer, tuple(hypers), feed, eval_every
         self.steps = int(hypers[0].steps)
         self._hyper = stack_hyper(hypers)
         self._valid = jax.tree.map(jnp.asarray, valid)
-        self.programs = compile_lanes(trainer, self._hyper, self._batches(0), self._valid, mode)
+        self.programs = compile_lanes(trainer, self._hyper, self._batches(0), self._valid, mode, on)
         self.state: State
         self.metrics: list[list[dict[str, Any]]] = [[] for _ in hypers]
         self.layers: list[list[dict[str, Any]]] = [[] for _ in hypers]
@@ -132,7 +162,7 @@ class Run:
 
     def resume(self, state: State, metrics: list[list[dict[str, Any]]], layers: list[list[dict[str, Any]]]) -> None:
         """Go on from a checkpoint."""
-        self.state = jax.tree.map(jnp.asarray, state)
+        self.state = jax.device_put(state, self.programs.start.output_shardings)
         self.metrics, self.layers = metrics, layers
 
     @property

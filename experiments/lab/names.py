@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import functools
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -68,6 +69,19 @@ def architectures_named(name: str) -> dict[str, hf.Architecture]:
     if not isinstance(table, Mapping) or not all(isinstance(each, hf.Architecture) for each in table.values()):
         raise ValueError(f"{name!r} is no mapping from model_type to stackjax.interop.hf.Architecture; it is {table!r}")
     return dict(table)
+
+
+def mesh_sizes(words: str) -> dict[str, int]:
+    """Sizes of a mesh of devices by axis, from words such as "data=4 model=2".
+
+    Raises:
+        ValueError: no words, one that is no axis with its size, or an axis that is there twice.
+    """
+    pairs = [word.partition("=") for word in words.split()]
+    sizes = {axis: int(size) for axis, _, size in pairs if re.fullmatch(r"[a-z]\w*=[1-9]\d*", f"{axis}={size}")}
+    if not pairs or len(sizes) < len(pairs):
+        raise ValueError(f"--mesh takes axes with their sizes, each once, such as data=4 model=2; got {words!r}")
+    return sizes
 
 
 def _made(name: str, kind: str, table: Mapping[str, Callable[[], Any]], wanted: type) -> Any:

@@ -25,6 +25,18 @@ Recipes = Annotated[
 ]
 """Recipes by the names that stand for them in tables and files: on a command line, words; in Python, any names."""
 
+MeshAxes = Annotated[
+    str | None,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[AXIS=SIZE ...]",
+        instance_from_str=" ".join,
+        is_instance=lambda value: value is None or isinstance(value, str),
+        str_from_instance=lambda value: (value or "").split(),
+    ),
+]
+"""Axes of a mesh of devices with their sizes, such as "data=4 model=2", see `names.mesh_sizes`; None for no mesh."""
+
 
 LARGEST = 2**31 - 1
 """The largest number that is counted to."""

@@ -32,6 +32,7 @@ def header(sweep: Sweep) -> str:
         f"V = {corpus.vocab}, sha256 {corpus.sha256[:10]}\n"
         f"D = {setting.d_model}, H = {setting.n_heads}, T = {setting.context}, B = {setting.batch}, "
         f"{setting.steps} steps of {setting.optimizer}, on {sweep.device}"
+        f"{'' if setting.mesh is None else f', mesh {setting.mesh}'}"
     )
 
 

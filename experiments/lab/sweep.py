@@ -147,6 +147,7 @@ def _trained(sweep: Sweep, job: Job, claim: Claim, show: Show) -> Run:
         corpus.valid_batches(setting.eval_batches, **size),
         eval_every=min(setting.eval_every, setting.steps),
         mode=job.group.mode,
+        on=setting.device_mesh,
     )
     if not sweep.folder.load_checkpoint(job.name, job.cell_names, run):
         run.begin()

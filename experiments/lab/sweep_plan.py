@@ -70,13 +70,20 @@ class Sweep:
             Warnings.
 
         Raises:
-            ValueError: unknown names, sizes that do not fit, too little data, too few devices, a tracker that is not
-                installed, a folder that holds something else.
+            ValueError: unknown names, sizes that do not fit, too little data, too few devices, devices and a mesh, a
+                tracker that is not installed, a folder that holds something else.
         """
         if self.devices > jax.local_device_count():
             raise ValueError(
                 f"--devices must be {jax.local_device_count()} or less on this machine; got {self.devices}"
             )
+        if (on := self.setting.device_mesh) is not None:
+            if self.devices > 1:
+                raise ValueError(
+                    f"--devices {self.devices} trains groups side by side, one device each, and --mesh one group on "
+                    f"several; leave one of them out"
+                )
+            self.setting.check_mesh(on)
         tracker.check(self.log)
         self.corpus.check(batch=self.setting.batch, context=self.setting.context)
         self.setting.check(self.corpus.vocab)
