@@ -15,9 +15,9 @@ from jax.sharding import PartitionSpec as P
 
 import stackjax as sj
 from experiments.depth_sweep import __main__ as depth_sweep
-from experiments.lab import lanes, names, results, store, sweep
+from experiments.lab import lanes, names, progress, results, store, sweep
 from experiments.lab.grid import Setting
-from tests.experiments.conftest import PART, arguments
+from tests.experiments.conftest import LANES, arguments, prepared
 from tests.experiments.test_sweep import numbers
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
@@ -27,23 +27,41 @@ MESH = ("--mesh", "data=4", "model=2")
 
 def on_eight(out, corpus, *more):
     """A command line for a sweep of tiny models whose batches eight devices divide."""
-    return [*arguments(out, corpus, *PART, *more), "--batch", "8"]
+    return [*arguments(out, corpus, "--depths", 2, "--recipes", "pre_norm", *LANES, *more), "--batch", "8"]
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, corpus):
     """The folder of a sweep on one device."""
     out = tmp_path_factory.mktemp("runs") / "alone"
-    assert depth_sweep.main(on_eight(out, corpus)) == 0
+    assert sweep.run(prepared(on_eight(out, corpus)), progress.Plain()) == []
     return out
 
 
 @pytest.fixture(scope="module")
-def spread(tmp_path_factory, corpus):
-    """The folder of the same sweep on a mesh."""
-    out = tmp_path_factory.mktemp("runs") / "spread"
-    assert depth_sweep.main(on_eight(out, corpus, *MESH)) == 0
-    return out
+def placed(tmp_path_factory, corpus):
+    """The folder of the same sweep on a mesh, and after each chunk where matrices and moments lay."""
+    out, chunk, places = tmp_path_factory.mktemp("runs") / "spread", sweep.Run.chunk, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep.Run, "chunk", lambda run: (chunk(run), places.append(up_matrices(run.state))))
+        assert sweep.run(prepared(on_eight(out, corpus, *MESH)), progress.Plain()) == []
+    return out, places
+
+
+@pytest.fixture(scope="module")
+def spread(placed):
+    """The folder of the sweep on the mesh."""
+    return placed[0]
+
+
+def up_matrices(state):
+    """Where the matrices of the feed-forward network and their moments lie: their spec, and a device's share."""
+    leaves = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state) if str(path[-1]) == "['up']"]
+    return [(leaf.sharding.spec, leaf.addressable_shards[0].data.shape) for leaf in leaves]
+
+
+LAYOUT = 3 * [(P(None, None, "data", "model"), (4, 2, 2, 16))]
+"""Of a matrix and its two moments: lanes, layers, D / 4 and F / 2 on each device."""
 
 
 def curves(out):
@@ -63,7 +81,11 @@ def equal_to_rounding(out, other):
         *expected_end, expected = two[cell]
         assert ended == expected_end
         np.testing.assert_allclose(losses, expected, rtol=1e-5)
-        assert len(losses) > 2 and len(set(losses)) == len(losses), "losses that training does not change"
+        assert ended[0] == "diverged" or len(set(losses)) == 6 + 3, "a loss of every step, and three evaluations"
+
+
+def test_each_device_holds_its_share(placed):
+    assert placed[1] == [LAYOUT] * 2
 
 
 def test_the_numbers_are_those_of_one_device(alone, spread):
@@ -74,16 +96,24 @@ def test_the_numbers_are_those_of_one_device(alone, spread):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("words", [("data=8",), ("sequence=2", "data=2"), ("replica=2", "data=2", "model=2")])
-@pytest.mark.parametrize("mode", ["vmap", "loop"])
+@pytest.mark.parametrize(
+    ("words", "mode"),
+    [
+        (("data=8",), "vmap"),
+        (("sequence=2", "data=2"), "vmap"),
+        (("replica=2", "data=2", "model=2"), "loop"),
+        (("sequence=2", "data=2", "model=2"), "loop"),
+    ],
+)
 def test_the_numbers_of_other_meshes(alone, tmp_path, corpus, capsys, words, mode):
     assert depth_sweep.main(on_eight(tmp_path / "out", corpus, "--mesh", *words, "--lanes", mode)) == 0
-    assert ("leaves 4 of 8 devices idle" in capsys.readouterr().err) == ("sequence=2" in words)
+    assert ("leaves 4 of 8 devices idle" in capsys.readouterr().err) == (words == ("sequence=2", "data=2"))
     equal_to_rounding(tmp_path / "out", alone)
 
 
+@pytest.mark.thorough
 def test_interrupted_and_resumed_on_the_mesh(spread, tmp_path, corpus, monkeypatch, capsys):
-    """No bit is changed, and after every chunk each device holds its share of parameters and moments."""
+    """No bit is changed, and each device holds its share from the first step after the checkpoint on."""
     out, chunk, places = tmp_path / "out", sweep.Run.chunk, []
 
     def chunk_and_press(run):
@@ -96,20 +126,10 @@ def test_interrupted_and_resumed_on_the_mesh(spread, tmp_path, corpus, monkeypat
     assert depth_sweep.main(on_eight(out, corpus, *MESH)) == 130
     assert depth_sweep.main(on_eight(out, corpus, *MESH)) == 0
     assert numbers(out) == numbers(spread)
-    assert len(places) == 4
-    for up in places:
-        assert len(up) == 3, "the matrix and its two moments"
-        for array in up:
-            assert array == (P(None, None, "data", "model"), (4, 2, 8 // 4, 32 // 2))
+    assert places == [LAYOUT] * 4
 
 
-def up_matrices(state):
-    """Where the matrices of the feed-forward network and their moments lie: their spec, and a device's share."""
-    leaves = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state) if str(path[-1]) == "['up']"]
-    return [(leaf.sharding.spec, leaf.addressable_shards[0].data.shape) for leaf in leaves]
-
-
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_killed_on_the_mesh_and_resumed(spread, tmp_path, corpus):
     """kill -9 at a moment that differs from run to run changes no bit."""
     out = tmp_path / "out"
@@ -131,11 +151,12 @@ def test_killed_on_the_mesh_and_resumed(spread, tmp_path, corpus):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 4, "model": 2}])
-@pytest.mark.parametrize("mode", ["vmap", "loop"])
+@pytest.mark.parametrize(
+    ("sizes", "mode"), [({"data": 8}, "vmap"), ({"data": 4, "model": 2}, "vmap"), ({"data": 4, "model": 2}, "loop")]
+)
 def test_each_device_computes_its_share(sizes, mode):
     """An eighth of a chunk's FLOPs; where the stream is split eightfold, also of its temporaries."""
-    setting = Setting(batch=8, steps=3, eval_every=3)
+    setting = Setting(batch=64, steps=3, eval_every=3)
     trainer = setting.trainer(names.recipe_named("pre_norm"), 2, 64)
     hyper = lanes.stack_hyper([setting.hyper(learning_rate=rate, seed=0) for rate in (1e-3, 1e-2)])
     batches = np.zeros((2, 3, setting.batch, setting.context + 1), np.int32)
