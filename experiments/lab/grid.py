@@ -20,8 +20,8 @@ from jax.sharding import Mesh
 
 import stackjax as sj
 from stackjax import sequence
-from stackjax.pin import BATCH_AXES
 from stackjax.recipe import PreNorm, Recipe
+from stackjax.tensor_parallel import BATCH_AXES
 
 from . import names
 from .lanes import Mode
