@@ -9,6 +9,8 @@ from .program import Row
 
 OWN, TORCH = "stackjax", "torch"
 JAX_PEERS = ("linen", "nnx", "equinox", "haiku")
+WIDE = 512
+"""Width D from which a step's time is that of its matrix products."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ class Target:
 def judge(results: dict[str, Any]) -> list[Target]:
     """Every target for which there are numbers."""
     rows = results["rows"]
-    trained = [*_peers(rows), *_unrolled(rows), *_utilisation(results)]
+    trained = [*_peers(rows), *_torch(results), *_unrolled(rows), *_utilisation(results), *_matmul_share(results)]
     return [*_agreement(results), *_compile(results), *trained, *_remat(results)]
 
 
@@ -80,13 +82,25 @@ def _peers(rows: list[Row]) -> Iterator[Target]:
         if best := best_peer(group, "step_seconds"):
             claim = f"step time / best JAX peer's ({best['peer']}), {where}"
             yield Target(claim=claim, found=ours["step_seconds"] / best["step_seconds"], bound=1.0)
-        eager = group.get(TORCH)
-        if eager and eager["step_seconds"] and ours["step_seconds"]:
-            claim = f"step time / PyTorch eager's, {where} (aim)"
-            yield Target(claim=claim, found=ours["step_seconds"] / eager["step_seconds"], bound=1.0)
         if best := best_peer(group, "temp_bytes"):
             claim = f"temporary memory / best JAX peer's ({best['peer']}), {where}"
             yield Target(claim=claim, found=ours["temp_bytes"] / best["temp_bytes"], bound=1.0)
+
+
+def _torch(results: dict[str, Any]) -> Iterator[Target]:
+    on_cpu = results["peak"] is None
+    eager = 0.9 if on_cpu and results["size"]["d_model"] >= WIDE else 1.0
+    bounds = {(TORCH, "none"): eager, (TORCH, "layer"): 0.85 if on_cpu else 1.0}
+    if on_cpu:
+        bounds["torch_compile", "none"] = 1.3
+    for group in groups(results["rows"]):
+        ours = group.get(OWN)
+        for (name, remat), bound in bounds.items():
+            other = group.get(name)
+            if ours and other and ours["remat"] == remat and ours["step_seconds"] and other["step_seconds"]:
+                title = {TORCH: "PyTorch eager", "torch_compile": "torch.compile"}[name]
+                claim = f"step time / {title}'s, {ours['depth']} layers, remat {remat} (aim)"
+                yield Target(claim=claim, found=ours["step_seconds"] / other["step_seconds"], bound=bound)
 
 
 def _unrolled(rows: list[Row]) -> Iterator[Target]:
@@ -107,6 +121,16 @@ def _utilisation(results: dict[str, Any]) -> Iterator[Target]:
         share = results["model_flops"][str(best["depth"])] / best["step_seconds"] / results["peak"]
         claim = f"model FLOPs utilisation, {best['depth']} layers, remat {best['remat']}"
         yield Target(claim=claim, found=share, bound=0.5, unit="%", side="at least")
+
+
+def _matmul_share(results: dict[str, Any]) -> Iterator[Target]:
+    """On a CPU, whose peak is not known, how close a step comes to the rate of its own matrix products."""
+    for row in results["rows"]:
+        if row["peer"] == OWN and row["remat"] == "none" and row["step_seconds"] and results["peak"] is None:
+            flops = results["model_flops"][str(row["depth"])]
+            share = flops / row["step_seconds"] / results["matmul_flops_per_second"]
+            claim = f"share of the rate of the model's own matrix products, {row['depth']} layers, remat none (aim)"
+            yield Target(claim=claim, found=share, bound=0.6, unit="%", side="at least")
 
 
 def _remat(results: dict[str, Any]) -> Iterator[Target]:

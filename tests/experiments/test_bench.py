@@ -64,6 +64,7 @@ def test_verdicts():
         row("linen", temp_bytes=80),
         row("haiku", step_seconds=1.5, temp_bytes=60),
         row("torch", step_seconds=2.0, temp_bytes=None, equations=None),
+        row("torch_compile", step_seconds=0.8, temp_bytes=None, equations=None),
     ]
     remat = [
         row("stackjax", gradient_bytes=1000),
@@ -72,18 +73,34 @@ def test_verdicts():
     ]
     compiled = {"depths": [4, 512], "ratios": [1.0, 1.1, 1.3], "equations": [10, 10]}
     found = {"agreement": None, "compile": compiled, "rows": rows, "remat": remat, "remat_peer": None, "peak": None}
+    found |= {"size": {"d_model": 128}, "model_flops": {"8": 7.7}, "matmul_flops_per_second": 10.0}
     judged = {target.claim: (round(target.found, 3), target.met) for target in verdict.judge(found)}
     assert list(judged.values()) == [
         (1.1, True),
         (1.0, True),
         (1.1, False),
-        (0.55, True),
         (1.5, False),
+        (0.55, True),
+        (1.375, False),
+        (0.7, True),
         (0.029, True),
         (1.4, True),
         (0.014, False),
         (1.9, False),
     ]
+
+
+def test_where_arithmetic_dominates_the_aims_are_higher():
+    rows = [
+        row("stackjax", step_seconds=0.95),
+        row("torch"),
+        row("stackjax", remat="layer"),
+        row("torch", remat="layer"),
+    ]
+    found = {"agreement": None, "compile": None, "rows": rows, "remat": [], "remat_peer": None, "peak": None}
+    found |= {"size": {"d_model": 512}, "model_flops": {"8": 5.0}, "matmul_flops_per_second": 10.0}
+    judged = [(round(target.found, 3), target.bound, target.met) for target in verdict.judge(found)]
+    assert judged == [(0.95, 0.9, False), (1.0, 0.85, False), (0.526, 0.6, False)]
 
 
 def test_verdicts_on_a_gpu():
