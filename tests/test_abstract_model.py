@@ -77,6 +77,7 @@ def test_every_parameter_is_drawn_by_a_stack_of_the_model(case):
     assert set(map(id, jax.tree.leaves(drawn_by))) == set(map(id, model.stacks().values()))
 
 
+@pytest.mark.thorough
 def test_look_is_each_of_its_parts(case):
     model, params, batch = case
     key = jax.random.key(2)

@@ -51,6 +51,7 @@ CASES = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("recipe", "kind"), daily(CASES, ("pre_norm", "decoder"), ("value_residual", "decoder")))
 def test_adapters_begin_at_nothing_and_merge_to_the_same(x64, recipe, kind):
     assert kind not in REFUSED.get(recipe, ())
@@ -131,6 +132,7 @@ def test_factors_are_stacked_and_few():
     assert {name: leaf.shape for name, leaf in group["query"].items()} == {"a": (3, 16, 2), "b": (3, 2, 16)}
 
 
+@pytest.mark.thorough
 def test_an_adapted_model_is_decoded_saved_and_cut(tmp_path):
     _, _, adapted, params = pair()
     params = moved(adapted, params)

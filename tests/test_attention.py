@@ -133,6 +133,7 @@ def test_xla_equals_plain(name):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_leading_axes(x64):
     sublayer = sj.Attention(n_heads=3, position=sj.position.Rotary())
     params, x = drawn(sublayer), normal(2, 3, T, D)
@@ -214,6 +215,7 @@ def test_heads_that_do_not_divide_are_told_what_would():
         sj.Attention(n_heads=8).head_width(100)
 
 
+@pytest.mark.thorough
 def test_weight_dropout_is_on_the_weights():
     """With a key, the mean over many keys is the sum without dropout, and a dropped weight's value is not seen."""
     sublayer = sj.Attention(n_heads=1, d_head=T, causal=False, weight_dropout=0.4)

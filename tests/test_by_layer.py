@@ -64,6 +64,7 @@ def expected():
     return y, of_params, of_x
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("backend", ["plain", "blockwise"])
 def test_one_program_equals_layer_by_layer(backend, expected, monkeypatch):
     monkeypatch.setattr(blockwise, "BLOCK", 4)
@@ -76,6 +77,7 @@ def test_one_program_equals_layer_by_layer(backend, expected, monkeypatch):
     assert largest_difference(alike.apply(PARAMS, X)[0], expected[0]) > 1e-2
 
 
+@pytest.mark.thorough
 def test_decoding_and_causality():
     model = sj.Model(embedding=sj.Embedding(vocab=11), stack=stack_of())
     check_causality(model, sees_all=False)
@@ -137,6 +139,7 @@ def test_layers_are_shown_saved_and_selected_with_their_numbers():
     )
 
 
+@pytest.mark.thorough
 def test_containers_hand_numbers_on():
     """Side by side, and with low-rank factors, a layer's numbers reach its attention."""
 

@@ -16,6 +16,7 @@ ANSWERS = {name: tests for name, module in MODULES.items() if (tests := [t for t
 LINKS = re.findall(r"^\| .+ \| \[(\w+)\]\((\S+)\)(?:;.*)? \|$", TABLE, re.MULTILINE)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ANSWERS)
 def test_answers_run(name):
     runner = doctest.DocTestRunner(optionflags=doctest.REPORT_ONLY_FIRST_FAILURE)

@@ -49,6 +49,7 @@ def by_hand(stack, params, x):
     return sj.norm.layer_norm(params["leave"]["inner"]["norm"], x)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("layers", PATTERNS.values(), ids=PATTERNS)
 def test_against_a_loop_by_hand(x64, layers):
     stack, x = built(layers).stack, normal(2, T, D, key=1)
@@ -105,6 +106,7 @@ def test_inside_a_container(x64):
     testing.decoding.check_decoding(model)
 
 
+@pytest.mark.thorough
 def test_behind_a_loop_the_last_turn_is_read(x64):
     model = sj.recurrence.looped(built((OWN, OWN, READS)), before=1, turns=3, after=1)
     params, tokens = model.init(jax.random.key(0)), jnp.arange(T)[None]

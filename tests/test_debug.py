@@ -18,6 +18,7 @@ def small(**options):
     return model, perturbed(model.init(jax.random.key(0)))
 
 
+@pytest.mark.thorough
 def test_shapes_of_every_site():
     model, _ = small()
     table = sj.debug.shapes(model, jax.ShapeDtypeStruct((3, T), jnp.int32), dtype=jnp.bfloat16)
@@ -65,6 +66,7 @@ def test_the_parameter_that_is_not_finite():
     assert (found.site, found.layer, found.nan) == ("stack/segments/0/0/feed_forward/down", 1, D)
 
 
+@pytest.mark.thorough
 def test_the_end_and_the_backward_pass():
     model, params = small()
     sick = {**params, "head": jax.tree.map(lambda a: a * 3e38, params["head"])}

@@ -61,6 +61,7 @@ def test_against_numpy(x64):
     assert largest_difference(run(slower, x), wanted) < 1e-12 and largest_difference(y, wanted) > 1e-2
 
 
+@pytest.mark.thorough
 def test_any_chunk_gives_the_same_values_and_gradients(x64):
     """A chunk of one token is the rule as it is written; documents begin inside and at the edge of chunks."""
     sizes = {"query": (3,), "key": (3,), "value": (5,), "decay": (), "beta": ()}
@@ -131,6 +132,7 @@ def decoder():
     return sj.Model(embedding=sj.Embedding(vocab=7), stack=stack)
 
 
+@pytest.mark.thorough
 def test_decoding_keeps_one_state_and_goes_on_behind_padding(x64):
     """A second call whose row begins with padding reads the state and the convolution of the first."""
     model, tokens = decoder(), jax.random.randint(jax.random.key(1), (2, 7), 0, 7)

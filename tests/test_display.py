@@ -73,6 +73,7 @@ def test_a_model_prints_its_parts():
     assert lines[4:] == ["  Head()"]
 
 
+@pytest.mark.thorough
 def test_thousands_of_layers_do_not_print_thousands_of_lines():
     different = [sj.Layer(sublayers=(sj.FeedForward(d_hidden=width),)) for width in range(1, 1001)]
     for deep in (stack(*different, depth=1000), stack(*different, depth=2000), stack(FULL, depth=5000)):

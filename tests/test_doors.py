@@ -138,6 +138,7 @@ def unflattened(params):
     return flax.traverse_util.unflatten_dict(flax.traverse_util.flatten_dict(params))
 
 
+@pytest.mark.thorough
 def test_empty_groups_may_be_missing():
     flat = unflattened(PARAMS)
     assert jax.tree.structure(flat) != jax.tree.structure(PARAMS)

@@ -132,6 +132,7 @@ CASES = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.thorough
 @settings(max_examples=12)
 @given(CASES)
 def test_fused_equals_plain_on_random_cases(case):

@@ -71,6 +71,7 @@ def nudged(layer, value):
     return jax.tree.map(lambda leaf: leaf * (1 + 0.1 * jnp.sin(layer + leaf)), value)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("recipe", "kind"), daily(DIFFERENT, ("attention_residuals", "decoder")))
 def test_a_scan_equals_the_loop_and_every_rematerialisation(x64, recipe, kind):
     model = described(recipe, kind)

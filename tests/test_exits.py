@@ -45,6 +45,7 @@ def test_an_exit_is_the_end_behind_fewer_layers(x64, recipe, kind):
     assert min(largest_difference(found[l], found[l + 1]) for l in range(L)) > 1e-3
 
 
+@pytest.mark.thorough
 def test_a_loss_of_all_exits_and_its_gradient(x64):
     model = described("hyper_connections")
     params, (tokens, side_inputs) = drawn(model), arguments(model, None, jnp.float64)

@@ -115,6 +115,7 @@ def temporaries(recipe, depth, remat="none"):
     return gradient.lower(params).compile().memory_analysis().temp_size_in_bytes / x.nbytes
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("recipe", [DenseFormer(), AttentionResiduals()], ids=lambda r: type(r).__name__)
 def test_memory_grows_linearly_with_depth(recipe):
     """From 64 to 128 layers by a factor of 2, where a plain scan that recomputes each layer goes towards 4."""

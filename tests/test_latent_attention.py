@@ -62,6 +62,7 @@ def test_against_numpy(x64):
     assert largest_difference(y, np.stack(wanted)) < 1e-12
 
 
+@pytest.mark.thorough
 def test_absorbed_is_expanded(x64):
     params, x = parameters(SUB), normal(2, T, D, key=1)
 
@@ -123,6 +124,7 @@ def test_caches_the_latent_alone():
     assert {name: leaf.shape for name, leaf in cache.items()} == {"latent": (2, 9, 5 + 6)}
 
 
+@pytest.mark.thorough
 def test_direct_queries_and_leading_axes(x64):
     sublayer = sj.LatentAttention(n_heads=2, d_head=4, d_rotary=2, d_latent=5)
     params, x = parameters(sublayer), normal(3, 2, T, D, key=1)

@@ -157,6 +157,7 @@ def test_in_blocks_it_is_the_same(name, options, x64):
     assert np.all(np.any(found[1][1], -1) == np.any(expected[1][1], -1))
 
 
+@pytest.mark.thorough
 def test_blocks_take_any_leading_axes_and_refuse_what_all_logits_refuse():
     x, table, tokens = normal(3, 2, T, D), normal(D, V, key=1), jnp.zeros((3, 2, T), int)
 

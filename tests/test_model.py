@@ -20,6 +20,7 @@ def run(model, params=None, tokens=TOKENS, **options):
     return jax.jit(lambda params, tokens: model.apply(params, tokens, **options)[0])(params, tokens)
 
 
+@pytest.mark.thorough
 def test_a_model_is_its_parts(x64):
     """Embedding, stack and head by hand."""
     norm = sj.LayerNorm()

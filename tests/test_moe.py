@@ -76,6 +76,7 @@ def test_ragged_is_dense_in_values_and_gradients(x64):
     assert np.abs(bias).max() == 0 and all(np.abs(g).max() > 0 for g in jax.tree.leaves(dense[1][0]))
 
 
+@pytest.mark.thorough
 def test_ragged_under_vmap_and_in_low_precision(x64):
     trees = [perturbed(parameters(SUB), key=k) for k in (1, 2)]
     params, x = jax.tree.map(lambda *a: jnp.stack(a), *trees), normal(2, N, D, key=1)
@@ -103,6 +104,7 @@ def test_shared_expert_is_added(x64):
     assert largest_difference(sublayer.apply(params, x, sj.SideInputs())[0], y) < 1e-15
 
 
+@pytest.mark.thorough
 def test_losses(x64):
     """1 for a uniform router, E for one that sends everything to one expert; padding does not count."""
     even = jnp.full((N, E), 1 / E)

@@ -262,6 +262,7 @@ def test_factors_multiply_learning_rates(x64):
     assert not np.any(after["head"]["unembed"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("make", [sj.optim.adamw, sj.optim.muon])
 def test_frozen_layers_stay_and_the_others_stay_on_the_sphere(x64, make):
     described = sj.decoder(vocab=7, d_model=8, depth=3, n_heads=2, recipe=sj.recipe.NGPT())
@@ -338,6 +339,7 @@ def test_stacks_without_layers_and_looped_ones_train(name, options):
     assert largest_difference(run(OPTIMISERS[name](described), params, gradients), params) > 0.01
 
 
+@pytest.mark.thorough
 def test_accumulated_gradients_are_one_step_on_their_mean(x64):
     described = stack(2)
     params, gradients = start(described)

@@ -193,6 +193,7 @@ FIRST_PAIRS = [
 PARTS = [pytest.param(part, marks=[] if part == "ends" else pytest.mark.slow) for part in FROZEN]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize(("optimiser", "name"), daily(PAIRS, *FIRST))
 def test_a_part_trains_as_it_would_alone(x64, optimiser, name, part):
@@ -207,6 +208,7 @@ def test_a_part_trains_as_it_would_alone(x64, optimiser, name, part):
         assert largest_difference(alone, params) > 0.1 * 0.3 / 800**0.5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("optimiser", "name"), FIRST_PAIRS)
 def test_wrappers_that_change_nothing(x64, optimiser, name):
     model, make = MODELS[name], OPTIMISERS[optimiser]
@@ -217,6 +219,7 @@ def test_wrappers_that_change_nothing(x64, optimiser, name):
         check(run(by_partition(wrap(make, model), mask), params, gradients), alone, params, mask)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("optimiser", "name"), FIRST_PAIRS)
 def test_wrappers_that_change_the_optimiser(x64, optimiser, name):
     """With the frozen taken out of the whole tree by zeros, or by optax's masks."""

@@ -16,6 +16,7 @@ def stack(depth, recipe=sj.recipe.PreNorm(), **options):
     return sj.Stack.of(LAYER, depth=depth, d_model=16, recipe=recipe, **options)
 
 
+@pytest.mark.thorough
 def test_a_shallow_stack_is_a_prefix_of_a_deep_one_bit_for_bit():
     shallow, deep = (stack(depth).init(jax.random.key(3)) for depth in (3, 7))
     for a, b in zip(jax.tree.leaves(shallow["segments"]), jax.tree.leaves(deep["segments"]), strict=True):

@@ -67,6 +67,7 @@ def test_attention_entropy(x64):
     assert probe.attention_entropy(jnp.eye(T)) == 0
 
 
+@pytest.mark.thorough
 def test_standard_measures_of_a_stack(x64):
     """Against the same numbers from what each layer saw."""
     params, x = perturbed(STACK.init(jax.random.key(0), jnp.float64)), normal(2, T, D)
@@ -131,6 +132,7 @@ def test_taps_are_the_norms_of_the_full_gradients(x64, remat):
     np.testing.assert_allclose(each, np.sqrt(squares), rtol=1e-12)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("looped", [False, True])
 def test_norms_of_the_layers_and_the_ends_add_up_to_the_global_norm(x64, looped):
     local = sj.Layer(sublayers=(sj.Attention(n_heads=2, window=2), sj.FeedForward(d_hidden=8)))
@@ -167,6 +169,7 @@ def test_angular_distance(x64):
         np.testing.assert_allclose(found[l, m], expected, rtol=1e-8, atol=1e-7)
 
 
+@pytest.mark.thorough
 def test_jacobian_gain(x64):
     """Against the Jacobians of single layers, multiplied."""
     params, x, key = perturbed(STACK.init(jax.random.key(0), jnp.float64)), normal(2, T, D), jax.random.key(3)
@@ -192,6 +195,7 @@ def test_jacobian_gain(x64):
     np.testing.assert_allclose(found, expected[::-1], rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_look_at_a_model_and_at_a_stack(x64):
     model = sj.decoder(vocab=7, d_model=D, depth=DEPTH, n_heads=2, feed_forward=sj.FeedForward(d_hidden=16))
     params, tokens = perturbed(model.init(jax.random.key(0), jnp.float64)), jnp.arange(10).reshape(2, 5) % 7

@@ -49,6 +49,7 @@ def by_hand(model, params, x, turns, backward_turns, joined):
     return sj.norm.layer_norm(params["leave"]["inner"]["norm"], h)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("recipe", [LINEAR, SUM, None], ids=["linear", "sum", "no injection"])
 def test_it_is_a_plain_loop_and_its_gradient_ends_where_it_is_stopped(recipe, x64):
     """Every number of turns is one program; those that are not run leave no trace."""
@@ -79,6 +80,7 @@ def test_it_is_a_plain_loop_and_its_gradient_ends_where_it_is_stopped(recipe, x6
     assert np.isnan(gradients(params, x, TURNS + 1, 2)[0]) and np.isnan(gradients(params, x, 0, 2)[0])
 
 
+@pytest.mark.thorough
 def test_every_way_to_run_turns_is_the_same(x64):
     model = looped(plain=CHEAP)
     params, x = drawn(model), normal(2, T, D)
@@ -105,6 +107,7 @@ def test_every_way_to_run_turns_is_the_same(x64):
     )
 
 
+@pytest.mark.thorough
 def test_fewer_turns_are_seen_edited_and_measured_as_in_a_model_of_fewer():
     model, few = looped(), recurrence.with_turns(looped(), 3)
     params, tokens = perturbed(model.init(jax.random.key(0))), jnp.arange(6)[None]
@@ -120,6 +123,7 @@ def test_fewer_turns_are_seen_edited_and_measured_as_in_a_model_of_fewer():
     np.testing.assert_allclose(y, expected, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.thorough
 def test_more_turns_take_the_same_parameters_and_decode_as_they_run():
     """Keys and values of every turn are kept: decoding is the full pass, at a number of turns never trained."""
     model = recurrence.with_turns(looped(), 9)

@@ -61,6 +61,7 @@ def test_every_driver_gives_the_same(x64, n):
         assert largest_difference(other, reference) < 1e-12, way
 
 
+@pytest.mark.thorough
 def test_offload_keeps_what_is_named_in_the_memory_of_the_host():
     """For every layer, and nothing else; the gradients stay what they are."""
     model = sj.decoder(vocab=16, d_model=32, depth=4, n_heads=2, feed_forward=sj.FeedForward(d_hidden=48))

@@ -66,6 +66,7 @@ def test_running_statistics_of_both_sides_are_absorbed():
     assert changed == jax.tree.map(lambda d: d.spec.role == "statistic", model.declaration(), is_leaf=is_spec)
 
 
+@pytest.mark.thorough
 def test_deepnorm_takes_the_constants_of_both_sides():
     """Wang et al. 2022, figure 2: with N = 3 encoder and M = 2 decoder layers."""
     model = sj.encoder_decoder(**SIZES, depth=2, encoder_depth=3, recipe=sj.recipe.DeepNorm())
@@ -116,6 +117,7 @@ def test_learns_to_copy():
     assert losses[0] > 2 and losses[-1] < 0.3
 
 
+@pytest.mark.thorough
 def test_clipping_takes_each_layer_of_each_side_by_itself():
     model, params = built(source_vocab=11, encoder_depth=3)
     gradient = {
@@ -134,6 +136,7 @@ def test_clipping_takes_each_layer_of_each_side_by_itself():
     np.testing.assert_allclose(norms, 1e-3, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_results_of_both_sides():
     model, params = built()
     taps = {"encoder": jnp.zeros(3), "decoder": jnp.zeros(3)}

@@ -127,6 +127,7 @@ def test_dtype_in_is_dtype_out(dtype):
     assert y.dtype == dtype and {x.dtype for x in result.measure.values()} == {jnp.dtype(jnp.float32)}
 
 
+@pytest.mark.thorough
 def test_measures_come_in_the_order_of_the_layers(x64):
     """Segments of different patterns, and NaN where a layer has no attention."""
     layers = [LAYER, LOCAL, LAYER, LOCAL, FORWARD, FORWARD, FORWARD, LAYER]

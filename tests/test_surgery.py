@@ -33,6 +33,7 @@ CASES = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("coefficients", ["original", "new"])
 def test_all_layers_in_order_are_the_same_model(coefficients):
     for recipe, kind in CASES:
@@ -64,6 +65,7 @@ def test_orders():
     assert ORDERS["pruned"] == [1, 3]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("coefficients", daily(["original", "new"], "original"))
 @pytest.mark.parametrize("name", daily(ORDERS, "duplicated", "pruned", "none"))
 def test_layers_are_where_they_are_named(name, coefficients):

@@ -217,6 +217,7 @@ def test_a_strangers_position_passes():
     testing.check_shift(Slope())
 
 
+@pytest.mark.thorough
 def test_a_broken_position_is_named():
     with pytest.raises(AssertionError, match=r"Blind.*: every parameter has an effect: .*position/slope is zero"):
         testing.check_position(Blind())

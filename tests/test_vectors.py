@@ -49,6 +49,7 @@ def test_an_encoder_reads_vectors():
     np.testing.assert_allclose(both, model.apply(params, TOKENS, TOKENS)[0], atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_prompt_of_vectors_is_continued():
     model = MODELS["learned"]
     params = perturbed(model.init(jax.random.key(0)))
@@ -64,6 +65,7 @@ def test_a_prompt_of_vectors_is_continued():
         )
 
 
+@pytest.mark.thorough
 def test_a_prompt_is_learned():
     """Gradients reach the vectors before the tokens, and the tokens' logits depend on them."""
     model = MODELS["rotary"]

@@ -354,6 +354,7 @@ def sweep_of(tmp_path, finished, corpus):
     return tmp_path / "sweep", arguments(tmp_path / "sweep", corpus)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("which", ["sweep.json", "cells/*/config.json", "cells/*/summary.json"])
 def test_a_sweep_whose_files_are_damaged(refused, sweep_of, which):
     folder, words = sweep_of
@@ -437,6 +438,7 @@ def test_pages_whose_measurements_are_damaged(refused, tmp_path):
     assert "result.json is damaged" in refused("pages", "--out", tmp_path / "pages", out=tmp_path / "pages")
 
 
+@pytest.mark.thorough
 def test_what_can_be_is_not_refused(monkeypatch, corpus, tmp_path):
     """The cases above are refused for what is wrong with them, and for nothing else."""
     command = command_line.command

@@ -126,6 +126,7 @@ def test_how_long_a_deeper_group_takes():
     assert bench.expected([], depth=16, rounds=4) == 0
 
 
+@pytest.mark.thorough
 def test_a_program_starts_once_and_goes_on():
     program = prepare("stackjax", TINY, "none")
     first, second = program.step(), program.step()

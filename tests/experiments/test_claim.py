@@ -180,6 +180,7 @@ def claim_of_the_first_group(command):
     return sweeping.folder.claim_file(sweeping.jobs()[0].name)
 
 
+@pytest.mark.thorough
 def test_a_living_worker_keeps_its_group_and_a_dead_one_does_not(tmp_path, command, capsys):
     path = claim_of_the_first_group(command)
     held = claim.Claim.take(path)
@@ -196,6 +197,7 @@ def test_a_living_worker_keeps_its_group_and_a_dead_one_does_not(tmp_path, comma
     assert {row["recipe"] for row in rows_of(tmp_path / "out")} == {"pre_norm", "post_norm"}
 
 
+@pytest.mark.thorough
 def test_a_job_that_is_requeued_at_once_takes_over_the_group_it_died_in(tmp_path, command, impatient, capsys):
     made_by(claim_of_the_first_group(command), 1, host="node-17")
     assert depth_sweep.main(command) == OK
@@ -212,6 +214,7 @@ def test_a_worker_elsewhere_whose_heart_beats_keeps_its_group(tmp_path, command,
     assert {row["recipe"] for row in rows_of(tmp_path / "out")} == {"post_norm"}
 
 
+@pytest.mark.thorough
 def test_a_group_that_was_taken_over_is_left(tmp_path, corpus, monkeypatch, impatient, capsys):
     out = tmp_path / "out"
     command = arguments(out, corpus, "--depths", 1, "--recipes", "pre_norm", "--checkpoint-seconds", 0)
@@ -229,6 +232,7 @@ def test_a_group_that_was_taken_over_is_left(tmp_path, corpus, monkeypatch, impa
     assert "left to process 1 on elsewhere" in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_a_failure_after_a_group_was_taken_over_is_nobodys(tmp_path, corpus, monkeypatch, impatient):
     """A worker that was frozen, and whose files another one removed meanwhile, does not write that its cells failed."""
     out = tmp_path / "out"

@@ -150,6 +150,7 @@ def test_a_folder_with_other_data_or_other_things_is_left_alone(copy, tmp_path, 
     assert "not a folder" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_recipe_that_changed_is_not_mixed_with_its_old_self(tmp_path, corpus, capsys, monkeypatch):
     from stackjax import recipe
     from tests.experiments import own
@@ -188,6 +189,7 @@ def test_dry_run_writes_nothing(tmp_path, corpus, capsys, finished):
     assert {path: path.stat().st_mtime for path in finished.rglob("*")} == before
 
 
+@pytest.mark.thorough
 def test_token_files_loops_and_recipes_of_ones_own_sweep_too(tmp_path, capsys):
     np.random.default_rng(0).integers(0, 40, 3000).astype("<u2").tofile(tmp_path / "tokens.bin")
     command = arguments(tmp_path / "out", tmp_path / "tokens.bin", "--vocab", 50, "--lanes", "loop")

@@ -61,6 +61,7 @@ def test_loops_and_branches():
         cost.matmul_flops(lambda x: jax.lax.while_loop(lambda c: c[0, 0] > 0, lambda c: c @ c, x), x)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("remat", ["none", "layer"])
 def test_memory_estimate_is_within_a_factor_of_two_and_a_half(remat):
     setting = Setting(d_model=32, context=32, batch=8, remat=remat, eval_every=2, eval_batches=2, steps=4)

@@ -61,6 +61,7 @@ def test_parts_spend_what_full_depth_has():
         assert np.allclose(shares, [share for share, _ in plan.parts], atol=0.03), name
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["copy", "identity"])
 def test_what_is_grown_keeps_its_lanes_its_moments_and_its_function(how):
     options = dataclasses.replace(growth.QUICK, depth=4)

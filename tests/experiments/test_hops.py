@@ -33,6 +33,7 @@ def test_one_layer_cannot_and_two_can():
     assert reach(1) < 3 <= reach(2) and hops.GRID.depths == (0, 1, 2)
 
 
+@pytest.mark.thorough
 def test_they_are_run_drawn_and_said_beside_the_text(tmp_path, corpus, tiny, capsys):
     out = tmp_path / "out"
     assert depth_sweep.main(words(out, corpus)) == 0

@@ -19,6 +19,7 @@ class Inline(ThreadPoolExecutor):
 SMALL = ["--quick", "--tokens", "64", "128", "--written-out", "64", "--window", "16"]
 
 
+@pytest.mark.thorough
 def test_every_way_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(long_inputs, "ProcessPoolExecutor", Inline)
     assert long_inputs.main([*SMALL, "--out", str(tmp_path)]) == 0

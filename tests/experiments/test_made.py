@@ -108,6 +108,7 @@ def words(out, task, *more):
     return [*SMALL, *rates, "--task", task, "--out", str(out), *more]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("task", daily(TASKS, "hops"))
 def test_a_sweep_trains_a_recipe_on_a_task_from_zero_layers(tmp_path, task):
     context = str(TASKS[task].context or 8)

@@ -39,6 +39,7 @@ def written():
     return pages.written(RECIPES, POSITIONS)
 
 
+@pytest.mark.thorough
 def test_every_page_is_up_to_date(written):
     stale = [
         path for path, text in written.items() if not (RESULTS / path).exists() or (RESULTS / path).read_text() != text
@@ -52,6 +53,7 @@ def test_every_page_is_up_to_date(written):
     assert there == set(written)
 
 
+@pytest.mark.thorough
 def test_every_figure_shows_the_numbers_of_its_page():
     drawn = pages.drawn(RECIPES, POSITIONS)
     for path, (points, _) in drawn.items():

@@ -31,6 +31,7 @@ def seen(sweeping):
     return [line.split() for line in capture.get().splitlines()]
 
 
+@pytest.mark.thorough
 def test_a_terminal_sees_every_cell_and_a_bar_that_fills(sweeping):
     lines = seen(sweeping)
     cells = [line for line in lines if line[:1] == ["pre_norm"]]
@@ -42,6 +43,7 @@ def test_a_terminal_sees_every_cell_and_a_bar_that_fills(sweeping):
     assert [line for line in seen(sweeping) if line[:1] == ["pre_norm"]] == cells, "the same when all was done before"
 
 
+@pytest.mark.thorough
 def test_plain_lines_are_not_silent_for_long(sweeping, monkeypatch):
     monkeypatch.setattr(progress, "SILENCE", 0.0)
     said = []

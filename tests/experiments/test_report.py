@@ -164,6 +164,7 @@ def test_nothing_has_ended_yet(copy):
     assert "Nothing has ended yet" in report.write_report(found).read_text()
 
 
+@pytest.mark.thorough
 def test_a_browser_uses_the_page(finished, browser):
     use(browser, finished / "report.html")
     assert len(browser.find_elements("class name", "chart")) == len(CHARTS)

@@ -90,6 +90,7 @@ def test_a_document_that_leaves_too_little_to_the_others_gives_its_end():
     assert "last tenth of each" in how and large[:-6000] in documents(train) and large[-6000:] in documents(valid)
 
 
+@pytest.mark.thorough
 def test_documents_that_are_too_short_are_refused():
     with pytest.raises(ValueError, match=r"3 documents of 9 bytes are too short .* would hold 38%"):
         sides([b"abc", b"def", b"ghi"])

@@ -115,6 +115,7 @@ def test_the_same_command_again_runs_nothing(copy, corpus, capsys):
     assert numbers(copy) == before
 
 
+@pytest.mark.thorough
 def test_a_larger_grid_runs_only_what_is_new(copy, corpus, capsys):
     before = numbers(copy)
     more = ("--depths", 0, "--recipes", "post_norm", "--learning-rates", 1e-2, 1e-3, 1e-4, "--seeds", 2)
@@ -125,6 +126,7 @@ def test_a_larger_grid_runs_only_what_is_new(copy, corpus, capsys):
     assert capsys.readouterr().out.count("compiling") == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("recipe", "said"), [("Broken", "RuntimeError: no init for you"), ("Hungry", "out of memory")])
 def test_a_failure_is_recorded_and_the_rest_go_on(tmp_path, corpus, capsys, recipe, said):
     name = f"tests.experiments.own:{recipe}"
@@ -140,6 +142,7 @@ def test_a_failure_is_recorded_and_the_rest_go_on(tmp_path, corpus, capsys, reci
     assert "Traceback" in (tmp_path / "out" / "cells" / rows[0]["cell"] / "error.txt").read_text()
 
 
+@pytest.mark.thorough
 def test_failed_cells_run_again_only_if_asked(tmp_path, corpus, monkeypatch, capsys):
     command = arguments(tmp_path / "out", corpus, "--depths", 0, "--recipes", "pre_norm", *LANES)
     with monkeypatch.context() as patch:
@@ -150,6 +153,7 @@ def test_failed_cells_run_again_only_if_asked(tmp_path, corpus, monkeypatch, cap
     assert [row["status"] for row in rows_of(tmp_path / "out")] == ["ok", "ok", "diverged", "diverged"]
 
 
+@pytest.mark.thorough
 def test_kept_parameters_give_the_final_loss(tmp_path, corpus):
     command = arguments(tmp_path / "out", corpus, "--depths", 2, "--recipes", "pre_norm", *LANES, "--keep-params")
     assert depth_sweep.main(command) == 0
@@ -168,6 +172,7 @@ def part_of(finished, depth=2):
     return {name: found for name, found in numbers(finished).items() if f"-L{depth}-" in name}
 
 
+@pytest.mark.thorough
 def test_interrupted_between_chunks_and_resumed(finished, tmp_path, corpus, monkeypatch, capsys):
     """Ctrl-C after every chunk, again and again, changes no bit."""
     out, stops = tmp_path / "out", 0
@@ -265,6 +270,7 @@ def _progress(out):
     )
 
 
+@pytest.mark.thorough
 def test_a_torn_checkpoint_is_begun_again(tmp_path, corpus, finished, monkeypatch):
     out, chunk = tmp_path / "out", sweep.Run.chunk
     with monkeypatch.context() as patch:

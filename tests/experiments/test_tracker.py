@@ -108,6 +108,7 @@ def test_a_tracker_that_fails_is_noted_once(sweeping, recorder, broken):
     assert not recorded.open
 
 
+@pytest.mark.thorough
 def test_a_sweep_that_goes_on_is_logged_whole_and_its_numbers_are_those_without(sweeping, recorder, finished):
     recorded, asked = recorder(), iter([False, True])
     begun = dataclasses.replace(sweeping, stop=lambda: next(asked))

@@ -33,6 +33,7 @@ def pair():
     return fit(learning_rates=(1e-3, 1e-2), seeds=(0, 1), warmup=2)
 
 
+@pytest.mark.thorough
 def test_rows_are_the_steps_with_evaluations_between(pair):
     assert len(pair.metrics) == 4
     for rows, layers in zip(pair.metrics, pair.layers, strict=True):
@@ -142,6 +143,7 @@ def test_numbers_do_not_recompile():
     assert len(traced) == 1
 
 
+@pytest.mark.thorough
 def test_a_diverged_lane_is_frozen_and_the_others_do_not_notice():
     calm = fit(learning_rates=(1e-3, 1e-3), steps=6)
     run = fit(learning_rates=(1e-3, 1e38), steps=6)
@@ -164,6 +166,7 @@ def test_gradient_norms_of_the_layers_add_up(pair):
         assert 0 < inside < total**2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("options", [{"optimizer": "muon"}, {"remat": "nested"}, {"dtype": "bfloat16"}])
 def test_options_run_and_matter(pair, options):
     run = fit(trainer(**options), learning_rates=(1e-3,), warmup=2)
@@ -181,6 +184,7 @@ def test_shallow_models_train(depth):
     assert run.metrics[0][-1]["valid_loss"] is not None
 
 
+@pytest.mark.thorough
 def test_a_recipe_that_looks_at_data_sees_the_first_batch():
     own = trainer(recipe=sj.recipe.Admin())
     model, batch = own.task.model, CORPUS.batch(seed=3, step=0, batch=2, context=6)

@@ -89,6 +89,7 @@ def test_the_page(seen):
     assert "x_ray &lt;folder&gt;" in page and "text.txt" in page
 
 
+@pytest.mark.thorough
 def test_a_browser_uses_the_page(seen, browser, tmp_path, monkeypatch):
     monkeypatch.undo()  # the code that draws is wanted here
     path = tmp_path / "page.html"
@@ -106,6 +107,7 @@ def test_a_loss_that_is_no_number_stays_readable(seen):
     assert "Layer 0 is worth most: without it the loss is no number. Layer 2 is worth least" in page
 
 
+@pytest.mark.thorough
 def test_two_stacks(monkeypatch):
     """An encoder-decoder: both are read, each by itself."""
     small = {"model_type": "t5", "vocab_size": 256, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_heads": 2}

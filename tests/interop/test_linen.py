@@ -57,6 +57,7 @@ def renamed(params):
     return {"blocks": blocks, "norm": params["leave"]["inner"]["norm"]}
 
 
+@pytest.mark.thorough
 def test_equal_to_a_linen_twin(x64):
     params, x, weights = perturbed(STACK.init(jax.random.key(0), jnp.float64)), normal(2, T, D), normal(2, T, D, key=1)
     shapes = jax.tree.map(jnp.shape, Twin().init(jax.random.key(0), x)["params"])
@@ -72,6 +73,7 @@ def test_equal_to_a_linen_twin(x64):
     assert largest_difference(found, expected) < 1e-10
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("described", [STACK, MODEL], ids=["stack", "model"])
 def test_wrapped_is_the_pure_function(x64, described):
     module = Wrapped(described=described, param_dtype=jnp.float64)
@@ -107,6 +109,7 @@ def test_inside_a_larger_module():
     assert jax.tree.structure(variables["params"]["body"]) == jax.tree.structure(STACK.init(jax.random.key(0)))
 
 
+@pytest.mark.thorough
 def test_dropout_draws_from_its_own_stream():
     module, tokens = Wrapped(described=MODEL), jnp.zeros((1, T), int)
     variables = module.init(jax.random.key(0), tokens)
@@ -117,6 +120,7 @@ def test_dropout_draws_from_its_own_stream():
     assert not np.allclose(noisy[0], clean)
 
 
+@pytest.mark.thorough
 def test_a_train_state_trains_it():
     module, tokens = Wrapped(described=MODEL), jax.random.randint(jax.random.key(1), (4, 8), 0, 7)
     params = module.init(jax.random.key(0), tokens)["params"]

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
 import stackjax as sj
@@ -34,6 +35,7 @@ def twin(blocks, norm, x):
     return sj.norm.layer_norm(norm, x)
 
 
+@pytest.mark.thorough
 def test_equal_to_an_nnx_twin(x64):
     params, x, weights = perturbed(STACK.init(jax.random.key(0), jnp.float64)), normal(2, T, D), normal(2, T, D, key=1)
     structure, _ = nnx.split(nnx.vmap(Block, graph=False)(nnx.Rngs(0).split(DEPTH)), graph=False)
@@ -112,6 +114,7 @@ def test_optax_trains_a_model_around_a_stack():
     assert values[-1] < 0.8 * values[0]
 
 
+@pytest.mark.thorough
 def test_our_optimisers_train_it_step_for_step_as_outside():
     """With running statistics among the parameters, which the optimiser must not see."""
     rule = sj.recipe.CompleteP(base_width=8, residual=sj.residual.Pre(norm=sj.BatchNorm()))

@@ -46,6 +46,7 @@ def test_it_loads_as_its_first_lines_say(tmp_path):
         hf.load(tmp_path / "a")
 
 
+@pytest.mark.thorough
 def test_x_ray_looks_into_it(tmp_path, capsys):
     saved(tmp_path / "a")
     words = [str(tmp_path / "a"), "--context", "8", "--windows", "1", "--out", str(tmp_path / "a.html")]

@@ -26,6 +26,7 @@ def sublayers(layers):
             yield p, lambda h, layer=layer, name=name, p=p: toy(layer, name, rms_norm(p["norm"], h))
 
 
+@pytest.mark.thorough
 def test_full_forward_is_the_papers(x64):
     layers, leave, x, y = toy_run(AttentionResiduals(), depth=3)
     values = [x]

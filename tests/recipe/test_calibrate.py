@@ -39,6 +39,7 @@ def skip_weights(stack, params):
     )
 
 
+@pytest.mark.thorough
 def test_admin_profiles_as_its_paper_says(x64):
     stack = stack_of(recipe.Admin())
     x = 3 * normal(2, 7, D, key=1)
@@ -58,6 +59,7 @@ def test_admin_profiles_as_its_paper_says(x64):
     assert all(jax.tree.leaves(untouched))
 
 
+@pytest.mark.thorough
 def test_admin_on_segments_and_on_a_model(x64):
     """Layers of two kinds, scanned as a pattern, and a model's stack get what a single scan would."""
     window = sj.Layer(sublayers=(dataclasses.replace(SUBS[0], window=16), SUBS[1]))
@@ -95,6 +97,7 @@ def test_admin_evens_out_the_branches(x64):
     np.testing.assert_allclose(w[1:] ** 2, x.var() + np.cumsum(flat)[:-1], rtol=0.15)
 
 
+@pytest.mark.thorough
 def test_admin_in_an_encoder_decoder(x64):
     """The encoder as a stack of its own would be, then the decoder on what that encoder makes of the source."""
     model = sj.encoder_decoder(vocab=11, d_model=D, depth=2, encoder_depth=3, n_heads=2, recipe=recipe.Admin())

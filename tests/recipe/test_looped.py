@@ -32,6 +32,7 @@ def gradients(stack, params, x, **options):
     return jax.jit(jax.value_and_grad(loss, (0, 1)))(params, taps)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", daily(RECIPES, "hyper_connections", "ngpt"))
 def test_looped_layers_equal_layers_with_equal_parameters(name, x64):
     """One copy used 3 times is 3 equal copies, and its gradient is the sum of theirs."""

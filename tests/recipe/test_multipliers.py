@@ -86,6 +86,7 @@ def test_at_the_base_it_is_pre_norm_to_the_bit():
     np.testing.assert_array_equal(base.apply(params, tokens)[0], pre.apply(params, tokens)[0])
 
 
+@pytest.mark.thorough
 def test_updates_follow_the_table():
     """Adam's first step on gradients of 1 is lr (1 / (1 + k eps) + decay weight), whatever the role."""
     rule = recipe.CompleteP(base_depth=2, base_width=16)
