@@ -13,8 +13,8 @@ decoding, where there is a single token.
 
 A stack does this by itself (`stackjax.pin`, `stackjax.layer`). A form sees the stream between sublayers, a sublayer all
 tokens. With 8 layers on `mesh(model=8)` a device keeps 1.11 of an eighth of the temporaries of a step of training,
-before 2.19 (`python -m experiments.scale`). XLA makes a reduce-scatter of an all-reduce that is cut into pieces on GPUs
-and TPUs; on a CPU it leaves the two.
+before 2.19 (`python -m experiments.scale`). On a CPU XLA leaves an all-reduce and a slice in the place of a
+reduce-scatter; joining the two is a pass of its compilers for GPUs and TPUs, whose results were not measured here.
 
     >>> import jax, jax.numpy as jnp, stackjax as sj
     >>> n = jax.device_count()

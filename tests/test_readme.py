@@ -110,12 +110,12 @@ def _long_inputs(result):
 
 
 def _scale(result):
-    (control,) = (row for row in result["rows"] if "not pinned" in row["way"])
-    ours = [row for row in result["rows"] if row is not control and not row["bubble"]]
+    unpinned, replicated = (row for row in result["rows"] if "not pinned" in row["way"])
+    ours = [row for row in result["rows"] if "not pinned" not in row["way"] and not row["bubble"]]
     piped = [row for row in result["rows"] if row["bubble"]]
-    by_batch = [row["temporary_ratio"] for row in ours if row["stream_split"] == 8]
-    flops = [row["flops_ratio"] for row in ours]
-    ends = [min(flops), max(flops), min(by_batch), max(by_batch), control["flops_ratio"], control["temporary_ratio"]]
+    flops, temporary = ([row[f"{name}_ratio"] for row in ours] for name in ("flops", "temporary"))
+    ends = [min(flops), max(flops), min(temporary), max(temporary), unpinned["flops_ratio"]]
+    ends += [unpinned["temporary_ratio"], replicated["temporary_ratio"]]
     ends += [*(row["flops_ratio"] for row in piped), *(1 / (1 - row["bubble"]) for row in piped)]
     return [round(ratio, 2) for ratio in ends]
 
