@@ -125,12 +125,12 @@ def _saves(primitive: Any, *_: Any, **__: Any) -> bool:
 
 
 def by_replica(x: jax.Array) -> jax.Array:
-    """Vectors (B, ..., D) looked up in a table, as they first lie where the batch has two axes of the mesh.
+    """Vectors (B, ..., T, D) looked up in a table, as they first lie where the batch has two axes of the mesh.
 
     Split over replicas alone, since parts of D are split over `data`; XLA can exchange those for rows of the batch, but
     goes from a table to both axes at once by replicating everything.
     """
-    rows = _fitting(x, 0, *BATCH_AXES) if x.ndim > 1 else ()
+    rows = _fitting(x, 0, *BATCH_AXES) if x.ndim > 2 else ()
     if len(rows) < 2:
         return x
     spec = PartitionSpec(rows[0], *[None] * (x.ndim - 2), PartitionSpec.UNCONSTRAINED)

@@ -28,7 +28,7 @@ def dropping(model, params, tokens, position):
 @pytest.mark.parametrize(
     ("sizes", "batch"),
     [
-        pytest.param(MESH, 8, id="rows"),
+        pytest.param(MESH, 8, id="rows", marks=pytest.mark.thorough),
         pytest.param(THREE, 2, id="tokens"),
         pytest.param(MESH, 2, id="tokens alone", marks=pytest.mark.thorough),
         pytest.param(THREE, 8, id="rows beside tokens", marks=pytest.mark.thorough),
