@@ -88,6 +88,7 @@ def test_each_device_holds_its_share(placed):
     assert placed[1] == [LAYOUT] * 2
 
 
+@pytest.mark.thorough
 def test_the_numbers_are_those_of_one_device(alone, spread):
     """To rounding; and the cells have other names, for rounding is not nothing."""
     equal_to_rounding(spread, alone)
@@ -197,9 +198,10 @@ def test_meshes_that_cannot_be_are_refused(tmp_path, corpus, capsys, words, said
     assert said in complaint and complaint.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
-def test_a_folder_goes_on_with_the_mesh_that_it_was_begun_with(alone, corpus, capsys):
-    assert depth_sweep.main(on_eight(alone, corpus, *MESH)) == 2
-    assert "holds a sweep with mesh None (now data=4 model=2)" in capsys.readouterr().err
+def test_a_folder_goes_on_with_the_mesh_that_it_was_begun_with(spread, corpus, capsys):
+    for words, now in ((), "None"), (("--mesh", "data=8"), "data=8"):
+        assert depth_sweep.main(on_eight(spread, corpus, *words)) == 2
+        assert f"holds a sweep with mesh data=4 model=2 (now {now})" in capsys.readouterr().err
 
 
 def test_what_would_run_says_on_which_mesh(tmp_path, corpus, capsys):
