@@ -32,6 +32,11 @@ def reads_apart(query: jax.Array, key: jax.Array | tuple[jax.Array, ...]) -> boo
     return isinstance(key, tuple) and math.prod(query.shape[1:3]) <= math.prod(key[0].shape[2:])
 
 
+def copies_slices() -> bool:
+    """True if a scan copies what its body reads of stacked arrays, as XLA's programs for a CPU do."""
+    return jax.default_backend() == "cpu"
+
+
 def choose(asked: Backend | None, dtype: Any, *, fuses: bool, blockwise: bool, edited: bool) -> Backend:
     """The backend to take.
 

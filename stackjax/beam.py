@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from stackjax.decode import checked_prompt, follow, repeat_last, start, stop_tokens
+from stackjax.decode import checked_prompt, follow, repeat_last, start
 from stackjax.model import Model
 from stackjax.option import DecodeOptions
 from stackjax.recipe.base import Coefficients
+from stackjax.sample import stop_tokens
 from stackjax.sublayer import Cache, Params, SideInputs
+from stackjax.unrolled import unrolled
 
 
 @struct.dataclass
@@ -47,7 +49,7 @@ def search(
     """Keep the K most probable continuations of each prompt, token by token.
 
     A beam that has ended stays among the K with the score it has, until better ones push it out. Ends early when all
-    beams have.
+    beams have. On a CPU it holds a second copy of the layers' parameters, see `stackjax.unrolled`.
 
     Args:
         model: a decoder; of an encoder-decoder, its `decoder` together with the memory.
@@ -71,7 +73,7 @@ def search(
     if not 1 <= n_beams <= model.embedding.vocab**n_tokens:
         raise ValueError(f"n_beams must be 1 .. V^n, all continuations there are; got {n_beams}")
     options: DecodeOptions = {"coefficients": coefficients, "dtype": dtype}
-    stop = stop_tokens(model, stop)
+    stop = stop_tokens(stop, model.embedding.vocab)
     return _search(model, params, tokens, side_inputs, n_tokens, n_beams, stop, length_penalty, **options)
 
 
@@ -91,6 +93,7 @@ def _search(
 ) -> Beams:
     options: DecodeOptions = {"coefficients": coefficients, "dtype": dtype}
     begun = start(model, params, tokens, side_inputs, n_tokens, **options)
+    model, params, cache = unrolled(model, params, begun.cache)
     batch, vocab = begun.logits.shape
     each = jnp.arange(batch)[:, None]
     first_index = jnp.repeat(begun.index, n_beams)
@@ -131,7 +134,7 @@ def _search(
         score=jnp.broadcast_to(only_one, (batch, n_beams)),
         length=jnp.zeros((batch, n_beams), jnp.int32),
     )
-    cache = _take_rows(begun.cache, jnp.repeat(jnp.arange(batch), n_beams))
+    cache = _take_rows(cache, jnp.repeat(jnp.arange(batch), n_beams))
     first = (cache, jnp.zeros((batch, n_beams), bool), empty)
     logits = jnp.repeat(begun.logits, n_beams, 0)
     _, (_, _, beams) = jax.lax.while_loop(going, go_on, (1, choose(0, logits, first)))

@@ -154,6 +154,19 @@ def bounded(x: jax.Array, cache: Cache, position: Positions) -> jax.Array:
     return x
 
 
+def after(x: jax.Array, position: Positions) -> Positions:
+    """The positions as they are, but computed after x, so that what is written at them is written last.
+
+    XLA copies a cache that a program reads and writes if it cannot tell which comes first.
+
+    Args:
+        x: (B, T, D), what the new tokens become, computed from all that the cache holds.
+        position: of the new tokens, (B, T).
+    """
+    below = jnp.where(jnp.isnan(x[..., 0]), -3, -2)  # below every index, so that none is changed
+    return {**position, "index": jnp.maximum(position["index"], below)}
+
+
 def write(cache: Cache, state: Params, position: Positions) -> Cache:
     """The cache with new entries in it, each at its index modulo the capacity, of which the newest win.
 

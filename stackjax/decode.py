@@ -20,13 +20,14 @@ from jax.tree_util import Partial
 
 from stackjax import edit as editing
 from stackjax import sample
-from stackjax.cache import bounded, empty, write
-from stackjax.check import ids, instance, integers, known
+from stackjax.cache import after, bounded, empty, write
+from stackjax.check import ids, instance, known
 from stackjax.dot_product import flat_positions
 from stackjax.model import Model
 from stackjax.option import DecodeOptions
 from stackjax.recipe.base import Coefficients
 from stackjax.sublayer import Cache, Params, SideInputs, checked
+from stackjax.unrolled import unrolled
 
 
 def pad(
@@ -92,7 +93,8 @@ def extend(
         raise ValueError(f"say where the tokens stand: give side_inputs.position, index {shape}; got {got}")
     reading = replace(side_inputs, memory_position=cache.memory_position)
     x, result = model.hidden(params, tokens, reading, cache=cache, **options)
-    return bounded(x, cache, position), write(cache, result.state, position)
+    x = bounded(x, cache, position)
+    return x, write(cache, result.state, after(x, position))
 
 
 @struct.dataclass
@@ -244,6 +246,7 @@ def generate(
     """Continue prompts, one token after another.
 
     Compiled once for each shape of `tokens` and each n_tokens; everything else is data. Ends early when all rows have.
+    On a CPU it holds a second copy of the layers' parameters, see `stackjax.unrolled`.
 
     Args:
         model: a decoder; of an encoder-decoder, its `decoder` together with the memory.
@@ -273,27 +276,8 @@ def generate(
     if edit is not None:
         edit = {site: f if isinstance(f, Partial) else Partial(f) for site, f in edit.items()}
     options: DecodeOptions = {"coefficients": coefficients, "dtype": dtype, "edit": edit}
-    return _generate(model, params, tokens, side_inputs, n_tokens, key, adjust, stop_tokens(model, stop), **options)
-
-
-def stop_tokens(model: Model, stop: Any) -> jax.Array | None:
-    """The tokens that end a row, (n,); None for none.
-
-    Args:
-        model: whose tokens they are.
-        stop: one, or several.
-
-    Raises:
-        ValueError: something else, or a token outside of the vocabulary.
-    """
-    if stop is None:
-        return None
-    several = jnp.atleast_1d(jnp.asarray(stop))
-    if several.ndim != 1 or not several.size:
-        raise ValueError(f"stop must be one token or several (n,), at least one; got the shape {several.shape}")
-    integers("stop", several)
-    ids("stop", several, model.embedding.vocab)
-    return several
+    stops = sample.stop_tokens(stop, model.embedding.vocab)
+    return _generate(model, params, tokens, side_inputs, n_tokens, key, adjust, stops, **options)
 
 
 def repeat_last(tokens: jax.Array, length: jax.Array) -> jax.Array:
@@ -315,6 +299,7 @@ def _generate(
     **options: Unpack[DecodeOptions],
 ) -> Generated:
     begun = start(model, params, tokens, side_inputs, n_tokens, **options)
+    model, params, cache = unrolled(model, params, begun.cache)
 
     def choose(step: Any, logits: jax.Array, done: jax.Array, out: Generated) -> tuple[jax.Array, jax.Array, Generated]:
         token = sample.draw(None if key is None else jax.random.fold_in(key, step), logits, **adjust)
@@ -345,5 +330,5 @@ def _generate(
         length=jnp.zeros(batch, jnp.int32),
     )
     token, done, out = choose(0, begun.logits, jnp.zeros(batch, bool), empty)
-    out = jax.lax.while_loop(going, go_on, (1, token, done, begun.cache, out))[-1]
+    out = jax.lax.while_loop(going, go_on, (1, token, done, cache, out))[-1]
     return replace(out, tokens=repeat_last(out.tokens, out.length))

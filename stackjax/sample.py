@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from stackjax.check import known
+from stackjax.check import ids, integers, known
 
 RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "temperature": (lambda t: t >= 0, "0, which is greedy, or more"),
@@ -146,6 +146,26 @@ def draw(key: PRNGKeyArray | None, logits: Float[Array, "*B V"], **adjust: Any) 
                 logits = change(logits, given[change.__name__])
         token = jax.random.categorical(key, logits)
     return jnp.where(possible & jnp.isfinite(jnp.max(logits, -1)), token, -1).astype(jnp.int32)
+
+
+def stop_tokens(stop: Any, vocab: int) -> jax.Array | None:
+    """The tokens that end a row, (n,); None for none.
+
+    Args:
+        stop: one, or several.
+        vocab: V.
+
+    Raises:
+        ValueError: something else, or a token outside of the vocabulary.
+    """
+    if stop is None:
+        return None
+    several = jnp.atleast_1d(jnp.asarray(stop))
+    if several.ndim != 1 or not several.size:
+        raise ValueError(f"stop must be one token or several (n,), at least one; got the shape {several.shape}")
+    integers("stop", several)
+    ids("stop", several, vocab)
+    return several
 
 
 def _where_allowed(name: str, number: Any, logits: jax.Array) -> jax.Array:
