@@ -124,7 +124,7 @@ def _utilisation(results: dict[str, Any]) -> Iterator[Target]:
 
 
 def _matmul_share(results: dict[str, Any]) -> Iterator[Target]:
-    """On a CPU, whose peak is not known, how close a step comes to the rate of its own matrix products."""
+    """Targets of the share of the rate of the matrix products, on a CPU, whose peak is not known."""
     for row in results["rows"]:
         if row["peer"] == OWN and row["remat"] == "none" and row["step_seconds"] and results["peak"] is None:
             flops = results["model_flops"][str(row["depth"])]
