@@ -20,7 +20,7 @@ DEEPEST = 48
 
 
 def unrolled(model: Model, params: Params, cache: Cache) -> tuple[Model, Params, Cache]:
-    """The same model with its parameters and its cache, each layer of which is read where it lies.
+    """A model of the same layers, with its parameters and cache, that reads each layer where it lies.
 
     What was given, where a scan copies nothing (not on a CPU) or is deeper than `DEEPEST`. Segments whose repeats share
     their parameters, or differ in numbers, stay scans. The parameters of the others are copied.
