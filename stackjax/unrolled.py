@@ -29,6 +29,9 @@ def unrolled(model: Model, params: Params, cache: Cache) -> tuple[Model, Params,
         model: a decoder.
         params: of the model.
         cache: of the model.
+
+    Returns:
+        The same model, parameters and cache, with a segment for each repeat of a pattern.
     """
     stack = model.stack
     if not copies_slices() or stack.depth > DEEPEST:
