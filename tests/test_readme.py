@@ -248,7 +248,10 @@ def test_who_gains_from_depth_is_what_the_long_atlas_found():
     recipes = ("rezero", "complete_p", "pre_norm", "deepnorm", "post_norm")
     told = [loss["rezero", 0], *(loss[recipe, depth] for recipe in recipes for depth in (1, 8, 32))]
     assert re.findall(r"\d\.\d\d", line) == told and {loss[recipe, 0] for recipe in recipes} == {told[0]}
-    assert result["seeds"] == [0] and result["clean_tree"]
+    assert result["seeds"] == [0, 1, 2] and result["clean_tree"]
+    verdicts = {row["claim"]: row["verdict"] for row in result["predictions"]}
+    gains = {recipe: verdicts[f"{recipe} with 32 layers over 8, nats"] for recipe in recipes}
+    assert {recipe for recipe in recipes if gains[recipe] == "supported"} == {"rezero", "complete_p", "post_norm"}
 
 
 def test_every_claim_stands_beside_its_verdict():

@@ -197,7 +197,7 @@ A recipe is *trained* at a depth if it {trained_means}. It is *stuck* if it does
 
 {finding.table(_by_depth(rows))}
 
-The lowest loss is the best of many recipes, most with one seed: it is lower than a recipe chosen beforehand would be.
+The lowest loss is the best of several recipes: it is lower than that of a recipe chosen beforehand would be.
 
 {finding.table([{"recipe": name, "what it did": text} for name, text in sentences.items()])}
 
@@ -219,11 +219,11 @@ def _rates(results: Results) -> str:
 
 def _seeds(rows: Sequence[Json]) -> str:
     """Number of seeds, by depth."""
-    several = {}
-    for row in rows:
-        if row["seeds"] > 1:
-            several.setdefault((row["seeds"], row["depth"]), []).append(row["recipe"])
-    said = [f"{n} seeds at {depth:,} layers for {len(names)} recipes" for (n, depth), names in several.items()]
+    recipes = Counter((row["seeds"], row["depth"]) for row in rows if row["seeds"] > 1)
+    depths: dict[tuple[int, int], list[int]] = {}
+    for (seeds, depth), count in recipes.items():
+        depths.setdefault((seeds, count), []).append(depth)
+    said = [f"{seeds} seeds at {_list(at)} layers for {count} recipes" for (seeds, count), at in depths.items()]
     return ", ".join([*said, "one seed elsewhere"]) if said else "one seed"
 
 
