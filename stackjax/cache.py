@@ -189,8 +189,7 @@ def write(cache: Cache, state: Params, position: Positions) -> Cache:
         where = place(old.shape[-2])
         if new.shape[-2] < index.shape[-1]:  # the state behind the newest token alone
             where = jnp.min(where, -1, keepdims=True)
-        entries = jnp.moveaxis(new.astype(old.dtype), (1, -2), (0, 1))
-        return pin_batch(old.at[:, rows, ..., where, :].set(entries, mode="drop"), 1)
+        return pin_batch(_scattered(old, where, new.astype(old.dtype)), 1)
 
     segments = {
         i: {
@@ -207,3 +206,19 @@ def write(cache: Cache, state: Params, position: Positions) -> Cache:
         for n, entries in cache.position.items()
     }
     return replace(cache, position=held, segments=segments)
+
+
+def _scattered(old: jax.Array, where: jax.Array, new: jax.Array) -> jax.Array:
+    """Entries (n, B, ..., S, width) with new ones (n, B, ..., T, width) at their places (B, T); at S there is none.
+
+    Rows are a batch axis of the scatter, so that each device has its own; of indexed rows it would gather all.
+    """
+    tokens = old.ndim - 2
+    numbers = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=(0, *range(2, tokens), tokens + 1),
+        inserted_window_dims=(tokens,),
+        scatter_dims_to_operand_dims=(tokens,),
+        operand_batching_dims=(1,),
+        scatter_indices_batching_dims=(0,),
+    )
+    return jax.lax.scatter(old, where[..., None], new, numbers, mode="drop")

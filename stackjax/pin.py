@@ -9,8 +9,10 @@ splits the width of the stream and computes attention for the whole batch on eve
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from stackjax.history import History
+from stackjax.sequence import mesh_in_use
 from stackjax.tensor_parallel import between, inside, place
 
 
@@ -31,8 +33,13 @@ def pin(stream: Any) -> Any:
 
 
 def pin_batch(x: jax.Array, batch_axis: int) -> jax.Array:
-    """An array of at least two axes behind `batch_axis`, split over the batch alone as `pin` says."""
-    return _pinned(x, (inside(x, batch_axis)[0], ()), batch_axis)
+    """An array of at least two axes behind `batch_axis`, its batch split as `pin` says, others as XLA splits them."""
+    rows, _ = inside(x, batch_axis)
+    if not rows:
+        return x
+    spec: list[Any] = [PartitionSpec.UNCONSTRAINED] * x.ndim
+    spec[batch_axis] = rows
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh_in_use(x), PartitionSpec(*spec)))
 
 
 def _pinned(x: jax.Array, axes: Any, batch_axis: int) -> jax.Array:

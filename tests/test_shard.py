@@ -1,5 +1,8 @@
 """Sharded over eight fake devices, the numbers are those of one, and the parameters really are spread out."""
 
+import contextlib
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -230,3 +233,37 @@ def test_decoding_with_a_sharded_cache():
     begun = jax.jit(lambda params, tokens: sj.decode.start(MODEL, params, tokens, None, 4))(spread, tokens)
     key = begun.cache.segments["0"]["0"]["attention"]["key"]
     assert key.sharding.shard_shape(key.shape)[1] == 1
+
+
+def costs_of_decoding(model, on=None, rules=shard.RULES):
+    """Of reading a prompt and of a step behind it, for one device: FLOPs, temporary bytes, and bytes of the cache."""
+    prompt, token = jax.ShapeDtypeStruct((256, 128), jnp.int32), jax.ShapeDtypeStruct((256,), jnp.int32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    start = partial(sj.decode.start, model, side_inputs=None, n_tokens=128)
+    begun = jax.eval_shape(start, shapes, prompt)
+    first, later = {}, {}
+    if on is not None:
+        first = {"in_shardings": (shard.parameters(model, on, rules), shard.batch(on, rules))}
+    with contextlib.nullcontext() if on is None else jax.set_mesh(on):
+        reading = jax.jit(start, **first).lower(shapes, prompt).compile()
+        if on is not None:
+            rows = (shard.batch(on, rules),) * 2
+            later = {"in_shardings": (first["in_shardings"][0], *rows, reading.output_shardings.cache)}
+        step = jax.jit(partial(sj.decode.follow, model), donate_argnums=3, **later)
+        program = step.lower(shapes, token, begun.index, begun.cache).compile()
+    costs = [(x.cost_analysis()["flops"], x.memory_analysis()) for x in (reading, program)]
+    return np.array([(flops, x.temp_size_in_bytes, x.output_size_in_bytes) for flops, x in costs])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rules"),
+    [
+        ({"data": 4, "model": 2}, DATA_PARALLEL),
+        pytest.param({"data": 8}, DATA_PARALLEL, marks=pytest.mark.thorough),
+        pytest.param({"model": 8}, shard.RULES, marks=pytest.mark.thorough),
+    ],
+)
+def test_decoding_each_device_computes_and_keeps_its_share(sizes, rules):
+    """Of the cache, too, which was once whole on each device of `model`, and its new entries on each of `data`."""
+    model = sj.decoder(**{**SIZES, "d_model": 128, "depth": 4, "n_heads": 8})
+    assert np.max(costs_of_decoding(model, shard.mesh(**sizes), rules) * 8 / costs_of_decoding(model)) < 1.15
