@@ -1,6 +1,11 @@
-"""A small corpus on disk, and one small sweep that many tests read."""
+"""A small corpus on disk, one small sweep that many tests read, and commands that are to be refused."""
 
+import dataclasses
+import importlib
+import itertools
 import shutil
+import typing
+from pathlib import Path
 
 import jax
 import pytest
@@ -9,9 +14,13 @@ from jax.experimental.compilation_cache import compilation_cache
 from experiments.depth_sweep import __main__ as depth_sweep
 from experiments.depth_sweep import report
 from experiments.lab import chart, command_line
+from experiments.lab.command_line import USAGE
 from tests.experiments import browser as chromium
 
 SIZES = {"steps": 6, "d-model": 8, "n-heads": 2, "context": 6, "batch": 2, "eval-every": 3, "eval-batches": 2}
+
+ACCEPTED = 99
+"""Exit status of a command that did not refuse, in place of what it would do."""
 
 PLAIN = ("--no-compile-cache", "--no-extend-rates", "--no-hops")
 
@@ -90,3 +99,59 @@ def browser(tmp_path_factory):
         pytest.skip("no chromium with its chromedriver here")
     with chromium.opened(tmp_path_factory.mktemp("profile")) as driver:
         yield driver
+
+
+def module_of(name):
+    """The module of a command."""
+    folder = Path(command_line.__file__).parents[1] / name
+    return importlib.import_module(f"experiments.{name}.__main__" if folder.is_dir() else f"experiments.{name}")
+
+
+def options_of(kind):
+    """Name and types of every option, those in groups included."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from options_of(hints[field.name])
+        else:
+            inner = [hints[field.name], *typing.get_args(hints[field.name])]
+            yield field.name, [*inner, *itertools.chain.from_iterable(map(typing.get_args, inner))]
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys, tmp_path, corpus):
+    """Run a command that is to be refused, in an empty folder; returns its line. What it would do is never done."""
+    command, before = command_line.command, None
+    monkeypatch.setattr(
+        command_line, "command", lambda program, prepare, work, words=None: command(program, prepare, accept, words)
+    )
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+    def accept(_):
+        return ACCEPTED
+
+    def run(name, *words, out=None, unchanged=tmp_path):
+        nonlocal before
+        module, words = module_of(name), [str(word) for word in words]
+        options = {option for option, _ in options_of(module.Options)}
+        if out is None:
+            out = work / "out"
+            words = ["--out", str(out / "page.html" if name == "x_ray" else out), *words]
+        if "data" in options and "--data" not in words:
+            words = ["--data", str(corpus), *words]
+        before = inside(unchanged)
+        status, said = module.main(words), capsys.readouterr()
+        assert status == USAGE, (words, status, said)
+        assert said.err.startswith(f"{name}: ") and said.err.count("\n") == 1 and not said.out, (words, said)
+        assert said.err[:-1].isprintable(), said.err
+        assert inside(unchanged) == before, words
+        return said.err
+
+    return run
+
+
+def inside(folder):
+    """Everything below a folder, with what files hold."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*") if not path.is_symlink()}

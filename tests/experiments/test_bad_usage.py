@@ -1,21 +1,15 @@
 """What cannot be is refused by every command: exit status 2, one line that says what is wrong, nothing written."""
 
-import dataclasses
-import importlib
-import itertools
 import os
 import re
-import shutil
 import sys
-import typing
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from experiments.lab import command_line, store
-from experiments.lab.command_line import OK, USAGE
-from tests.experiments.conftest import SIZES, arguments
+from experiments.lab import command_line
+from experiments.lab.command_line import OK
+from tests.experiments.conftest import SIZES, module_of, options_of
 from tests.experiments.test_bad_data import bad_inputs
 
 COMMANDS = (
@@ -39,63 +33,6 @@ COMMANDS = (
 )
 """All but `parity_table`, which refuses everything where the packages that it compares with are not installed."""
 READ_TEXT = ("depth_atlas", "depth_probe", "depth_sweep", "growth", "layer_drop", "length_extrapolation", "norm_gains")
-ACCEPTED = 99
-
-
-def module_of(name):
-    """The module of a command."""
-    folder = Path(command_line.__file__).parents[1] / name
-    return importlib.import_module(f"experiments.{name}.__main__" if folder.is_dir() else f"experiments.{name}")
-
-
-def options_of(kind):
-    """Name and types of every option, those in groups included."""
-    hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from options_of(hints[field.name])
-        else:
-            inner = [hints[field.name], *typing.get_args(hints[field.name])]
-            yield field.name, [*inner, *itertools.chain.from_iterable(map(typing.get_args, inner))]
-
-
-@pytest.fixture
-def refused(monkeypatch, capsys, tmp_path, corpus):
-    """Run a command that is to be refused, in an empty folder; returns its line. What it would do is never done."""
-    command, before = command_line.command, None
-    monkeypatch.setattr(
-        command_line, "command", lambda program, prepare, work, words=None: command(program, prepare, accept, words)
-    )
-    work = tmp_path / "work"
-    work.mkdir()
-    monkeypatch.chdir(work)
-
-    def accept(_):
-        return ACCEPTED
-
-    def run(name, *words, out=None, unchanged=tmp_path):
-        nonlocal before
-        module, words = module_of(name), [str(word) for word in words]
-        options = {option for option, _ in options_of(module.Options)}
-        if out is None:
-            out = work / "out"
-            words = ["--out", str(out / "page.html" if name == "x_ray" else out), *words]
-        if "data" in options and "--data" not in words:
-            words = ["--data", str(corpus), *words]
-        before = inside(unchanged)
-        status, said = module.main(words), capsys.readouterr()
-        assert status == USAGE, (words, status, said)
-        assert said.err.startswith(f"{name}: ") and said.err.count("\n") == 1 and not said.out, (words, said)
-        assert said.err[:-1].isprintable(), said.err
-        assert inside(unchanged) == before, words
-        return said.err
-
-    return run
-
-
-def inside(folder):
-    """Everything below a folder, with what files hold."""
-    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*") if not path.is_symlink()}
 
 
 WHOLE = ("many", "1.5", "", "-1", "0", str(10**30))
@@ -334,108 +271,6 @@ def test_a_tracker_that_is_not_installed(refused, monkeypatch, log, package):
     monkeypatch.setitem(sys.modules, package, None)
     line = refused("depth_sweep", "--log", log)
     assert f"--log {log}: " in line and line.endswith(f"; pip install {package}\n")
-
-
-def damaged(path):
-    """Ways in which a JSON file is broken: (what is in it, how)."""
-    text = path.read_text()
-    yield "", "emptied"
-    yield text[: len(text) // 2], "truncated"
-    yield "[]", "no object"
-    yield "{}", "without anything in it"
-    yield "\x00" * 40, "zeros"
-    yield text.replace("{", "[", 1), "flipped"
-
-
-@pytest.fixture
-def sweep_of(tmp_path, finished, corpus):
-    """A finished sweep to be damaged, and the words that go on with it."""
-    shutil.copytree(finished, tmp_path / "sweep")
-    return tmp_path / "sweep", arguments(tmp_path / "sweep", corpus)
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("which", ["sweep.json", "cells/*/config.json", "cells/*/summary.json"])
-def test_a_sweep_whose_files_are_damaged(refused, sweep_of, which):
-    folder, words = sweep_of
-    path = sorted(folder.glob(which))[0]
-    whole = path.read_text()
-    for text, how in damaged(path):
-        path.write_text(text)
-        line = refused("depth_sweep", *words, out=folder)
-        assert str(path) in line and ("remove" in line), (how, line)
-        refused("depth_sweep", "--report-only", "--out", folder, out=folder)
-        path.write_text(whole)
-
-
-def test_a_cell_in_another_cells_place(refused, sweep_of):
-    folder, words = sweep_of
-    one, other = sorted(folder.glob("cells/*/config.json"))[:2]
-    shutil.copy(one, other)
-    assert f"{other} is that of {one.parent.name}; remove {other.parent}" in refused("depth_sweep", *words, out=folder)
-
-
-@pytest.mark.parametrize("change", [{"cells": [{"wings": 2}]}, {"cells": None}, {"cells": []}, {"name": ["a"]}])
-def test_a_sweep_whose_cells_name_no_group(refused, sweep_of, change):
-    """Sealed as a run seals its own files, and still not trusted."""
-    folder, words = sweep_of
-    path = sorted(folder.glob("cells/*/config.json"))[0]
-    config = store.read_sealed(path)
-    store.write_sealed(path, {**config, "group": {**config["group"], **change}})
-    assert f"{path} names no group" in refused("depth_sweep", *words, out=folder)
-
-
-def test_a_sweep_of_another_version(refused, sweep_of):
-    folder, words = sweep_of
-    record = store.read_sealed(folder / "sweep.json")
-    store.write_sealed(folder / "sweep.json", {**record, "schema": 99})
-    assert "another version of this program" in refused("depth_sweep", *words, out=folder)
-
-
-def test_a_cell_that_layers_cannot_be_left_out_of(refused, sweep_of, corpus):
-    folder, _ = sweep_of
-    cell = next(path for path in sorted((folder / "cells").iterdir()) if "-L2-" in path.name)
-    words = ("--cells", cell, "--data", corpus)
-    assert "run the sweep with --keep-params" in refused("layer_drop", *words)
-    config = store.read_sealed(cell / "config.json")
-    np.savez(cell / "params.npz", embedding=np.zeros(3))
-    assert "params.npz is damaged, or another model's" in refused("layer_drop", *words)
-    (cell / "params.npz").write_bytes((cell / "params.npz").read_bytes()[:40])
-    assert "params.npz is damaged" in refused("layer_drop", *words)
-    for text, how in damaged(cell / "config.json"):
-        (cell / "config.json").write_text(text)
-        assert "config.json" in refused("layer_drop", *words), how
-    for changes, said in (
-        ({"recipe": "no_such_recipe"}, "unknown recipe"),
-        ({"setting": {**config["setting"], "wings": 2}}, "wings"),
-        ({"setting": {**config["setting"], "n_heads": 3}}, "n_heads must divide d_model"),
-        ({"depth": "deep"}, "config.json"),
-        ({"data": {"sha256": "other", "name": "another text"}}, "which --data has to name"),
-    ):
-        store.write_sealed(cell / "config.json", {**config, **changes})
-        assert said in refused("layer_drop", *words), changes
-
-
-def test_a_check_of_the_atlas_that_is_damaged(refused, tmp_path, corpus, finished):
-    shutil.copytree(finished, tmp_path / "atlas")
-    (tmp_path / "atlas" / "checks").mkdir()
-    (tmp_path / "atlas" / "checks" / "pre_norm.json").write_text("{")
-    line = refused("depth_atlas", "--report-only", "--out", tmp_path / "atlas", out=tmp_path / "atlas")
-    assert "pre_norm.json is damaged" in line
-
-
-def test_numbers_of_claims_that_are_damaged(refused, tmp_path):
-    (tmp_path / "claims" / "raw").mkdir(parents=True)
-    (tmp_path / "claims" / "raw" / "staircase.json").write_text("[")
-    for words in ((), ("--only", "staircase"), ("--report-only",)):
-        line = refused("claims", *words, "--out", tmp_path / "claims", out=tmp_path / "claims")
-        assert "staircase.json is damaged" in line
-
-
-def test_pages_whose_measurements_are_damaged(refused, tmp_path):
-    (tmp_path / "pages" / "positions").mkdir(parents=True)
-    (tmp_path / "pages" / "positions" / "result.json").write_text("{")
-    assert "result.json is damaged" in refused("pages", "--out", tmp_path / "pages", out=tmp_path / "pages")
 
 
 @pytest.mark.thorough
