@@ -101,9 +101,14 @@ def check(on: Mesh, rules: Rules) -> None:
     """Refuse a mesh and rules that do not speak of the same things.
 
     Raises:
-        ValueError: a rule for an axis that no parameter and no batch has; an axis of several devices that no rule uses,
-            so that all of them would compute the same.
+        ValueError: an axis that jit does not propagate shardings along by itself; a rule for an axis that no parameter
+            and no batch has; an axis of several devices that no rule uses, so that all of them would compute the same.
     """
+    kinds = dict(zip(on.axis_names, on.axis_types, strict=True))
+    if other := sorted(f"{name} {kind.name}" for name, kind in kinds.items() if kind != AxisType.Auto):
+        raise ValueError(
+            f"the axes of a mesh must be of type Auto, as `stackjax.shard.mesh` makes them; got {', '.join(other)}"
+        )
     known = {"batch", "layers", "experts", *(name for axes in AXES.values() for name in axes)}
     if unknown := sorted({name for name, _ in rules} - known):
         raise ValueError(f"rules are for the axes {', '.join(sorted(known))}; got {', '.join(unknown)}")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import stackjax as sj
@@ -139,6 +140,8 @@ def test_what_does_not_fit_together_is_refused():
         shard.parameters(MODEL, shard.mesh(dta=8))
     with pytest.raises(ValueError, match="got hiden"):
         shard.parameters(MODEL, shard.mesh(data=8), (*shard.RULES, ("hiden", "data")))
+    with pytest.raises(ValueError, match=r"must be of type Auto.*got data Explicit"):
+        shard.parameters(MODEL, jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,)))
     with pytest.raises(ValueError, match="needs 16 devices; there are 8"):
         shard.mesh(data=16)
     with pytest.warns(UserWarning, match="leaves 4 of 8 devices idle"):
