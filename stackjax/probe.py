@@ -79,6 +79,7 @@ def attention_entropy(weights: jax.Array) -> jax.Array:
 
     Source: Zhai et al. 2023, arXiv:2303.06296 (entropy collapse).
     """
+    weights = jnp.where(weights == 0, 1, weights)  # of no entropy either, and with a finite gradient
     return jnp.mean(jnp.sum(jax.scipy.special.entr(weights), -1))
 
 

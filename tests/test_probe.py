@@ -67,6 +67,16 @@ def test_attention_entropy(x64):
     assert probe.attention_entropy(jnp.eye(T)) == 0
 
 
+def test_the_entropy_of_masked_attention_has_a_gradient(x64):
+    def entropy(logits):
+        return probe.attention_entropy(jax.nn.softmax(jnp.where(jnp.tri(T, dtype=bool), logits, -jnp.inf)))
+
+    logits, step = normal(T, T), 1e-5 * normal(T, T, key=1)
+    gradient = jax.grad(entropy)(logits)
+    assert jnp.any(gradient != 0)
+    np.testing.assert_allclose(jnp.vdot(gradient, step), entropy(logits + step) - entropy(logits), rtol=1e-3)
+
+
 @pytest.mark.thorough
 def test_standard_measures_of_a_stack(x64):
     """Against the same numbers from what each layer saw."""
