@@ -8,8 +8,8 @@ token by itself and would be done and kept by every device of the axis. So the t
 sublayer begins with one all-gather of its normed input and ends with one reduce-scatter of its output, which together
 exchange as many bytes as the all-reduce whose place they take; the backward pass gathers the input again, which is not
 kept. Rows of the batch are split where `model` divides what each device has of them, since gathering the first axis of
-an array moves nothing within a device; else tokens of each row, where it divides those; else nothing, and nothing is in
-decoding, where there is a single token.
+an array moves nothing within a device; else tokens of each row, where it divides those; else nothing, as in a step of
+decoding, which has a single token. The cache is split by heads, too.
 
 A stack does this by itself (`stackjax.pin`, `stackjax.layer`). A form sees the stream between sublayers, a sublayer all
 tokens. With 8 layers on `mesh(model=8)` a device keeps 1.11 of an eighth of the temporaries of a step of training,
