@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.bench import __main__ as bench
-from experiments.bench import agree, alone, packed, peers, verdict
+from experiments.bench import agree, alone, decoding, packed, peers, verdict
 from experiments.bench.peers.base import Size
 from experiments.bench.program import equations, prepare
 
@@ -38,7 +38,9 @@ def test_all_of_it(tmp_path):
     assert found["agreement"]["largest_difference"] < 1e-5
     assert [row["remat"] for row in found["remat"]] == ["none", "layer", "nested"]
     assert found["sweep"][0]["runs"] == 8
-    assert [(row["prompt"], row["batch"], row["same_tokens"]) for row in found["decode"]] == [(4, 1, 1.0), (4, 2, 1.0)]
+    decoded = [] if decoding.missing() else [(4, 1, 1.0), (4, 2, 1.0)]
+    assert [(row["prompt"], row["batch"], row["same_tokens"]) for row in found["decode"]] == decoded
+    assert decoded or any(line.startswith("decoding beside transformers") for line in found["skipped"])
     assert [row["way"] for row in found["packed"]] == ["padded", "packed"]
 
 
