@@ -16,13 +16,14 @@ the last one with the same numbers: bit for bit on the same mesh, to rounding on
     OUT/model/           the model with its trained parameters, for `stackjax.load`
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import stackjax as sj
 
-from .lab import command_line, compile_cache, environment, names, store
+from .lab import claim, command_line, compile_cache, environment, names, store
 from .lab.command_line import FAILED, INTERRUPTED, OK
 from .lab.corpus import Corpus
 from .lab.grid import Setting
@@ -54,7 +55,8 @@ LAUNCHED = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 class Options:
     """Train one model, from one CPU core to many hosts, and go on bit for bit after any kill.
 
-    Exit status: 0 done; 1 the loss is no longer finite; 2 bad usage; 130 asked to stop, after a last checkpoint.
+    Exit status: 0 done; 1 the loss is no longer finite; 2 bad usage; 3 another job trains into this folder; 130 asked
+    to stop, after a last checkpoint.
     """
 
     setting: tyro.conf.OmitArgPrefixes[Setting] = Setting()
@@ -182,6 +184,7 @@ def work(run: Run) -> int:
     say: Callable[[str], None] = (lambda line: print(line, flush=True)) if leader else (lambda line: None)
     policy = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
     with (
+        held(out, leader, say),
         jax.set_mesh(run.mesh),
         ocp.CheckpointManager(out / "checkpoints", options=policy) as checkpoints,
         command_line.asked_to_stop() as stop,
@@ -202,6 +205,37 @@ def work(run: Run) -> int:
             sj.save(out / "model", model, params)
         say(f"The model: {out / 'model'}")
     return status
+
+
+@contextlib.contextmanager
+def held(out: Path, leader: bool, say: Callable[[str], None]) -> Iterator[None]:
+    """The folder, for this job alone.
+
+    A job that was killed holds nothing; of one on another host that is known when its heart has stood still for long
+    enough, which is waited for.
+
+    Args:
+        out: the folder.
+        leader: whether this process answers for all of the job.
+        say: tells people.
+
+    Raises:
+        Undone: another job, which lives, trains into the folder.
+    """
+    path, claims = out / "claims" / "job", []
+
+    def settle(path: Path) -> bool:
+        claims.extend(filter(None, [claim.Claim.take(path)]))
+        return bool(claims)
+
+    left = claim.share([path], path=lambda path: path, settle=settle, note=say) if leader else []
+    if np.any(multihost_utils.process_allgather(np.asarray(bool(left)))):
+        raise command_line.Undone(f"{claim.holder(path)} trains into {out}; this job has left it alone")
+    try:
+        yield
+    finally:
+        for one in claims:
+            one.release()
 
 
 def begun(run: Run, checkpoints: ocp.CheckpointManager) -> tuple[State, int]:

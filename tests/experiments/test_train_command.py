@@ -18,7 +18,7 @@ import pytest
 
 import stackjax as sj
 from experiments import train
-from experiments.lab import command_line, data, lanes, names
+from experiments.lab import claim, command_line, data, lanes, names
 from tests.experiments.conftest import SIZES
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
@@ -56,6 +56,17 @@ def whole(tmp_path_factory, corpus):
     out = tmp_path_factory.mktemp("runs") / "whole"
     assert train.main(words(out, corpus, *ALONE)) == 0
     return out
+
+
+def test_a_folder_is_trained_into_by_one_job_at_a_time(tmp_path, corpus, capsys):
+    out = tmp_path / "run"
+    other = claim.Claim.take(out / "claims" / "job")
+    assert train.main(words(out, corpus, *ALONE)) == command_line.UNDONE
+    said = capsys.readouterr()
+    assert f"process {os.getpid()} on {socket.gethostname()} trains into {out}" in said.out + said.err
+    assert sorted(path.name for path in out.rglob("*")) == ["claims", "job"]
+    other.release()
+    assert not (out / "claims").exists()
 
 
 @pytest.fixture(scope="module")
