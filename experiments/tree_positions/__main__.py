@@ -1,6 +1,7 @@
 """Does it help to know where in the tree a token stands?
 
     python -m experiments.tree_positions
+    python -m experiments.tree_positions --tasks encoder --steps 1000 --out runs/tree_positions_long
     python -m experiments.tree_positions --quick
 
 Two tasks on real Python and JSON. A decoder predicts bytes; its paths come from `lab.trees.prefix`, which knows only
@@ -12,13 +13,17 @@ another document (linear + wrong tree), which must not help. In the linear arm t
 empty, so it says nothing. The encoder's tree is that of the document with nothing hidden: it tells where a hidden
 leaf hangs, never what it is.
 
-Found (`results/tree_positions`, three seeds, 95 % intervals): beside the line, the tree lowers the loss by 0.67 nats
-[0.23, 1.12] for the encoder of Python, 0.056 [0.026, 0.086] for its decoder and 0.039 [0.036, 0.042] for that of
-JSON; for JSON's encoder 0.09 [-0.02, 0.20] is not certain. The tree alone never beats the line. The control matters:
+Found (`results/tree_positions`, 200 steps, three seeds, 95 % intervals): beside the line, the tree lowers the loss by
+0.67 nats [0.23, 1.12] for the encoder of Python, 0.056 [0.026, 0.086] for its decoder and 0.039 [0.036, 0.042] for that
+of JSON; for JSON's encoder 0.09 [-0.02, 0.20] is not certain. The tree alone never beats the line. The control matters:
 another document's tree brings the decoders most of this (0.037 and 0.035), so that what the right tree adds is 0.019
 [0.012, 0.026] on Python and, on JSON, nothing that these seeds can tell from zero. Of what should gain most, closing
 brackets do in Python's decoder and JSON's encoder; dedents in a decoder do not. Of sixteen predictions ten were
 supported, six were inconclusive and none was refuted.
+
+After 1,000 steps (`results/tree_positions_long`) the encoder of Python still gains 0.31 nats [0.26, 0.36] from its tree
+and nothing from another document's, and the tree alone beats the line by 0.15 [0.10, 0.20], against what was stated;
+that of JSON, whose linear arm is at 0.23 nats, gains nothing that three seeds can tell.
 """
 
 from collections.abc import Sequence
