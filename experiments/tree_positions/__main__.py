@@ -1,6 +1,7 @@
 """Does it help to know where in the tree a token stands?
 
     python -m experiments.tree_positions
+    python -m experiments.tree_positions --tasks encoder --steps 1000 --out runs/tree_positions_long
     python -m experiments.tree_positions --quick
 
 Two tasks on real Python and JSON. A decoder predicts bytes; its paths come from `lab.trees.prefix`, which knows only
