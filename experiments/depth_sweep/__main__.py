@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import jax.numpy as jnp
 import tyro
 from rich.console import Console
 
-from ..lab import command_line, compile_cache, cost, extend, progress, tracker
+from ..lab import command_line, compile_cache, extend, progress, tracker
 from ..lab.command_line import FAILED, INTERRUPTED, OK, UNDONE, asked_to_stop
 from ..lab.corpus import Corpus
 from ..lab.data.found import printable
@@ -190,16 +189,7 @@ def dry_run(sweep: Sweep) -> str:
             continue
         total += 0 if done == len(group.cells) else flops
         most += sweep.grid.seeds * extend.MOST * flops // len(group.cells)
-        memory = cost.memory_estimate(
-            model,
-            n_heads=setting.n_heads,
-            lanes=len(group.cells),
-            batch=setting.batch,
-            context=setting.context,
-            remat=setting.remat,
-            at_once=group.mode == "vmap",
-            item_bytes=jnp.dtype(setting.dtype).itemsize,
-        )
+        memory = sweep.memory_estimate(job)
         lines.append(
             f"{group.recipe:<20}{group.depth:>6}{len(group.cells):>7}{done:>6}{model.n_params:>13,}{flops:>10.1e}"
             f"{memory / 2**20:>7.0f} MiB"

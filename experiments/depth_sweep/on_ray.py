@@ -2,12 +2,13 @@
 
 A task reads the command's own words again, on whatever machine it runs, and does what a local worker does: it claims
 its group in the shared folder, goes on from its checkpoint, and saves. Ray begins a task again if its process was
-killed.
+killed. If the driver, which is the process of the command itself, was killed, the same command goes on.
 """
 
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..lab import command_line
 from ..lab.grid import Job
@@ -49,9 +50,9 @@ def run_jobs(sweep: Sweep, jobs: Sequence[Job], show: Show) -> list[Job]:
         address=address, runtime_env={"env_vars": {"PYTHONPATH": path()}}, log_to_driver=False, logging_level="error"
     )
     try:
-        needs = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
-        task = ray.remote(max_retries=TRIES - 1, **needs)(settle)
-        begun = {task.remote(words, os.getcwd(), job.name): job for job in jobs}
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        task = ray.remote(max_retries=TRIES - 1)(settle)
+        begun = {task.options(**resources(sweep, job, nodes)).remote(words, os.getcwd(), job.name): job for job in jobs}
         while begun:
             ended, _ = ray.wait(list(begun), timeout=1.0)
             for reference in ended:
@@ -71,3 +72,23 @@ def run_jobs(sweep: Sweep, jobs: Sequence[Job], show: Show) -> list[Job]:
     finally:
         ray.shutdown()
     return left
+
+
+def resources(sweep: Sweep, job: Job, nodes: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """The resources of a job's task, as options of Ray: a GPU where there is one; else a CPU and the group's memory.
+
+    Memory is an estimate, so a group that needs more than every node has gets all of the largest, instead of waiting
+    for ever. One that cannot be built asks for none: its task records why.
+
+    Args:
+        sweep: that the job belongs to.
+        job: one group.
+        nodes: the resources of each node of the cluster that is alive.
+    """
+    if any(node.get("GPU") for node in nodes):
+        return {"num_gpus": 1}
+    largest = max((node.get("memory", 0) for node in nodes if node.get("CPU")), default=0)
+    try:
+        return {"num_cpus": 1, "memory": min(sweep.memory_estimate(job), int(largest))}
+    except Exception:
+        return {"num_cpus": 1}

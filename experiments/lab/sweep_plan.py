@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from stackjax.recipe import Recipe
 
@@ -164,6 +165,20 @@ class Sweep:
         task = self.setting.learned(recipe, depth, self.corpus.vocab, fused=False)
         first = self.corpus.batch(seed=0, step=0, batch=self.setting.batch, context=self.setting.context)
         return cost.step_flops(task, jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), first))
+
+    def memory_estimate(self, job: Job) -> int:
+        """About how many bytes a job's group needs while training, see `cost.memory_estimate`."""
+        setting, group = self.setting, job.group
+        return cost.memory_estimate(
+            setting.model(job.recipe, group.depth, self.corpus.vocab),
+            n_heads=setting.n_heads,
+            lanes=len(group.cells),
+            batch=setting.batch,
+            context=setting.context,
+            remat=setting.remat,
+            at_once=group.mode == "vmap",
+            item_bytes=jnp.dtype(setting.dtype).itemsize,
+        )
 
     def base(self) -> Json:
         """Facts that all cells share, for the record."""

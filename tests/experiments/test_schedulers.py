@@ -1,16 +1,20 @@
 """A sweep on a real Ray cluster and a real Slurm, begun on the spot: the numbers of the local one, also after a worker
-was killed; and the experiment that compares them."""
+or the driver was killed; and the experiment that compares them."""
 
 import contextlib
 import copy
 import csv
+import dataclasses
 import importlib.util
 import json
 import os
+import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -20,8 +24,9 @@ import pytest
 
 from experiments import schedulers
 from experiments.depth_sweep import __main__ as depth_sweep
+from experiments.depth_sweep import on_ray
 from experiments.lab.results import Results
-from tests.experiments.conftest import arguments
+from tests.experiments.conftest import arguments, prepared
 
 NUMBERS = ("cell", "status", "train_loss", "valid_loss", "best_step", "params", "flops")
 GRID = ("--depths", 0, 1, "--recipes", "pre_norm", "--learning-rates", 1e-2, 1e30)
@@ -72,6 +77,72 @@ def test_a_sweep_is_the_local_one(scheduler, tmp_path, corpus):
     assert depth_sweep.main(arguments(tmp_path / "there", corpus, *GRID, *LONGER, "--scheduler", scheduler)) == 0
     assert killed
     assert numbers(tmp_path / "there") == numbers(tmp_path / "local") and len(numbers(tmp_path / "there")) == 4
+
+
+@pytest.fixture
+def ray_cluster(monkeypatch):
+    """A Ray cluster of one node, on free ports, which commands find by RAY_ADDRESS."""
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("needs the extra cluster")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex())
+    with contextlib.ExitStack() as held:
+        # The paths of Ray's sockets must be short, so its folder is not below tmp_path.
+        folder = held.enter_context(tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True))
+        with contextlib.ExitStack() as probes:
+            probed = [probes.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)]
+            ports = [server.getsockname()[1] for server in probed]
+        named = ("port", "ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port")
+        command = [
+            *(Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--num-cpus=2", "--num-gpus=0"),
+            *("--min-worker-port=0", "--max-worker-port=0"),
+            *("--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"),
+            *(f"--{name}={port}" for name, port in zip(named, ports, strict=True)),
+        ]
+        node = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        held.callback(node.wait)
+        held.callback(node.terminate)
+        said = node.stdout
+        assert said is not None and any("--block" in line for line in said), "Ray did not start"
+        threading.Thread(target=said.read, daemon=True).start()
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{ports[0]}")
+        yield
+
+
+@pytest.mark.cluster
+def test_a_sweep_goes_on_after_its_driver_was_killed(ray_cluster, tmp_path, corpus):
+    """On a cluster that lives on; killed between two checkpoints of a worker's."""
+    longer = ("--steps", 240, *LONGER[2:])
+    assert depth_sweep.main(arguments(tmp_path / "local", corpus, *GRID, *longer)) == 0
+    words = arguments(tmp_path / "there", corpus, *GRID, *longer, "--scheduler", "ray")
+    command = [sys.executable, "-m", "experiments.depth_sweep", *words]
+    driver = subprocess.Popen(command)
+    try:
+        deadline = time.monotonic() + 200
+        while not list((tmp_path / "there").glob("groups/*/checkpoint.npz")):
+            assert driver.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        driver.kill()
+        driver.wait()
+    assert len(list((tmp_path / "there").glob("cells/*/summary.json"))) < 4
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert numbers(tmp_path / "there") == numbers(tmp_path / "local") and len(numbers(tmp_path / "there")) == 4
+
+
+def test_a_task_asks_ray_for_the_memory_of_its_group(tmp_path, corpus):
+    """No more than a node with CPUs has; where there are GPUs it asks for one, and the host's memory does not count."""
+    sweep = prepared(arguments(tmp_path / "out", corpus, *GRID))
+    shallow, deep = sweep.jobs()
+    gib = {"CPU": 4.0, "memory": 2.0**30}
+    asked = [on_ray.resources(sweep, job, [gib, {"memory": 2.0**40}])["memory"] for job in (shallow, deep)]
+    assert asked == [sweep.memory_estimate(job) for job in (shallow, deep)] and asked[0] < asked[1] < 2**30
+    small = [{"CPU": 4.0, "memory": asked[0] + 0.5}, {"memory": 2.0**40}]
+    assert on_ray.resources(sweep, deep, small) == {"num_cpus": 1, "memory": asked[0]}
+    assert on_ray.resources(sweep, deep, [gib, {**gib, "GPU": 1.0}]) == {"num_gpus": 1}
+    unbuildable = dataclasses.replace(deep, recipe=None)
+    assert on_ray.resources(sweep, unbuildable, [gib]) == {"num_cpus": 1}
 
 
 def test_without_ray_it_is_refused(tmp_path, corpus, monkeypatch, capsys):
