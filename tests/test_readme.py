@@ -174,6 +174,28 @@ def test_numbers_in_the_table_of_experiments_are_those_that_were_found(name):
     assert [n for n in said if n in expected] == expected, (said, expected)
 
 
+def test_what_is_said_of_steps_and_decoding_on_a_cpu_is_what_was_found():
+    result, wide = (
+        json.loads((ROOT / "experiments" / "results" / name / "result.json").read_text())
+        for name in ("bench", "bench_wide")
+    )
+
+    def extremes(result, peer, remat):
+        seconds = {(row["peer"], row["depth"]): row["step_seconds"] for row in result["rows"] if row["remat"] == remat}
+        ratios = [seconds["stackjax", depth] / seconds[peer, depth] for _, depth in seconds]
+        return [f"{min(ratios):.2f}", f"{max(ratios):.2f}"]
+
+    depths = sorted({row["depth"] for row in result["rows"]})
+    peers = ((result, "torch", "none"), (result, "torch", "layer"), (result, "torch_compile", "none"))
+    peers += ((wide, "torch", "none"),)
+    speeds = [row["tokens_per_second"] for row in result["decode"]]
+    faster = [speed["stackjax"] / speed["transformers"] for speed in speeds]
+    (line,) = re.findall(r"^\| `bench` \| .*\| (.*) \|$", TEXT, re.MULTILINE)
+    told = [word for peer in peers for word in extremes(*peer)] + [f"{min(faster):.1f}", f"{max(faster):.1f}"]
+    assert re.findall(r"\d\.\d+", line) == told and f"{depths[0]} to {depths[-1]} layers" in line
+    assert result["clean_tree"] and wide["clean_tree"]
+
+
 def test_what_is_said_of_the_gpu_is_what_was_found():
     trained, other = (
         json.loads((ROOT / "experiments" / "results" / name / "result.json").read_text())
