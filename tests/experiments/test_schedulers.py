@@ -89,8 +89,8 @@ def ray_cluster(monkeypatch):
     with contextlib.ExitStack() as held:
         # The paths of Ray's sockets must be short, so its folder is not below tmp_path.
         folder = held.enter_context(tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True))
-        with contextlib.ExitStack() as probes:
-            probed = [probes.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)]
+        with contextlib.ExitStack() as sockets:
+            probed = [sockets.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)]
             ports = [server.getsockname()[1] for server in probed]
         named = ("port", "ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port")
         command = [
