@@ -211,8 +211,8 @@ def work(run: Run) -> int:
 def held(out: Path, leader: bool, say: Callable[[str], None]) -> Iterator[None]:
     """The folder, for this job alone.
 
-    A job that was killed holds nothing; of one on another host that is known when its heart has stood still for long
-    enough, which is waited for.
+    The claim of a job that was killed is taken over: at once on the same host, on another one after its heartbeat has
+    stopped for `claim.STALE` seconds. A job whose claim is taken over while it is suspended does not notice.
 
     Args:
         out: the folder.
@@ -225,7 +225,8 @@ def held(out: Path, leader: bool, say: Callable[[str], None]) -> Iterator[None]:
     path, claims = out / "claims" / "job", []
 
     def settle(path: Path) -> bool:
-        claims.extend(filter(None, [claim.Claim.take(path)]))
+        if taken := claim.Claim.take(path):
+            claims.append(taken)
         return bool(claims)
 
     left = claim.share([path], path=lambda path: path, settle=settle, note=say) if leader else []

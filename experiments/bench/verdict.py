@@ -88,14 +88,14 @@ def _peers(rows: list[Row]) -> Iterator[Target]:
 
 
 def _torch(results: dict[str, Any]) -> Iterator[Target]:
-    on_cpu = results["peak"] is None
-    eager = 0.9 if on_cpu and results["size"]["d_model"] >= WIDE else 1.0
-    bounds = {(TORCH, "none"): eager, (TORCH, "layer"): 0.85 if on_cpu else 1.0}
-    if on_cpu:
-        bounds["torch_compile", "none"] = 1.3
+    if results["peak"] is None:
+        eager = 0.9 if results["size"]["d_model"] >= WIDE else 1.0
+        aims = [(TORCH, "none", eager), (TORCH, "layer", 0.85), ("torch_compile", "none", 1.3)]
+    else:
+        aims = [(TORCH, "none", 1.0), (TORCH, "layer", 1.0)]
     for group in groups(results["rows"]):
         ours = group.get(OWN)
-        for (name, remat), bound in bounds.items():
+        for name, remat, bound in aims:
             other = group.get(name)
             if ours and other and ours["remat"] == remat and ours["step_seconds"] and other["step_seconds"]:
                 title = {TORCH: "PyTorch eager", "torch_compile": "torch.compile"}[name]

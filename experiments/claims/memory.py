@@ -177,7 +177,7 @@ CLAIM = Claim(
     refuted_by="A memory that does not grow in step with the hidden width, or that a linear network has as well.",
     protocol="One pre-norm feed-forward layer, D = 32, learns random keys by heart, 0.66 facts a parameter, each a "
     "thousand times; bits = facts x log2 64 minus the loss in bits.",
-    control="The same network without its activation must remember less than a fifth.",
+    control="The same network without its activation must remember less than a fifth of what it does with it.",
     units=units,
     checks=CHECKS,
     figure=figure,

@@ -182,6 +182,7 @@ def _page(results: Results, specs: dict[str, Json], sections: str) -> str:
     under = (
         f"{sweep['name']}, {sweep['size']} · D = {setting['d_model']}, "
         f"T = {setting['context']}, B = {setting['batch']} · {setting['steps']} steps of {setting['optimizer']}"
+        f"{f' · mesh {mesh}' if (mesh := setting.get('mesh')) else ''}"
     )
     body = f"""<p class="note">{html.escape(f"{headline.rule(results)} {headline.noise(results)}")}</p>
 {sections}

@@ -11,8 +11,6 @@ the bubble, and theory says how much that is.
 """
 
 import contextlib
-import math
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,9 +25,10 @@ import optax
 import stackjax as sj
 from stackjax import sequence
 
-from .lab import command_line, environment, finding
-from .lab.finding import Estimate, Prediction
-from .lab.options import Finding, Sizes, one_or_more, plain
+from ..lab import command_line, environment, finding
+from ..lab.finding import Estimate, Prediction
+from ..lab.options import Finding, Sizes, one_or_more, plain
+from . import collectives
 
 DEVICES = 8
 MOST = 1.15
@@ -94,7 +93,7 @@ class Cost:
         flops: floating-point operations, the body of a loop once.
         temporary: bytes of temporary memory.
         arguments: bytes of parameters, moments and batch.
-        gathered: bytes of what it receives whole from others, see `exchanged`.
+        gathered: bytes of what it receives whole from others, see `collectives.exchanged`.
         reduced: bytes of what is added up with others.
     """
 
@@ -165,44 +164,8 @@ def cost(program: Any) -> Cost:
         flops=program.cost_analysis()["flops"],
         temporary=memory.temp_size_in_bytes,
         arguments=memory.argument_size_in_bytes,
-        **exchanged(program.as_text()),
+        **collectives.exchanged(program.as_text()),
     )
-
-
-COLLECTIVES = {
-    **dict.fromkeys(("all-gather", "all-to-all", "collective-permute"), "gathered"),
-    **dict.fromkeys(("all-reduce", "reduce-scatter"), "reduced"),
-}
-
-
-def exchanged(program: str) -> dict[str, int]:
-    """Bytes of the results of a program's collectives, {gathered, reduced}, those in a loop as often as it runs.
-
-    Args:
-        program: compiled, as text.
-    """
-    computations = dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+) \([^\n]*\{\n(.*?)^\}", program, re.MULTILINE | re.DOTALL))
-    totals = {"gathered": 0, "reduced": 0}
-    collective = re.compile(rf" = (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
-
-    def count(name: str, rounds: int) -> None:
-        for line in computations[name].splitlines():
-            if loop := re.search(r" while\(.*body=%?([\w.-]+)", line):
-                known = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-                count(loop[1], rounds * (int(known[1]) if known else 1))
-            elif found := collective.search(line):
-                arrays = re.findall(r"(pred|[a-z]+\d+)\[([\d,]*)\]", found[1])
-                sizes = (math.prod(map(int, filter(None, shape.split(",")))) * _bytes(kind) for kind, shape in arrays)
-                totals[COLLECTIVES[found[2]]] += rounds * sum(sizes)
-
-    (entry,) = re.findall(r"^ENTRY %?([\w.-]+)", program, re.MULTILINE)
-    count(entry, 1)
-    return totals
-
-
-def _bytes(kind: str) -> int:
-    """Bytes of an entry of an array whose type XLA calls so: pred, f32, bf16, s64."""
-    return 1 if kind == "pred" else max(1, int(re.sub(r"\D", "", kind)) // 8)
 
 
 def models(options: Options) -> dict[str, Any]:
