@@ -148,7 +148,7 @@ def draw(key: PRNGKeyArray | None, logits: Float[Array, "*B V"], **adjust: Any) 
     return jnp.where(possible & jnp.isfinite(jnp.max(logits, -1)), token, -1).astype(jnp.int32)
 
 
-def stop_tokens(stop: Any, vocab: int) -> jax.Array | None:
+def stop_tokens(stop: Any, vocab: int) -> Int[Array, " n"] | None:
     """The tokens that end a row, (n,); None for none.
 
     Args:

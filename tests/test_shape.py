@@ -104,6 +104,7 @@ FITS = {
     "top_k": [call(X, 2)],
     "top_p": [call(X, jnp.ones((2, 5, 1)))],
     "draw": [call(jax.random.key(0), X, top_k=2), call(None, X[0, 0])],
+    "stop_tokens": [call(3, 8), call([1, 2], 8), call(None, 8)],
     "total": [call([None, X, X]), call([])],
     "sinusoid": [call(INTEGERS, 4), call(drawn(3), 6)],
     "turn": [call(QUERY, ANGLE, ANGLE)],
