@@ -46,7 +46,7 @@ Modules by floor; a module imports only from floors below, and from modules to i
     arithmetic  loss  dot_product  feed_forward  history  statistic  position  blockwise
     protocol    edit  norm  sublayer  wrapped  structure  abstract_model
     ground      check  backend  block  description  by_layer  parameter  product  display  tensor_file
-    devices     sequence  tensor_parallel
+    devices     memory  sequence  tensor_parallel
 
 Read from the ground up. `recipe` and `position` begin with one table of all that they hold.
 """
@@ -82,6 +82,7 @@ from stackjax import (
     latent_attention,
     layer,
     loss,
+    memory,
     model,
     moe,
     norm,
@@ -197,6 +198,7 @@ __all__ = [
     "layer",
     "load",
     "loss",
+    "memory",
     "model",
     "moe",
     "norm",

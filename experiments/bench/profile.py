@@ -3,8 +3,9 @@
     python -m experiments.bench.profile
     taskset -c 0 python -m experiments.bench.profile --size.depth 32 --remat layer
 
-On a CPU. Two processes are profiled in turn: one as the shell's environment has it, and one in which the C library
-hands out memory in large pages. The folder also holds both traces for Perfetto (ui.perfetto.dev opens them).
+On a CPU. Three processes are profiled in turn: one gives the memory of each step back to the kernel, as every program
+does that is not told otherwise, one keeps it (`stackjax.memory.keep`), as the commands here do, and one keeps it in
+large pages. The folder also holds their traces for Perfetto (ui.perfetto.dev opens them).
 """
 
 import gzip
@@ -24,6 +25,8 @@ from typing import Any, Literal
 import altair
 import jax
 
+from stackjax import memory
+
 from ..lab import command_line, environment, finding
 from ..lab.options import Finding, one_or_more, plain
 from . import machine
@@ -32,6 +35,14 @@ from .peers.base import Size
 
 LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Environment variables that make glibc ask the kernel for large pages; other C libraries do not read them."""
+
+GIVEN_BACK = "given back"
+WAYS: dict[str, dict[str, Any]] = {
+    GIVEN_BACK: {"keep": False, "variables": {}},
+    "kept": {"keep": True, "variables": {}},
+    "kept, in large pages": {"keep": True, "variables": LARGE_PAGES},
+}
+"""Arguments of `in_a_process` by what becomes of the memory of a step."""
 
 KINDS = {
     "matrix products, fused": r"ynn_fusion",
@@ -120,13 +131,14 @@ def profiled(size: Size, remat: str, steps: int, trace: Path) -> dict[str, Any]:
     }
 
 
-def in_a_process(options: Options, trace: Path, variables: dict[str, str]) -> dict[str, Any]:
-    """`profiled` in a process of its own, with more environment variables.
+def in_a_process(options: Options, trace: Path, *, keep: bool, variables: dict[str, str]) -> dict[str, Any]:
+    """`profiled` in a process of its own, that keeps its memory or not, with more environment variables.
 
     Raises:
         RuntimeError: it failed; the message holds what it said last.
     """
     asked = {"size": asdict(options.size), "remat": options.remat, "steps": options.steps, "trace": str(trace)}
+    asked["keep"] = keep
     command = [sys.executable, "-m", __spec__.name, json.dumps(asked)]
     done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True)
     if done.returncode:
@@ -146,11 +158,10 @@ def prepare(options: Options) -> Options:
 
 
 def run(options: Options, command: str) -> Path:
-    """Profile both processes and write the finding; returns its page."""
-    ways = {"as it is": {}, "large pages": LARGE_PAGES}
+    """Profile the processes and write the finding; returns its page."""
     found = {
-        way: in_a_process(options, Path(options.out) / f"trace_{way.replace(' ', '_')}.json.gz", variables)
-        for way, variables in ways.items()
+        way: in_a_process(options, Path(options.out) / f"trace_{i}.json.gz", **how)
+        for i, (way, how) in enumerate(WAYS.items())
     }
     rows = [
         {"way": way, "kind": kind(name), "instruction": name, "milliseconds": 1e3 * seconds}
@@ -172,7 +183,7 @@ def run(options: Options, command: str) -> Path:
 
 def text(options: Options, found: dict[str, dict[str, Any]]) -> str:
     """The page: whole steps, kinds of instructions, and the longest instructions."""
-    as_it_is, large = found["as it is"], found["large pages"]
+    kept = found["kept"]
     steps = [
         {
             "memory": way,
@@ -195,26 +206,26 @@ def text(options: Options, found: dict[str, dict[str, Any]]) -> str:
                 for way in found
             },
         }
-        for name, _ in by_kind["as it is"].most_common()
+        for name, _ in by_kind["kept"].most_common()
     ]
     longest = [
         {
             "instruction": name,
             "kind": kind(name),
-            "ms": f"{1e3 * seconds:.2f}",
-            "ms with large pages": f"{1e3 * large['instructions'].get(name, 0):.2f}",
+            **{f"{way}, ms": f"{1e3 * one['instructions'].get(name, 0):.2f}" for way, one in found.items()},
         }
-        for name, seconds in list(as_it_is["instructions"].items())[: options.longest]
+        for name in list(kept["instructions"])[: options.longest]
     ]
-    ratio = large["step_seconds"] / as_it_is["step_seconds"]
     size, clock = options.size, "CPU time" if machine.on_one_core() else "wall time"
     setting = (
         f"{size.depth} layers, D = {size.d_model}, T = {size.context}, B = {size.batch}, {size.dtype}, "
         f'remat="{options.remat}"; {clock} on {machine.cores()} core(s), load {os.getloadavg()[0]:.1f}.'
     )
+    ratios = [f"**{one['step_seconds'] / found[GIVEN_BACK]['step_seconds']:.2f}**" for one in found.values()][1:]
     pages = (
-        f"XLA asks for its {as_it_is['temp_bytes'] / 2**20:.0f} MiB of temporaries anew at every step. With "
-        f"`GLIBC_TUNABLES={LARGE_PAGES['GLIBC_TUNABLES']}` a step takes **{ratio:.2f}** of its time."
+        f"XLA asks for its {kept['temp_bytes'] / 2**20:.0f} MiB of temporaries anew at every step. Where the process "
+        f"keeps them from step to step (`stackjax.memory.keep`, as every command here does) a step takes {ratios[0]} "
+        f"of the time, with `GLIBC_TUNABLES={LARGE_PAGES['GLIBC_TUNABLES']}` besides {ratios[1]}."
     )
     tables = "\n\n".join(map(finding.table, (steps, kinds, longest)))
     return f"{finding.QUICK * options.quick}{setting} {pages}\n\n{tables}"
@@ -239,6 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[:1] and words[0].startswith("{"):
         asked = json.loads(words[0])
         size = Size(**asked.pop("size"))
+        if asked["keep"]:
+            memory.keep()
         print(json.dumps(profiled(size, asked["remat"], asked["steps"], Path(asked["trace"]))))
         return command_line.OK
     program = "experiments.bench.profile"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments.bench.profile import KINDS, OTHERS, kind, main
+from experiments.bench.profile import KINDS, OTHERS, WAYS, kind, main
 
 
 @pytest.mark.parametrize(
@@ -29,11 +29,11 @@ def test_quick(tmp_path):
     assert main(["--quick", "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["command"].startswith("python -m experiments.bench.profile --quick")
-    for way in ("as it is", "large pages"):
+    for way in WAYS:
         rows = [row for row in result["rows"] if row["way"] == way]
         assert {"matrix products, plain"} <= {row["kind"] for row in rows} <= {*KINDS, OTHERS}
         assert sum(row["milliseconds"] for row in rows) > 0 and result["setting"]["found"][way]["step_seconds"] > 0
-    assert len(list(tmp_path.glob("trace_*.json.gz"))) == 2 and "A quick run" in (tmp_path / "finding.md").read_text()
+    assert len(list(tmp_path.glob("trace_*.json.gz"))) == 3 and "A quick run" in (tmp_path / "finding.md").read_text()
 
 
 @pytest.mark.parametrize(

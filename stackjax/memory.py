@@ -1,0 +1,31 @@
+"""Memory on a CPU, kept from step to step.
+
+XLA asks the C library for a program's temporaries anew at every call. GNU's library gives large blocks back to the
+kernel as soon as they are freed, and the kernel clears them, page by page, when they are asked for again: for a shallow
+stack that takes as long as its arithmetic.
+
+    stackjax.memory.keep()    before the first array is made
+"""
+
+import ctypes
+import sys
+
+TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
+"""Options of mallopt(3)."""
+
+
+def keep() -> bool:
+    """Have this process keep the memory that its arrays free, for those that follow.
+
+    Call it before JAX computes anything: its threads, which begin then, would else have heaps of their own, from which
+    large blocks still go back. It holds until the process ends, whose memory stays at the most that it has needed.
+
+    Returns:
+        Whether it does; False without GNU's C library, where nothing is changed.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is None:
+        return False
+    return all([set_option(ARENA_MAX, 1), set_option(MMAP_MAX, 0), set_option(TRIM_THRESHOLD, -1)])
