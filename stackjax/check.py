@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -115,6 +117,43 @@ def integers(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be an array (..., T) of integers; got {shown(value)}")
 
 
+def whole(**sizes: Any) -> None:
+    """Refuse sizes that are no integers.
+
+    Args:
+        **sizes: by name.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for name, size in sizes.items():
+        if not isinstance(size, Integral) or isinstance(size, bool):
+            raise ValueError(f"{name} must be an integer; got {shown(size)}")
+
+
+def floating(name: str, dtype: Any) -> None:
+    """Refuse a dtype in which a stream or a parameter would be rounded to whole numbers, or be complex.
+
+    Raises:
+        ValueError: no real floating-point dtype.
+    """
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{name} must be of a floating-point dtype, such as bfloat16; got {jnp.dtype(dtype)}")
+
+
+def prng_key(key: Any) -> jax.Array:
+    """The key, if it is one PRNG key, of either kind that JAX has.
+
+    Raises:
+        ValueError: something else, or an array of keys.
+    """
+    dtype, n_axes = getattr(key, "dtype", None), getattr(key, "ndim", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not (n_axes == 0 if typed else n_axes == 1 and dtype == jnp.uint32):
+        raise ValueError(f"key must be one PRNG key, as jax.random.key(0) makes it; got {shown(key)}")
+    return key
+
+
 def first_axis(name: str, tree: Any, length: int) -> None:
     """Refuse arrays whose first axis has another length.
 
@@ -141,6 +180,47 @@ def ids(name: str, values: jax.Array, size: int, *, least: int = 0) -> None:
     numbers = known(values)
     if numbers is not None and numbers.size and not least <= numbers.min() <= numbers.max() < size:
         raise ValueError(f"{name} must be {least} .. {size - 1}; got {numbers.min()} .. {numbers.max()}")
+
+
+INTEGER_POSITIONS = frozenset({"index", "segment", "path"})
+"""The positions of tokens that are integers; an encoding of your own may read others."""
+
+
+def checked_positions(name: str, position: Any, shape: tuple[int, ...]) -> dict[str, jax.Array]:
+    """The places of tokens as arrays, integers of 32 bits or more: differences of unsigned or narrow ones would wrap.
+
+    Args:
+        name: of the argument.
+        position: index (..., T), and perhaps others that begin with the same axes.
+        shape: of the tokens, (..., T); one position, (T,) or (1, .., T), may serve all leading axes.
+
+    Raises:
+        ValueError: no dict of arrays with an index; entries of other shapes; an index, a segment or a path that holds
+            no integers; an index below -1.
+    """
+    if not isinstance(position, Mapping) or "index" not in position:
+        got = f"a dict of {sorted(position)}" if isinstance(position, Mapping) else shown(position)
+        raise ValueError(f"{name} must be a dict with the entry 'index' (..., T), and perhaps others; got {got}")
+    position = {entry: x if isinstance(x, jax.Array) else np.asarray(x) for entry, x in position.items()}
+    shapes = {entry: jnp.shape(x) for entry, x in position.items()}
+    index = shapes["index"]
+    fits = index == tuple(shape) or (index[-1:] == shape[-1:] and math.prod(index[:-1]) == 1)
+    if not fits or any(other[: len(index)] != index for other in shapes.values()):
+        raise ValueError(
+            f"every entry of {name} must begin with the axes of the tokens, {tuple(shape)} or {tuple(shape[-1:])} for "
+            f"all alike; got {shapes}"
+        )
+    for entry in INTEGER_POSITIONS & position.keys():
+        if not jnp.issubdtype(position[entry].dtype, jnp.integer):
+            raise ValueError(f"{name}[{entry!r}] must be integers; got {shown(position[entry])}")
+        if position[entry].dtype not in (jnp.int32, jnp.int64):
+            position[entry] = position[entry].astype(jnp.int32)
+    numbers = known(position["index"])
+    if numbers is not None and numbers.size and numbers.min() < -1:
+        raise ValueError(f"{name}['index'] must be 0 or more, or -1 for padding; got {numbers.min()}")
+    if len(index) > len(shape):
+        position = {entry: x.reshape(shape[-1:] + x.shape[len(index) :]) for entry, x in position.items()}
+    return position
 
 
 def rows(table: jax.Array, index: jax.Array) -> jax.Array:

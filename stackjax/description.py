@@ -12,7 +12,10 @@ import inspect
 import types
 import typing
 from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Any, ClassVar, Self
+
+import numpy as np
 
 from stackjax.check import shown
 
@@ -92,9 +95,22 @@ class _Wanted:
     accepts: Callable[[Any], bool]
 
 
+def _is_number(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, (bool, np.bool))
+
+
+_PLAIN = {
+    int: _Wanted("an integer", lambda value: _is_number(value, Integral)),
+    float: _Wanted("a number", lambda value: _is_number(value, Real)),
+    bool: _Wanted("True or False", lambda value: isinstance(value, (bool, np.bool))),
+    str: _Wanted("a string", lambda value: isinstance(value, str)),
+}
+"""The plain types of fields; numpy's scalars count."""
+
+
 @functools.cache
 def _described_fields(cls: type) -> dict[str, _Wanted]:
-    """The fields that hold descriptions, functions or one of a few words, after a check of the class.
+    """The fields that hold descriptions, functions, numbers or words, after a check of the class.
 
     Raises:
         ValueError: a class whose state is not in fields.
@@ -134,8 +150,10 @@ def _check_class(cls: type) -> None:
 
 
 def _wanted(hint: Any) -> _Wanted | None:
-    """The values that a field of this type accepts, where they are descriptions, functions or one of a few words."""
+    """The values that a field of this type accepts, where they are descriptions, functions, numbers or words."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint in _PLAIN:
+        return _PLAIN[hint]
     if isinstance(hint, type) and issubclass(hint, Description):
         return _Wanted(f"an instance of {hint.__name__}", lambda value: isinstance(value, hint))
     if origin is typing.Literal:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from stackjax.check import ids, integers, positive, rate, rows, shown
+from stackjax.check import floating, ids, integers, positive, rate, rows, shown
 from stackjax.description import Description
 from stackjax.dot_product import first_positions
 from stackjax.feed_forward import Activation
@@ -135,6 +135,7 @@ class Embedding(Description):
             ValueError: tokens or types outside of their tables, where they are known, and types without a table; where
                 they are traced such rows are NaN. A position beyond a table, which traced is NaN, too.
         """
+        floating("the stream", dtype)
         shape = tokens.shape[:-1] if jnp.issubdtype(tokens.dtype, jnp.floating) else tokens.shape
         n_tokens, limit = shape[-1], self.position.limit
         if types is not None:

@@ -71,7 +71,8 @@ def cross_entropy(
         (), at least float32; NaN if nothing counts, or a target that counts is V or more.
 
     Raises:
-        ValueError: other shapes; where they are known, weights below 0, nothing that counts, a target beyond V.
+        ValueError: other shapes; a share of smoothing outside of 0 to 1, a z_loss below 0; where they are known,
+            weights below 0, nothing that counts, a target beyond V.
     """
     total, weight = _sums(logits, *_counted(jnp.shape(logits), targets, weights), label_smoothing, z_loss)
     return total / weight
@@ -168,6 +169,11 @@ def _sums(
     logits: jax.Array, counted: jax.Array, weights: jax.Array, label_smoothing: float, z_loss: float
 ) -> jax.Array:
     """The weighted sum of the losses and that of the weights, (2,), on a mesh of devices one sum over all of them."""
+    if not (0 <= label_smoothing <= 1 and z_loss >= 0):
+        raise ValueError(
+            "label_smoothing must be a share, 0 to 1, and z_loss 0 or more; "
+            f"got label_smoothing={label_smoothing}, z_loss={z_loss}"
+        )
     logits = jnp.where(weights[..., None] == 0, 0, upcast(logits))
     log_z = jax.nn.logsumexp(logits, -1)
     chosen = jnp.take_along_axis(logits, counted[..., None], -1, mode="fill", fill_value=jnp.nan)[..., 0]

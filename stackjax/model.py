@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from stackjax.abstract_model import AbstractModel, Path
 from stackjax.attention import Attention
-from stackjax.check import instance
+from stackjax.check import instance, prng_key
 from stackjax.embedding import Embedding, Head
 from stackjax.feed_forward import FeedForward
 from stackjax.layer import Layer
@@ -168,7 +168,7 @@ class Model(AbstractModel):
         """
         params = self.checked(params, "embedding", "stack")
         coefficients = self.stack.checked_coefficients(coefficients)
-        embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
+        embed_key, stack_key = (None, None) if key is None else jax.random.split(prng_key(key))
         x = self.embed(params, tokens, side_inputs, types=types, coefficients=coefficients, key=embed_key, dtype=dtype)
         return self.stack.apply(params["stack"], x, side_inputs, coefficients=coefficients, key=stack_key, **options)
 

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from stackjax.check import floating, prng_key
 from stackjax.sequence import shards
 from stackjax.tensor_parallel import between
 
@@ -233,7 +234,12 @@ def realise(
 
     Returns:
         The same tree with arrays; leaves with a layer axis carry it first.
+
+    Raises:
+        ValueError: no PRNG key; a dtype that is not of floating point.
     """
+    prng_key(key)
+    floating("parameters", dtype)
 
     def draw(declared: Declared) -> jax.Array:
         spec = declared.spec

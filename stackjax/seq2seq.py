@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from stackjax.abstract_model import AbstractModel, Path
 from stackjax.attention import Attention
-from stackjax.check import instance, shown
+from stackjax.check import instance, prng_key, shown
 from stackjax.edit import Edit
 from stackjax.embedding import Embedding, Head
 from stackjax.feed_forward import FeedForward
@@ -93,7 +93,7 @@ class EncoderDecoder(AbstractModel):
 
     def init(self, key: jax.Array, dtype: Any = jnp.float32) -> Params:
         """Draw the parameters; an embedding that both sides share is the encoder's in this."""
-        source_key, encoder_key, decoder_key = jax.random.split(key, 3)
+        source_key, encoder_key, decoder_key = jax.random.split(prng_key(key), 3)
         draw = {"default_init": self.encoder.recipe.default_init, "gain": self.encoder.gain, "dtype": dtype}
         decoder = self.decoder.init(decoder_key, dtype)
         if self.source is None or self.shared_tokens:
@@ -229,7 +229,7 @@ class EncoderDecoder(AbstractModel):
             if value is not None and (not isinstance(value, Mapping) or value.keys() != {"encoder", "decoder"}):
                 got = sorted(value) if isinstance(value, Mapping) else shown(value)
                 raise ValueError(f"{name} must be a dict {{encoder: .., decoder: ..}}; got {got}")
-        keys = (None, None) if key is None else jax.random.split(key)
+        keys = (None, None) if key is None else jax.random.split(prng_key(key))
 
         def of(side: str) -> Any:
             return {**options, **{name: value[side] for name, value in both.items() if value is not None}}

@@ -20,7 +20,7 @@ from stackjax import boundary, scan, turn
 from stackjax import edit as editing
 from stackjax.abstract_model import AbstractModel
 from stackjax.by_layer import Numbers
-from stackjax.check import first_axis, hashable, instance
+from stackjax.check import first_axis, floating, hashable, instance, prng_key, whole
 from stackjax.display import block, stack_lines
 from stackjax.layer import Layer
 from stackjax.option import RunOptions
@@ -90,9 +90,9 @@ class Stack(AbstractModel):
             other_depth: layers in the stack on the other side of an encoder-decoder.
 
         Raises:
-            ValueError: a depth that is negative, or not whole patterns when looped; forms that cannot meet or be
-                looped.
+            ValueError: a depth below 0, or not whole patterns when looped; forms that cannot meet or be looped.
         """
+        whole(depth=depth, d_model=d_model)
         instance("recipe", recipe, Recipe)
         hashable("recipe", recipe)
         for layer in layers:
@@ -284,6 +284,7 @@ class Stack(AbstractModel):
         chex.assert_shape(x, (..., None, self.d_model))
         if not x.size:
             raise ValueError(f"a stack needs at least one token; got x of shape {x.shape}")
+        floating("x", x.dtype)
         first_axis("taps", taps, self.depth + 1)
         first_axis("perturbations", perturbations, self.depth)
         editing.check(edit, self.sites)
@@ -302,7 +303,9 @@ class Stack(AbstractModel):
         by_layer = {
             "sublayer": coefficients["sublayer"],
             "outer": coefficients.get("outer", {}),
-            "key": None if key is None else jax.vmap(lambda l: jax.random.fold_in(key, l))(jnp.arange(self.depth)),
+            "key": None
+            if key is None
+            else jax.vmap(partial(jax.random.fold_in, prng_key(key)))(jnp.arange(self.depth)),
             "tap": None if taps is None else taps[:-1],
             "perturbation": perturbations,
             "layer": jnp.arange(self.depth) if edit else None,

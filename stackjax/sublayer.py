@@ -4,8 +4,7 @@ A sublayer maps the (..., T, D) input of its branch to an output of the same sha
 parameter comes through `SideInputs`; everything it returns beside the output goes through `Aux`.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from stackjax.check import known, rate, shown
+from stackjax.check import checked_positions, rate, shown
 from stackjax.description import Description
 from stackjax.edit import Edits
 from stackjax.tensor_parallel import scatter_tokens
@@ -281,7 +280,7 @@ def call(
 
 
 def checked(side_inputs: SideInputs | None, shape: tuple[int, ...]) -> SideInputs:
-    """The caller's side inputs; None means none.
+    """The caller's side inputs, with positions as `checked_positions` returns them; None means none.
 
     Args:
         side_inputs: what was given.
@@ -303,38 +302,12 @@ def checked(side_inputs: SideInputs | None, shape: tuple[int, ...]) -> SideInput
             f"side_inputs.memory must be (..., S, D) with the leading axes of the tokens, {tuple(shape)}; got "
             f"{memory.shape}"
         )
-    if side_inputs.position is not None:
-        check_positions("position", side_inputs.position, shape)
-    if side_inputs.memory_position is not None and memory is not None:
-        check_positions("memory_position", side_inputs.memory_position, memory.shape[:-1])
-    return side_inputs
-
-
-def check_positions(name: str, position: Positions, shape: tuple[int, ...]) -> None:
-    """Refuse what does not say where tokens stand.
-
-    Args:
-        name: of the argument.
-        position: index (..., T), and perhaps others that begin with the same axes.
-        shape: of the tokens, (..., T); one position may serve all leading axes.
-
-    Raises:
-        ValueError: no dict of arrays with an index; entries of other shapes; an index below -1.
-    """
-    if not isinstance(position, Mapping) or "index" not in position:
-        got = f"a dict of {sorted(position)}" if isinstance(position, Mapping) else shown(position)
-        raise ValueError(f"{name} must be a dict with the entry 'index' (..., T), and perhaps others; got {got}")
-    shapes = {entry: jnp.shape(x) for entry, x in position.items()}
-    index = shapes["index"]
-    fits = index[-1:] == shape[-1:] and math.prod(index[:-1]) in (1, math.prod(shape[:-1]))
-    if not fits or any(other[: len(index)] != index for other in shapes.values()):
-        raise ValueError(
-            f"every entry of {name} must begin with the axes of the tokens, {tuple(shape)} or {tuple(shape[-1:])} for "
-            f"all alike; got {shapes}"
-        )
-    numbers = known(position["index"])
-    if numbers is not None and numbers.size and numbers.min() < -1:
-        raise ValueError(f"{name}['index'] must be 0 or more, or -1 for padding; got {numbers.min()}")
+    position, memory_position = side_inputs.position, side_inputs.memory_position
+    if position is not None:
+        position = checked_positions("position", position, shape)
+    if memory_position is not None and memory is not None:
+        memory_position = checked_positions("memory_position", memory_position, memory.shape[:-1])
+    return replace(side_inputs, position=position, memory_position=memory_position)
 
 
 def add_losses(a: dict[str, jax.Array], b: dict[str, jax.Array]) -> dict[str, jax.Array]:
