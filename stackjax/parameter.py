@@ -197,7 +197,7 @@ def restrict(tree: Any, part: Any) -> Any:
         part: parameters, gradients or updates, or a part of them.
 
     Raises:
-        ValueError: `part` has a leaf where `tree` has none.
+        ValueError: `part` has a leaf where `tree` has none, or of another shape than is declared.
     """
     leaves = dict(jax.tree_util.tree_leaves_with_path(tree))
 
@@ -206,6 +206,11 @@ def restrict(tree: Any, part: Any) -> Any:
             raise ValueError(
                 f"there is no parameter {path_name(path)!r}; give parameters, gradients or updates of this very "
                 "description, or a part of them in the same nesting"
+            )
+        if isinstance(leaves[path], Declared) and leaves[path].shape != jnp.shape(leaf):
+            raise ValueError(
+                f"parameter {path_name(path)!r} has the shape {jnp.shape(leaf)}, and {leaves[path].shape} is declared: "
+                "it belongs to another description. After surgery make the optimiser of the new one"
             )
         return leaves[path]
 

@@ -249,3 +249,23 @@ def test_means():
     assert same(sj.surgery.average([half, half]), half)
     with pytest.raises(ValueError, match="2 trees, 1 weights"):
         sj.surgery.average([a, b], [1.0])
+
+
+def test_orders_of_layers_that_are_not_there():
+    for order in (sj.surgery.pruned, sj.surgery.duplicated):
+        for layer in (-1, 4):
+            with pytest.raises(ValueError, match=rf"layers must be 0 .. 3; got {layer}"):
+                order(4, [1, layer])
+    assert sj.surgery.duplicated(3, [1, 1]) == [0, 1, 1, 1, 2]
+
+
+def test_an_optimiser_of_the_stack_before_is_refused():
+    """Its factors are those of another depth, of which nothing would be seen."""
+    model = described("complete_p")
+    optimizer = sj.optim.adamw(model, learning_rate=1e-3)
+    new, params, _ = sj.surgery.select(model, drawn(model), sj.surgery.stacked(4, 2), coefficients="new")
+    with pytest.raises(ValueError, match=r"has the shape \(8, .*\(4, .* is declared: it belongs to another desc"):
+        optimizer.update(params, optimizer.init(params), params)
+    with pytest.raises(ValueError, match="is declared: it belongs to another description"):
+        sj.optim.clip_by_layer_norm(model, 1.0).update(params, optax.EmptyState())
+    jax.eval_shape(sj.optim.adamw(new, learning_rate=1e-3).init, params)

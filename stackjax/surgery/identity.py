@@ -39,7 +39,7 @@ def insert_identity(
     Args:
         model: a stack, a model or an encoder-decoder.
         params: its parameters.
-        after: the layers, 0 .. L-1, behind each of which one is inserted.
+        after: the layers, 0 .. L-1, behind each of which one is inserted; behind one that is named twice, two.
         coefficients: as for `select`.
         state: as for `select`.
         stack: which stack; None where there is only one.
@@ -60,8 +60,6 @@ def insert_identity(
     if any(isinstance(form, (AttentionResidual, WithValue)) for form in forms):
         name = type(old.recipe).__name__
         raise ValueError(f"{name} records what its layers made, so that no layer leaves the stream as it was")
-    if wrong := [layer for layer in after if not 0 <= layer < old.depth]:
-        raise ValueError(f"layers must be 0 .. {old.depth - 1}; got {wrong[0]}")
     order = duplicated(old.depth, after)
     inserted = [i for i in range(1, len(order)) if order[i] == order[i - 1]]
     new, params, state = select(model, params, order, coefficients=coefficients, state=state, stack=stack)

@@ -22,6 +22,17 @@ Numbers = Literal["original", "new"]
 of their new place in a stack of the new depth."""
 
 
+def existing(depth: int, layers: Sequence[int]) -> list[int]:
+    """The layers that are named, if a stack of this depth has them.
+
+    Raises:
+        ValueError: it has not; numbers from the end are none.
+    """
+    if wrong := [layer for layer in layers if not 0 <= layer < depth]:
+        raise ValueError(f"layers must be 0 .. {depth - 1}; got {wrong[0]}")
+    return [int(layer) for layer in layers]
+
+
 def stacked(depth: int, times: int) -> list[int]:
     """The layers 0 .. L-1 again and again: 0 1 2 0 1 2. Source: Gong et al. 2019, ICML, "progressive stacking"."""
     return list(range(depth)) * times
@@ -33,13 +44,15 @@ def interleaved(depth: int, times: int) -> list[int]:
 
 
 def duplicated(depth: int, layers: Sequence[int]) -> list[int]:
-    """All layers, with those named followed by a copy."""
-    return [layer for layer in range(depth) for _ in range(1 + (layer in layers))]
+    """All layers, each followed by as many copies as it is named."""
+    named = existing(depth, layers)
+    return [layer for layer in range(depth) for _ in range(1 + named.count(layer))]
 
 
 def pruned(depth: int, layers: Sequence[int]) -> list[int]:
     """All layers but those named."""
-    return [layer for layer in range(depth) if layer not in layers]
+    named = existing(depth, layers)
+    return [layer for layer in range(depth) if layer not in named]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +129,7 @@ def select(
     if coefficients not in ("original", "new"):
         raise ValueError(f"coefficients must be 'original' or 'new'; got {coefficients!r}")
     path, old = stack_at(model, stack)
-    if wrong := [layer for layer in layers if not 0 <= layer < old.depth]:
-        raise ValueError(f"layers must be 0 .. {old.depth - 1}; got {wrong[0]}")
-    order = [int(layer) for layer in layers]
+    order = existing(old.depth, layers)
     stacks = {**model.stacks(), path: _rebuilt(old, order, coefficients)}
     if coefficients == "new":
         stacks |= {
