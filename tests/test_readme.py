@@ -149,6 +149,20 @@ def test_what_is_said_of_parity_is_what_was_found():
 
 
 _TREE = _predicted("python, encoder: the tree lowers the loss of the linear arm", "mean", "low", "high", digits=2)
+
+
+def _tree_long(result):
+    (json_line,) = (
+        row["loss"]
+        for row in result["rows"]
+        if (row["group"], row["by"], row["arm"]) == ("json, encoder", "all", "linear")
+    )
+    verdicts = {each["claim"]: each["verdict"] for each in result["predictions"]}
+    assert verdicts["json, encoder: by more than another document's tree does"] == "inconclusive"
+    assert verdicts["python, encoder: the tree alone is worse than the line alone"] == "refuted"
+    return [*_TREE(result), round(json_line, 2)]
+
+
 FOUND = {
     "depth_probe": _predicted("last layer's gradient, post-norm over pre-norm, 48 layers", "mean", digits=1),
     "history_cost": _history_cost,
@@ -158,7 +172,7 @@ FOUND = {
     "scale": _scale,
     "schedulers": _schedulers,
     "tree_positions": _TREE,
-    "tree_positions_long": _TREE,
+    "tree_positions_long": _tree_long,
 }
 LONGER = {"tree_positions_long": "tree_positions --tasks encoder --steps 1000"}
 """Results of a command with options, by their folder."""
