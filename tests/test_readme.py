@@ -64,15 +64,19 @@ def test_losses_of_the_sweep_are_those_that_were_found():
     paragraph = re.search(r"^A \[sweep of .*?\n\n", TEXT, re.MULTILINE | re.DOTALL).group()
     result = json.loads((ROOT / "experiments" / "results" / "depth_sweep" / "result.json").read_text())
     text, hops = (
-        {(row["recipe"], row["depth"]): row["loss"] for row in result["rows"] if row.get("task") == task}
+        {(row["recipe"], row["depth"]): row for row in result["rows"] if row.get("task") == task}
         for task in (None, "three_hops")
     )
-    wanted = [text["pre_norm", 0], text["pre_norm", 1], text["post_norm", 12], result["setting"]["data"]["unigram"]]
-    wanted += [text["pre_norm", 12], text["deepnorm", 12], hops["pre_norm", 1], hops["pre_norm", 2], np.log(16)]
+    found = [text["pre_norm", 0], text["pre_norm", 1], text["post_norm", 12], text["pre_norm", 12]]
+    found += [text["deepnorm", 12], hops["pre_norm", 1], hops["pre_norm", 2]]
+    wanted = [row["loss"] for row in found] + [np.log(16)]
+    wanted[5:5] = [text["deepnorm", 12][end] for end in ("low", "high")]
+    wanted[4:4] = [text["pre_norm", 12][end] for end in ("low", "high")]
     assert re.findall(r"\d\.\d+", paragraph) == [f"{loss:.2f}" for loss in wanted]
+    assert text["post_norm", 12]["low"] > text["post_norm", 0]["high"]
     setting = [result["setting"][name] for name in ("steps", "d_model", "batch", "context")]
-    assert [int(n) for n in re.findall(r"(?<![.\d])\d+(?![.\d])", paragraph)] == [*setting, 12]
-    assert result["clean_tree"] and result["seeds"] == [0] and "one seed" in paragraph
+    assert [int(n) for n in re.findall(r"(?<![.\d])\d+(?![.\d])", paragraph)] == [*setting, 95, 12]
+    assert result["clean_tree"] and result["seeds"] == [0, 1, 2] and "three seeds" in paragraph
 
 
 def _history_cost(result):
