@@ -38,7 +38,7 @@ input, `gain` the initialiser. `key` comes first, except where it is optional. E
 Modules by floor; a module imports only from floors below, and from modules to its left:
 
     outside     testing  interop: linen, nnx, hf
-    models      model  seq2seq  exits  recurrence  unrolled  decode  beam
+    models      model  seq2seq  exits  recurrence  unrolled  prompt  decode  beam
     tools       cache  sample  probe  debug  skip  convert  optim  shard  pipeline  serialization  surgery  adapt
     depth       layer  scan  turn  pin  segment  boundary  option  stack
     recipe      recipe: one file for each treatment of depth, over recipe.base and recipe.form
@@ -95,6 +95,7 @@ from stackjax import (
     position,
     probe,
     product,
+    prompt,
     recipe,
     recurrence,
     sample,
@@ -211,6 +212,7 @@ __all__ = [
     "position",
     "probe",
     "product",
+    "prompt",
     "recipe",
     "recurrence",
     "residual",

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from stackjax.decode import checked_prompt, follow, repeat_last, start
+from stackjax.decode import follow, repeat_last
 from stackjax.model import Model
 from stackjax.option import DecodeOptions
+from stackjax.prompt import begin, checked_prompt
 from stackjax.recipe.base import Coefficients
 from stackjax.sample import stop_tokens
 from stackjax.sublayer import Cache, Params, SideInputs
-from stackjax.unrolled import unrolled
 
 
 @struct.dataclass
@@ -92,8 +92,7 @@ def _search(
     dtype: Any,
 ) -> Beams:
     options: DecodeOptions = {"coefficients": coefficients, "dtype": dtype}
-    begun = start(model, params, tokens, side_inputs, n_tokens, **options)
-    model, params, cache = unrolled(model, params, begun.cache)
+    model, params, begun = begin(model, params, tokens, side_inputs, n_tokens, **options)
     batch, vocab = begun.logits.shape
     each = jnp.arange(batch)[:, None]
     first_index = jnp.repeat(begun.index, n_beams)
@@ -134,7 +133,7 @@ def _search(
         score=jnp.broadcast_to(only_one, (batch, n_beams)),
         length=jnp.zeros((batch, n_beams), jnp.int32),
     )
-    cache = _take_rows(cache, jnp.repeat(jnp.arange(batch), n_beams))
+    cache = _take_rows(begun.cache, jnp.repeat(jnp.arange(batch), n_beams))
     first = (cache, jnp.zeros((batch, n_beams), bool), empty)
     logits = jnp.repeat(begun.logits, n_beams, 0)
     _, (_, _, beams) = jax.lax.while_loop(going, go_on, (1, choose(0, logits, first)))

@@ -41,6 +41,7 @@ before it, itself included; it keeps them, and masks come from the positions tha
     True
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -206,6 +207,37 @@ def write(cache: Cache, state: Params, position: Positions) -> Cache:
         for n, entries in cache.position.items()
     }
     return replace(cache, position=held, segments=segments)
+
+
+def by_rows(read: Callable[[Any], tuple[Cache, Any]], cache: Cache, inputs: Any, n_rows: int) -> tuple[Cache, Any]:
+    """A cache that is filled a few rows of the batch after another, and what else came of them.
+
+    Args:
+        read: of inputs (n_rows, ...) to the cache of these rows and a pytree of arrays (n_rows, ...).
+        cache: to be filled, of B rows.
+        inputs: pytree of arrays (B, ...).
+        n_rows: a divisor of B.
+    """
+
+    def step(cache: Cache, group: tuple[jax.Array, Any]) -> tuple[Cache, Any]:
+        first, inputs = group
+        part, others = read(inputs)
+
+        def put(whole: Any, part: Any, axis: int) -> Any:
+            place = partial(jax.lax.dynamic_update_slice_in_dim, start_index=first, axis=axis)
+            return jax.tree.map(place, whole, part)
+
+        return replace(
+            cache,
+            position=put(cache.position, part.position, 0),
+            segments=put(cache.segments, part.segments, 1),
+            memory_position=put(cache.memory_position, part.memory_position, 0),
+        ), others
+
+    groups = jax.tree.map(lambda x: x.reshape(-1, n_rows, *x.shape[1:]), inputs)
+    n_groups = jax.tree.leaves(groups)[0].shape[0]
+    cache, others = jax.lax.scan(step, cache, (n_rows * jnp.arange(n_groups), groups))
+    return cache, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), others)
 
 
 def _scattered(old: jax.Array, where: jax.Array, new: jax.Array) -> jax.Array:

@@ -20,14 +20,13 @@ from jax.tree_util import Partial
 
 from stackjax import edit as editing
 from stackjax import sample
-from stackjax.cache import after, bounded, empty, write
-from stackjax.check import ids, instance, known
-from stackjax.dot_product import flat_positions
+from stackjax.cache import after, bounded, write
+from stackjax.check import instance
 from stackjax.model import Model
 from stackjax.option import DecodeOptions
+from stackjax.prompt import begin, checked_prompt
 from stackjax.recipe.base import Coefficients
 from stackjax.sublayer import Cache, Params, SideInputs, checked
-from stackjax.unrolled import unrolled
 
 
 def pad(
@@ -95,94 +94,6 @@ def extend(
     x, result = model.hidden(params, tokens, reading, cache=cache, **options)
     x = bounded(x, cache, position)
     return x, write(cache, result.state, after(x, position))
-
-
-@struct.dataclass
-class Start:
-    """A prompt that has been read.
-
-    Args:
-        logits: (B, V) of the token that comes next.
-        index: (B,) its index.
-        cache: holds the prompt.
-    """
-
-    logits: jax.Array
-    index: jax.Array
-    cache: Cache
-
-
-def checked_prompt(
-    model: Model, tokens: jax.Array, side_inputs: SideInputs | None, n_tokens: int
-) -> tuple[SideInputs, jax.Array]:
-    """The side inputs of prompts, and the index of each token (B, T), which is among them.
-
-    Args:
-        model: a decoder.
-        tokens: (B, T) integers, or vectors (B, T, D).
-        side_inputs: the caller's.
-        n_tokens: that will follow.
-
-    Raises:
-        ValueError: what `start` raises.
-    """
-    instance("model", model, Model)
-    shape = model.embedding.shape(tokens, model.stack.d_model)
-    if len(shape) != 2:
-        raise ValueError(f"prompts must be (B, T), padded to one length as `pad` does; got the shape {shape}")
-    if n_tokens < 1:
-        raise ValueError(f"n_tokens must be positive; got {n_tokens}")
-    if tokens.shape == shape:
-        ids("tokens", tokens, model.embedding.vocab)
-    side_inputs = checked(side_inputs, shape)
-    limit = model.embedding.position.limit
-    if limit is not None and shape[1] + n_tokens > limit:
-        raise ValueError(f"{shape[1]} + {n_tokens} tokens, but the position table has {limit} rows")
-    if side_inputs.position is not None and set(side_inputs.position) != {"index"}:
-        kinds = sorted(side_inputs.position)
-        raise ValueError(f"only indices go on by themselves; got positions {kinds}; use `extend`")
-    index = jnp.broadcast_to(flat_positions(side_inputs.position, shape[1])["index"], shape)
-    numbers = known(index)
-    if numbers is not None and not (numbers >= 0).any(-1).all():
-        raise ValueError("every prompt needs a token; got a row whose indices are all -1, padding")
-    return replace(side_inputs, position={"index": index}), index
-
-
-def start(
-    model: Model,
-    params: Params,
-    tokens: jax.Array,
-    side_inputs: SideInputs | None,
-    n_tokens: int,
-    **options: Unpack[DecodeOptions],
-) -> Start:
-    """Read a prompt into a cache with room for n_tokens more; logits are taken of each row's last token alone.
-
-    Args:
-        model: a decoder.
-        params: of the model.
-        tokens: (B, T) integers, or vectors (B, T, D).
-        side_inputs: `position` {index: (B, T)}, None for no padding; for a decoder with cross-attention `memory`
-            (B, S, D) and `memory_position`.
-        n_tokens: that will follow.
-        **options: see `DecodeOptions`.
-
-    Raises:
-        ValueError: no token to add, more tokens than the model's position table has rows, positions other than an
-            index; and, where they are known, tokens outside of the vocabulary, an empty prompt, indices too far apart
-            for the cache. Where such are traced the logits are NaN.
-    """
-    side_inputs, index = checked_prompt(model, tokens, side_inputs, n_tokens)
-    capacity = index.shape[-1] + n_tokens
-    dtype = options.get("dtype", jnp.float32)
-    none, cache = (empty(model.stack, params["stack"], side_inputs, n, dtype=dtype) for n in (0, capacity))
-    reading = replace(side_inputs, memory=None, memory_position=none.memory_position)
-    x, result = model.hidden(params, tokens, reading, cache=none, **options)
-    x = jnp.where(jnp.any(index >= 0, -1)[:, None, None], bounded(x, cache, {"index": index}), jnp.nan)
-    cache = write(cache, result.state, {"index": index})
-    last = jnp.take_along_axis(x, jnp.argmax(index, -1)[:, None, None], 1)[:, 0]
-    logits = model.logits(params, last, coefficients=options.get("coefficients"))
-    return Start(logits=logits, index=jnp.max(index, -1) + 1, cache=cache)
 
 
 def follow(
@@ -266,8 +177,8 @@ def generate(
             `jax.tree_util.Partial` of one that is not takes its arrays as data.
 
     Raises:
-        ValueError: what `start` and `sample.draw` raise; a stop token outside of the vocabulary; sublayers that cannot
-            be decoded with.
+        ValueError: what `prompt.start` and `sample.draw` raise; a stop token outside of the vocabulary; sublayers that
+            cannot be decoded with.
     """
     checked_prompt(model, tokens, side_inputs, n_tokens)
     sample.check(temperature=temperature, top_k=top_k, top_p=top_p)
@@ -298,8 +209,7 @@ def _generate(
     stop: jax.Array | None,
     **options: Unpack[DecodeOptions],
 ) -> Generated:
-    begun = start(model, params, tokens, side_inputs, n_tokens, **options)
-    model, params, cache = unrolled(model, params, begun.cache)
+    model, params, begun = begin(model, params, tokens, side_inputs, n_tokens, **options)
 
     def choose(step: Any, logits: jax.Array, done: jax.Array, out: Generated) -> tuple[jax.Array, jax.Array, Generated]:
         token = sample.draw(None if key is None else jax.random.fold_in(key, step), logits, **adjust)
@@ -330,5 +240,5 @@ def _generate(
         length=jnp.zeros(batch, jnp.int32),
     )
     token, done, out = choose(0, begun.logits, jnp.zeros(batch, bool), empty)
-    out = jax.lax.while_loop(going, go_on, (1, token, done, cache, out))[-1]
+    out = jax.lax.while_loop(going, go_on, (1, token, done, begun.cache, out))[-1]
     return replace(out, tokens=repeat_last(out.tokens, out.length))

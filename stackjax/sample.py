@@ -16,7 +16,7 @@ Prompts of several lengths, padded and marked as such:
 
 A stream of tokens, each handed on as soon as it is there:
 
-    >>> start = jax.jit(sj.decode.start, static_argnums=(0, 4))
+    >>> start = jax.jit(sj.prompt.start, static_argnums=(0, 4))
     >>> follow = jax.jit(sj.decode.follow, static_argnums=0)
     >>> state = start(model, params, tokens, side_inputs, 3)
     >>> logits, index, cache = state.logits, state.index, state.cache

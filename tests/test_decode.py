@@ -69,7 +69,7 @@ def test_keys_and_values_of_the_memory_are_computed_once():
     model = sj.encoder_decoder(**SIZES, depth=2)
     params = perturbed(model.init(jax.random.key(0)), size=0.3)
     memory, _ = model.encode(params, jnp.array([[1, 2, 3]]))
-    begun = sj.decode.start(model.decoder, params["decoder"], jnp.array([[1, 2]]), sj.SideInputs(memory=memory), 2)
+    begun = sj.prompt.start(model.decoder, params["decoder"], jnp.array([[1, 2]]), sj.SideInputs(memory=memory), 2)
     held = begun.cache.segments["0"]["0"]["cross_attention"]
     assert held["key"].shape == held["value"].shape == (2, 1, 2, 3, 8)
 
@@ -218,7 +218,7 @@ def test_a_bag_of_everything_in_sixteen_bits():
     )
     params = model.init(jax.random.key(0))
     tokens, where = sj.decode.pad(PROMPTS)
-    begun = jax.jit(lambda p: sj.decode.start(model, p, tokens, where, 3, dtype=jnp.bfloat16))(params)
+    begun = jax.jit(lambda p: sj.prompt.start(model, p, tokens, where, 3, dtype=jnp.bfloat16))(params)
     assert begun.cache.segments["0"]["0"]["attention"]["latent"].dtype == jnp.bfloat16
     out = sj.decode.generate(model, params, tokens, where, n_tokens=3, dtype=jnp.bfloat16)
     assert out.tokens.shape == (3, 3) and np.isfinite(out.log_prob).all()
@@ -228,7 +228,7 @@ def test_a_step_does_not_copy_the_cache():
     model = sj.decoder(vocab=V, d_model=64, depth=8, n_heads=2)
     params = model.init(jax.random.key(0))
     tokens = jnp.zeros((4, 2), jnp.int32)
-    begun = sj.decode.start(model, params, tokens, None, 510)
+    begun = sj.prompt.start(model, params, tokens, None, 510)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(begun.cache))
     step = jax.jit(lambda *args: sj.decode.follow(model, *args), donate_argnums=3)
     memory = step.lower(params, tokens[:, 0], begun.index, begun.cache).compile().memory_analysis()
@@ -312,7 +312,7 @@ REFUSED = {
 def test_refused_before_anything_runs(name):
     options, message = REFUSED[name]
     if name == "indices with a gap":
-        run = partial(sj.decode.start, MODEL, PARAMS, jnp.zeros((2, 2), int), options["side_inputs"], 2)
+        run = partial(sj.prompt.start, MODEL, PARAMS, jnp.zeros((2, 2), int), options["side_inputs"], 2)
     else:
         run = partial(sj.decode.generate, MODEL, PARAMS, jnp.zeros((2, 2), int), n_tokens=2, **options)
     with pytest.raises(ValueError, match=message):
@@ -326,5 +326,5 @@ def test_prompts_without_a_batch():
 
 def test_an_empty_prompt_that_is_traced():
     position = {"index": jnp.array([[0, 1], [-1, -1]])}
-    run = jax.jit(lambda position: sj.decode.start(MODEL, PARAMS, jnp.zeros((2, 2), int), position, 2).logits)
+    run = jax.jit(lambda position: sj.prompt.start(MODEL, PARAMS, jnp.zeros((2, 2), int), position, 2).logits)
     assert np.isnan(run(sj.SideInputs(position=position))).all(-1).tolist() == [False, True]

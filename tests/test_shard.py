@@ -233,7 +233,7 @@ def test_decoding_with_a_sharded_cache():
     spread = jax.device_put(params, shard.parameters(MODEL, on))
     tokens = jax.device_put(TOKENS, shard.batch(on))
     assert np.array_equal(sj.decode.generate(MODEL, spread, tokens, n_tokens=4).tokens, expected)
-    begun = jax.jit(lambda params, tokens: sj.decode.start(MODEL, params, tokens, None, 4))(spread, tokens)
+    begun = jax.jit(lambda params, tokens: sj.prompt.start(MODEL, params, tokens, None, 4))(spread, tokens)
     key = begun.cache.segments["0"]["0"]["attention"]["key"]
     assert key.sharding.shard_shape(key.shape)[1] == 1
 
@@ -242,7 +242,7 @@ def costs_of_decoding(model, on=None, rules=shard.RULES):
     """Of reading a prompt and of a step behind it, for one device: FLOPs, temporary bytes, and bytes of the cache."""
     prompt, token = jax.ShapeDtypeStruct((256, 128), jnp.int32), jax.ShapeDtypeStruct((256,), jnp.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    start = partial(sj.decode.start, model, side_inputs=None, n_tokens=128)
+    start = partial(sj.prompt.start, model, side_inputs=None, n_tokens=128)
     begun = jax.eval_shape(start, shapes, prompt)
     first, later = {}, {}
     if on is not None:

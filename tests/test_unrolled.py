@@ -52,7 +52,7 @@ def test_the_scan_and_the_layers_apart_agree(kind, x64):
     @jax.jit
     def both(params):
         where = sj.SideInputs(position={"index": index}, memory=memory)
-        begun = sj.decode.start(model, params, tokens[:, :4], where, 2, dtype=jnp.float64)
+        begun = sj.prompt.start(model, params, tokens[:, :4], where, 2, dtype=jnp.float64)
         apart, *arrays = unrolled(model, params, begun.cache)
         models.append(apart)
         logits = []
