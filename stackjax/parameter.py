@@ -258,7 +258,9 @@ def realise(
             value = jax.vmap(one)(jnp.asarray(declared.layers, jnp.int32))
         else:
             value = one(declared.layers[0] if declared.layers else 0)
-        return (value * declared.spread(gain(spec.role))).astype(dtype)
+        factor = gain(spec.role)
+        scaled = value if isinstance(factor, float) and factor == 1 else value * declared.spread(factor)
+        return scaled.astype(dtype)
 
     return jax.tree.map(draw, declaration, is_leaf=is_spec)
 

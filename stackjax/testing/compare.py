@@ -18,10 +18,12 @@ def perturbed(params: Any, *, key: int = 99, size: float = 0.1) -> Any:
         key: seed of the noise.
         size: its standard deviation.
     """
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(key), max(len(leaves), 1))
-    moved = [x + size * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=False)]
-    return jax.tree.unflatten(tree, moved)
+    random = np.random.default_rng(key)
+
+    def moved(x: Any) -> jax.Array:
+        return x + (size * random.standard_normal(x.shape)).astype(x.dtype)
+
+    return jax.tree.map(moved, params)
 
 
 def differences(a: Any, b: Any) -> dict[str, float]:

@@ -48,7 +48,11 @@ def check_scan(model: AbstractModel, side_inputs: SideInputs | None = None, *, s
             (value, seen), slopes = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, taps, **options)
             return {"loss": value, **seen, "gradient": slopes[0], "taps": slopes[1]}
 
-        loop = run(params, loop=True)
+        def compiled(*ways: dict[str, Any]) -> list[dict[str, Any]]:
+            with promise(subject, "runs in a scan as it does in a loop"):
+                return jax.jit(lambda params: [run(params, **options) for options in ways])(params)
+
+        (loop,) = compiled({"loop": True})
         with promise(subject, "values and gradients are finite"):
             differences(loop, loop)
         ways = {
@@ -56,8 +60,7 @@ def check_scan(model: AbstractModel, side_inputs: SideInputs | None = None, *, s
             'scan with remat="layer"': {"remat": "layer"},
             'scan with remat="nested"': {"remat": "nested"},
         }
-        with promise(subject, "runs in a scan as it does in a loop"):
-            others = jax.jit(lambda params: [run(params, **options) for options in ways.values()])(params)
+        others = compiled(*ways.values())
         for way, other in zip(ways, others, strict=True):
             with promise(subject, f"{way} equals the loop"):
                 check_equal(_by_what_is_felt(other), _by_what_is_felt(loop), 1e-9)
