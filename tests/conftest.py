@@ -29,6 +29,9 @@ import pytest
 
 import stackjax as sj
 
+# Tracing makes millions of small objects, which Python's collector would look through at every 700th.
+gc.set_threshold(50_000, 20, 50)
+
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=20)
 hypothesis.settings.load_profile("ci")
 jax.config.update("jax_numpy_rank_promotion", "allow")
