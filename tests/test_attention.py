@@ -9,6 +9,7 @@ import pytest
 
 import stackjax as sj
 from stackjax.testing import normal, perturbed
+from tests.helpers import daily
 from tests.test_dot_product import numpy_attend
 
 D, T = 12, 5
@@ -24,14 +25,14 @@ def prepared(sublayer, side_inputs, n_tokens=T):
 
 
 def run(sublayer, params, x, side_inputs=sj.SideInputs()):
-    return sublayer.apply(params, x, side_inputs)
+    return jax.jit(lambda params, x: sublayer.apply(params, x, side_inputs))(params, x)
 
 
 def rms(x, scale):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale
 
 
-@pytest.mark.parametrize("groups", [None, 2, 1])
+@pytest.mark.parametrize("groups", daily([None, 2, 1], 2))
 def test_parity_with_everything(x64, groups):
     sublayer = sj.Attention(
         n_heads=4,
@@ -115,7 +116,9 @@ BACKENDS = {
 }
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize(
+    "name", daily(BACKENDS, "grouped and rotary", "causal window", "window", "left padding", "segments")
+)
 def test_xla_equals_plain(name):
     plain, side_inputs = BACKENDS[name]
     plain = dataclasses.replace(plain, backend="plain")

@@ -15,21 +15,28 @@ import pytest
 
 import stackjax as sj
 from stackjax.testing import largest_difference, perturbed
+from tests.helpers import output
 
 V, D = 11, 16
 SIZES = {"vocab": V, "d_model": D, "n_heads": 2, "feed_forward": sj.FeedForward(d_hidden=24)}
 MODEL = sj.decoder(**SIZES, depth=2)
 PARAMS = perturbed(MODEL.init(jax.random.key(0)), size=0.3)
 PROMPTS = [[1, 2, 3, 4, 5], [6, 7], [8, 9, 10]]
+LONGEST = 24
+"""Tokens of the longest text here; one compile for all of them."""
 
 
-def again(model, params, prompt, n, **side_inputs):
+@partial(jax.jit, static_argnums=0)
+def log_probabilities(model, params, tokens, side_inputs):
+    return jax.nn.log_softmax(model.apply(params, tokens, side_inputs)[0][0])
+
+
+def again(model, params, prompt, n, side_inputs=None):
     """Greedy, with a full forward pass for each token; tokens and their log-probabilities."""
     tokens, seen = list(prompt), []
-    forward = jax.jit(lambda params, tokens: model.apply(params, tokens, **side_inputs)[0])
     for _ in range(n):
-        padded = jnp.array([tokens + [0] * (len(prompt) + n - len(tokens))])
-        log_prob = jax.nn.log_softmax(forward(params, padded)[0, len(tokens) - 1])
+        padded = jnp.array([tokens + [0] * (LONGEST - len(tokens))])
+        log_prob = np.asarray(log_probabilities(model, params, padded, side_inputs))[len(tokens) - 1]
         tokens.append(int(log_prob.argmax()))
         seen.append(float(log_prob.max()))
     return tokens[len(prompt) :], seen
@@ -37,20 +44,20 @@ def again(model, params, prompt, n, **side_inputs):
 
 @pytest.mark.parametrize("left", [True, False])
 def test_greedy_is_running_it_all_again(left):
-    tokens, where = sj.decode.pad(PROMPTS, 6, left=left)
-    out = sj.decode.generate(MODEL, PARAMS, tokens, where, n_tokens=5)
+    tokens, where = sj.decode.pad(PROMPTS, left=left)
+    out = sj.decode.generate(MODEL, PARAMS, tokens, where, n_tokens=8)
     for row, prompt in enumerate(PROMPTS):
-        wanted, log_prob = again(MODEL, PARAMS, prompt, 5)
+        wanted, log_prob = again(MODEL, PARAMS, prompt, 8)
         assert out.tokens[row].tolist() == wanted
         np.testing.assert_allclose(out.log_prob[row], log_prob, rtol=1e-4)
-    assert out.length.tolist() == [5, 5, 5]
+    assert out.length.tolist() == [8, 8, 8]
 
 
 def test_encoder_decoder_generates():
     model = sj.encoder_decoder(**SIZES, depth=2)
     params = perturbed(model.init(jax.random.key(0)), size=0.3)
     source, known = sj.decode.pad([[1, 2, 3], [4, 5, 6, 7]], left=True)
-    memory, _ = model.encode(params, source, known)
+    memory, _ = jax.jit(model.encode)(params, source, known)
     out = sj.decode.generate(
         model.decoder,
         params["decoder"],
@@ -61,15 +68,20 @@ def test_encoder_decoder_generates():
     for row in range(2):
         one = memory[row, known.position["index"][row] >= 0]
         side_inputs = sj.SideInputs(memory=one[None])
-        assert out.tokens[row].tolist() == again(model.decoder, params["decoder"], [1], 4, side_inputs=side_inputs)[0]
+        assert out.tokens[row].tolist() == again(model.decoder, params["decoder"], [1], 4, side_inputs)[0]
 
 
 def test_keys_and_values_of_the_memory_are_computed_once():
     """Once they are in the cache, no step reads the matrices that made them."""
     model = sj.encoder_decoder(**SIZES, depth=2)
     params = perturbed(model.init(jax.random.key(0)), size=0.3)
-    memory, _ = model.encode(params, jnp.array([[1, 2, 3]]))
-    begun = sj.prompt.start(model.decoder, params["decoder"], jnp.array([[1, 2]]), sj.SideInputs(memory=memory), 2)
+
+    @jax.jit
+    def begin(params):
+        memory, _ = model.encode(params, jnp.array([[1, 2, 3]]))
+        return sj.prompt.start(model.decoder, params["decoder"], jnp.array([[1, 2]]), sj.SideInputs(memory=memory), 2)
+
+    begun = begin(params)
     held = begun.cache.segments["0"]["0"]["cross_attention"]
     assert held["key"].shape == held["value"].shape == (2, 1, 2, 3, 8)
 
@@ -198,9 +210,9 @@ def test_drawn_tokens_follow_the_model():
     n = 20_000
     tokens = jnp.broadcast_to(jnp.array([3, 1]), (n, 2))
     out = sj.decode.generate(MODEL, PARAMS, tokens, n_tokens=2, key=jax.random.key(0), temperature=1.5)
-    first = jax.nn.softmax(MODEL.apply(PARAMS, tokens[0])[0][-1] / 1.5)
+    first = jax.nn.softmax(output(MODEL, PARAMS, tokens[0])[-1] / 1.5)
     texts = jnp.stack([jnp.array([3, 1, v]) for v in range(V)])
-    second = first @ jax.nn.softmax(MODEL.apply(PARAMS, texts)[0][:, -1] / 1.5)
+    second = first @ jax.nn.softmax(output(MODEL, PARAMS, texts)[:, -1] / 1.5)
     for column, wanted in enumerate((first, second)):
         seen = np.bincount(out.tokens[:, column], minlength=V) / n
         assert (np.abs(seen - wanted) <= 5 * np.sqrt(wanted * (1 - wanted) / n)).all()
@@ -226,10 +238,10 @@ def test_a_bag_of_everything_in_sixteen_bits():
 
 def test_a_step_does_not_copy_the_cache():
     model = sj.decoder(vocab=V, d_model=64, depth=8, n_heads=2)
-    params = model.init(jax.random.key(0))
+    params = jax.eval_shape(model.init, jax.random.key(0))
     tokens = jnp.zeros((4, 2), jnp.int32)
-    begun = sj.prompt.start(model, params, tokens, None, 510)
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(begun.cache))
+    begun = jax.eval_shape(lambda params: sj.prompt.start(model, params, tokens, None, 510), params)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(begun.cache))
     step = jax.jit(lambda *args: sj.decode.follow(model, *args), donate_argnums=3)
     memory = step.lower(params, tokens[:, 0], begun.index, begun.cache).compile().memory_analysis()
     assert memory.alias_size_in_bytes >= size
@@ -263,8 +275,8 @@ def test_says_what_is_wrong():
 
 def test_temperature_zero_generates_greedily():
     tokens, where = sj.decode.pad(PROMPTS)
-    greedy = sj.decode.generate(MODEL, PARAMS, tokens, where, n_tokens=6)
-    cold = sj.decode.generate(MODEL, PARAMS, tokens, where, n_tokens=6, key=jax.random.key(0), temperature=0.0)
+    greedy = sj.decode.generate(MODEL, PARAMS, tokens, where, n_tokens=8)
+    cold = sj.decode.generate(MODEL, PARAMS, tokens, where, n_tokens=8, key=jax.random.key(0), temperature=0.0)
     np.testing.assert_array_equal(cold.tokens, greedy.tokens)
     np.testing.assert_allclose(cold.log_prob, greedy.log_prob, rtol=1e-5)
 

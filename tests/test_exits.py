@@ -11,6 +11,7 @@ import stackjax as sj
 from stackjax.testing import largest_difference
 from stackjax.testing.inputs import arguments, drawn
 from tests.cases import KINDS, POSITIONS, RECIPES
+from tests.helpers import daily
 
 L = 4
 CASES = [
@@ -24,7 +25,9 @@ def described(recipe="pre_norm", kind="decoder", depth=L):
     return KINDS[kind](RECIPES[recipe], POSITIONS["rotary"], depth)
 
 
-@pytest.mark.parametrize(("recipe", "kind"), CASES)
+@pytest.mark.parametrize(
+    ("recipe", "kind"), daily(CASES, ("pre_norm", "local_global"), ("hyper_connections", "decoder"))
+)
 def test_an_exit_is_the_end_behind_fewer_layers(x64, recipe, kind):
     model = described(recipe, kind)
     params, (tokens, side_inputs) = drawn(model), arguments(model, None, jnp.float64)

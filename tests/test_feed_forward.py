@@ -11,6 +11,7 @@ import pytest
 import stackjax as sj
 from stackjax import feed_forward
 from stackjax.testing import largest_difference, normal, perturbed
+from tests.helpers import daily
 
 D, F = 6, 10
 erf = np.vectorize(math.erf)
@@ -85,9 +86,10 @@ def test_dropout_is_a_probability_below_one(rate):
         sj.Attention(n_heads=2, dropout=rate)
 
 
-@pytest.mark.parametrize("shape", [(11, D), (2, 11, D), (2, 3, 11, D)])
+@pytest.mark.parametrize("axes", daily([1, 2, 3], 2))
 @pytest.mark.parametrize("gated", [False, True])
-def test_in_blocks_it_is_the_same(shape, gated, x64):
+def test_in_blocks_it_is_the_same(axes, gated, x64):
+    shape = (2, 3, 11, D)[-axes - 1 :] if axes > 1 else (11, D)
     whole = sj.FeedForward(d_hidden=F, gated=gated, bias=True, inner_norm=sj.RMSNorm())
     params, x, weights = drawn(whole), normal(*shape), normal(*shape, key=1)
 

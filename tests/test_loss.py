@@ -149,7 +149,13 @@ def of_head(head, **options):
     return [jax.jit(jax.value_and_grad(run, (0, 1)))(params, x) for run in (whole, blocks)]
 
 
-@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 0.01}], ids=["plain", "smooth"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, marks=pytest.mark.thorough, id="plain"),
+        pytest.param({"label_smoothing": 0.1, "z_loss": 0.01}, id="smooth"),
+    ],
+)
 @pytest.mark.parametrize("name", HEADS)
 def test_in_blocks_it_is_the_same(name, options, x64):
     expected, found = of_head(HEADS[name], **options)

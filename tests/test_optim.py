@@ -9,6 +9,7 @@ import pytest
 import stackjax as sj
 from stackjax.recipe import Multiplier
 from stackjax.testing import largest_difference, perturbed
+from tests.helpers import daily
 
 LAYER = sj.Layer(sublayers=(sj.Attention(n_heads=2), sj.FeedForward(d_hidden=12, bias=True)))
 
@@ -30,14 +31,14 @@ def run(tx, params, gradients):
     """Parameters after a few steps."""
 
     @jax.jit
-    def steps(params, gradients):
-        state = tx.init(params)
-        for gradient in gradients:
-            updates, state = tx.update(gradient, state, params)
-            params = optax.apply_updates(params, updates)
-        return params
+    def step(params, state, gradient):
+        updates, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
 
-    return steps(params, gradients)
+    state = jax.jit(tx.init)(params)
+    for gradient in gradients:
+        params, state = step(params, state, gradient)
+    return params
 
 
 def by_role(described, change, *trees):
@@ -186,7 +187,7 @@ def test_statistics_stay_as_they_are():
         assert all(jax.tree.leaves(same))
 
 
-@pytest.mark.parametrize("make", [sj.optim.adamw, sj.optim.muon])
+@pytest.mark.parametrize("make", daily([sj.optim.adamw, sj.optim.muon], sj.optim.adamw))
 def test_learning_rate_and_weight_decay_are_lanes(x64, make):
     described = stack(2)
     params, gradients = start(described)
@@ -213,7 +214,7 @@ def rate_of(make, declared):
     return 1.0 if make is sj.optim.adamw or declared.spec.is_matrix else 0.1
 
 
-@pytest.mark.parametrize("make", [sj.optim.adamw, sj.optim.muon])
+@pytest.mark.parametrize("make", daily([sj.optim.adamw, sj.optim.muon], sj.optim.adamw))
 def test_weight_decay_may_be_a_schedule(x64, make):
     """Each step with the number of that step; statistics of Adam and Muon do not depend on it."""
     described = stack(2)
@@ -243,7 +244,7 @@ def test_clipping_by_layer():
     declaration, depth = described.declaration(), described.stack.depth
     gradient = jax.tree.map(lambda g, d: g * (0.001 if d.layers == () else 1.0), gradients[0], declaration)
     before = sj.probe.layer_norms(gradient, declaration, depth)
-    limit = float(before[1])
+    limit = float(np.median(before))
     clipped, _ = sj.optim.clip_by_layer_norm(described, limit).update(gradient, optax.EmptyState(), params)
     after = sj.probe.layer_norms(clipped, declaration, depth)
     np.testing.assert_allclose(after, np.minimum(before, limit), rtol=1e-5)

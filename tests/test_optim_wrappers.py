@@ -232,7 +232,7 @@ def test_wrappers_that_change_the_optimiser(x64, optimiser, name):
         check(run(by_partition(wrap(make(model)), mask), params, gradients), alone, params, mask)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", daily(MODELS, "pre_norm"))
 def test_lookahead(x64, name):
     """Its parameters are a pair; slow and fast weights meet at the second step."""
     model = MODELS[name]
@@ -279,7 +279,6 @@ def test_a_tree_that_is_not_the_models_is_refused(optimiser):
 @pytest.mark.parametrize("make", [sj.optim.adamw, sj.optim.muon, sj.optim.by_projection])
 def test_parameters_are_asked_for(make):
     model = MODELS["ngpt"]
-    params = model.init(jax.random.key(0))
     tx = make(model) if make is sj.optim.by_projection else make(model, learning_rate=0.1)
     with pytest.raises(ValueError, match="call update"):
-        tx.update(params, tx.init(params))
+        jax.eval_shape(lambda key: tx.update(params := model.init(key), tx.init(params)), jax.random.key(0))

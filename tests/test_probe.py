@@ -9,6 +9,7 @@ import pytest
 import stackjax as sj
 from stackjax import probe
 from stackjax.testing import normal, perturbed
+from tests.helpers import daily
 
 D, T, DEPTH = 12, 5, 4
 ATTENTION = sj.Attention(n_heads=2, n_kv_heads=1)
@@ -127,7 +128,7 @@ def test_standard_measures_of_a_stack(x64):
         np.testing.assert_allclose(found["attention_entropy/attention"][l], entropy, rtol=1e-10)
 
 
-@pytest.mark.parametrize("remat", ["none", "nested"])
+@pytest.mark.parametrize("remat", daily(["none", "nested"], "none"))
 def test_taps_are_the_norms_of_the_full_gradients(x64, remat):
     params, x, weights = perturbed(STACK.init(jax.random.key(0), jnp.float64)), normal(2, T, D), normal(2, T, D, key=1)
 

@@ -10,6 +10,7 @@ from stackjax import recipe
 from stackjax.recipe import Geometry
 from stackjax.recipe.form import Branch, FormCoefficients
 from stackjax.testing import normal, perturbed
+from tests.helpers import output
 
 D = 16
 LAYER = sj.Layer(sublayers=(sj.Attention(n_heads=2), sj.FeedForward(d_hidden=24)))
@@ -86,7 +87,7 @@ def test_deepnorm_scales_the_branches_and_nothing_else():
 def test_rezero_is_the_identity_at_init():
     x = normal(2, 4, D)
     deep = stack(recipe.ReZero())
-    np.testing.assert_array_equal(deep.apply(deep.init(jax.random.key(0)), x)[0], x)
+    np.testing.assert_array_equal(output(deep, deep.init(jax.random.key(0)), x), x)
 
 
 @pytest.mark.parametrize("dynamic", [True, False])
@@ -95,8 +96,8 @@ def test_hyper_connections_start_as_pre_norm_on_equal_streams(x64, dynamic):
     rule = recipe.HyperConnections(residual=recipe.hyper_connections.HyperConnected(n=3, dynamic=dynamic))
     x = normal(2, 4, D)
     pre, hyper = stack(recipe.PreNorm()), stack(rule)
-    expected = pre.apply(pre.init(jax.random.key(0), jnp.float64), x)[0]
-    found = hyper.apply(hyper.init(jax.random.key(0), jnp.float64), x)[0]
+    expected = output(pre, pre.init(jax.random.key(0), jnp.float64), x)
+    found = output(hyper, hyper.init(jax.random.key(0), jnp.float64), x)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 

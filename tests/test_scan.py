@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import stackjax as sj
 from stackjax import scan
 from stackjax.testing import largest_difference, normal
+from tests.helpers import daily
 
 
 @settings(max_examples=300)
@@ -35,7 +36,7 @@ def body(carry, x):
     return carry, jnp.sum(carry)
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 3, 5, 7, 12])
+@pytest.mark.parametrize("n", daily([0, 1, 2, 3, 5, 7, 12], 0, 1, 7))
 def test_every_driver_gives_the_same(x64, n):
     xs, carry = normal(n, 3, 3), normal(2, 3, key=1)
 

@@ -97,7 +97,12 @@ def compare(model, sizes, position=None, loss=next_token, n_tokens=T, there=None
     ("model", "sizes", "documents"),
     [
         (attention("plain", n_kv_heads=2, window=7), BOTH, True),
-        (attention("blockwise", n_kv_heads=2, window=7, sinks=True, position=sj.position.T5Bias()), BOTH, True),
+        pytest.param(
+            attention("blockwise", n_kv_heads=2, window=7, sinks=True, position=sj.position.T5Bias()),
+            BOTH,
+            True,
+            marks=pytest.mark.thorough,
+        ),
     ],
 )
 def test_the_numbers_are_those_of_one_device(x64, small_blocks, model, sizes, documents):

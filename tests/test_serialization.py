@@ -13,6 +13,7 @@ import pytest
 import stackjax as sj
 from stackjax import serialization
 from tests.cases import KINDS, POSITIONS, RECIPES, REFUSED
+from tests.helpers import output
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ def test_a_loaded_model_computes_the_same(tmp_path):
     tokens = jnp.arange(5)[None]
     sj.save(tmp_path, model, params)
     again, read = sj.load(tmp_path)
-    np.testing.assert_array_equal(again.apply(read, tokens)[0], model.apply(params, tokens)[0])
+    np.testing.assert_array_equal(output(again, read, tokens), output(model, params, tokens))
 
 
 def test_a_stack_alone_and_dtypes_side_by_side(x64, tmp_path):

@@ -42,9 +42,9 @@ FUNCTIONS = dict(announced())
 
 
 def run(name, *arguments, **options):
-    """Call a function with its announcement checked."""
+    """Trace a call of a function with its announcement checked."""
     checked = jaxtyping.jaxtyped(typechecker=beartype)(FUNCTIONS[name][0])
-    return checked(*arguments, **options)
+    return jax.eval_shape(lambda: checked(*arguments, **options))
 
 
 def drawn(*shape):

@@ -192,10 +192,10 @@ def cost_of_a_step(model, on=None, rules=shard.RULES, shape=(8, 64)):
 @pytest.mark.parametrize(
     ("kind", "sizes", "rules"),
     [
-        ("decoder", {"data": 8}, DATA_PARALLEL),
+        pytest.param("decoder", {"data": 8}, DATA_PARALLEL, marks=pytest.mark.thorough),
         ("decoder", {"data": 8}, shard.RULES),
         ("decoder", {"data": 4, "model": 2}, shard.RULES),
-        ("decoder", {"data": 2, "model": 4}, shard.RULES),
+        pytest.param("decoder", {"data": 2, "model": 4}, shard.RULES, marks=pytest.mark.thorough),
         *(
             pytest.param(kind, {"data": 8}, shard.RULES, marks=pytest.mark.thorough)
             for kind in KINDS

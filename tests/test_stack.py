@@ -11,7 +11,7 @@ import pytest
 import stackjax as sj
 from stackjax.recipe.base import with_coefficients
 from stackjax.testing import largest_difference, normal, perturbed
-from tests.helpers import daily
+from tests.helpers import daily, output
 
 D, T = 16, 5
 LAYER = sj.Layer(sublayers=(sj.Attention(n_heads=2, position=sj.position.Rotary()), sj.FeedForward(d_hidden=24)))
@@ -65,7 +65,7 @@ def test_jit_and_no_jit_are_the_same(x64):
 def test_depth_zero_is_the_final_norm(x64):
     deep = stack(depth=0)
     params, x = drawn(deep), normal(2, T, D)
-    np.testing.assert_array_equal(deep.apply(params, x)[0], sj.norm.layer_norm(params["leave"]["inner"]["norm"], x))
+    np.testing.assert_array_equal(output(deep, params, x), sj.norm.layer_norm(params["leave"]["inner"]["norm"], x))
 
 
 def test_a_stack_is_its_layers_one_after_another(x64):
@@ -79,7 +79,7 @@ def test_a_stack_is_its_layers_one_after_another(x64):
             normed = sj.norm.layer_norm(own["residual"][sublayer.name]["norm"], h)
             h = h + sublayer.apply(own[sublayer.name], normed, sj.SideInputs())[0]
     expected = sj.norm.layer_norm(params["leave"]["inner"]["norm"], h)
-    np.testing.assert_allclose(deep.apply(params, x)[0], expected, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(output(deep, params, x), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_lanes_equal_single_runs(x64):
@@ -113,9 +113,9 @@ def test_seed_lanes_draw_the_same_bits():
 def test_every_leading_axis(x64):
     deep = stack(depth=2)
     params, x = drawn(deep), normal(2, 3, T, D)
-    y = deep.apply(params, x)[0]
+    y = output(deep, params, x)
     assert y.shape == x.shape
-    np.testing.assert_allclose(y[1, 2], deep.apply(params, x[1, 2])[0], rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(y[1, 2], output(deep, params, x[1, 2]), rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
@@ -165,8 +165,8 @@ def test_dropout_needs_a_key_and_differs_by_layer_and_sublayer():
     masks = [np.asarray(mask[layer]) for mask in result.measure.values() for layer in range(3)]
     assert all(not np.array_equal(a, b) for i, a in enumerate(masks) for b in masks[:i])
     assert all(0.3 < mask.mean() < 0.7 for mask in masks)
-    clean = deep.apply(params, x)[0]
-    np.testing.assert_array_equal(clean, stack(depth=3).apply(params, x)[0])
+    clean = output(deep, params, x)
+    np.testing.assert_array_equal(clean, output(stack(depth=3), params, x))
 
 
 def test_probes_and_taps_agree_on_a_stream_of_several_arrays(x64):
@@ -243,7 +243,12 @@ def test_unknown_remat():
 
 
 @pytest.mark.parametrize(
-    ("layers", "options"), [((LAYER,), {"unroll": 2}), ((LAYER, LOCAL), {}), ((LAYER,), {"loop": True})]
+    ("layers", "options"),
+    [
+        ((LAYER,), {"unroll": 2}),
+        pytest.param((LAYER, LOCAL), {}, marks=pytest.mark.thorough),
+        pytest.param((LAYER,), {"loop": True}, marks=pytest.mark.thorough),
+    ],
 )
 def test_a_layer_is_recomputed_also_where_no_loop_parts_the_backward_pass_from_the_forward_pass(layers, options):
     deep = stack(*layers, depth=2)

@@ -10,7 +10,7 @@ import stackjax as sj
 from stackjax.surgery.selection import _OfLayers
 from stackjax.testing import largest_difference, perturbed
 from tests.cases import KINDS, POSITIONS, RECIPES, REFUSED
-from tests.helpers import daily
+from tests.helpers import daily, output
 from tests.test_serialization import drawn, same
 
 
@@ -93,7 +93,7 @@ def test_layers_are_where_they_are_named(name, coefficients):
 
 def run(model, params, tokens=None):
     tokens = jnp.arange(10).reshape(2, 5) if tokens is None else tokens
-    return model.apply(params, tokens)[0]
+    return output(model, params, tokens)
 
 
 def test_the_original_numbers_are_those_of_the_old_places():
@@ -118,7 +118,9 @@ def test_the_original_numbers_are_those_of_the_old_places():
     assert whole == new
 
 
-@pytest.mark.parametrize("recipe", ["pre_norm", "deepnorm", "complete_p", "layer_norm_scaling", "ngpt"])
+@pytest.mark.parametrize(
+    "recipe", daily(["pre_norm", "deepnorm", "complete_p", "layer_norm_scaling", "ngpt"], "deepnorm", "ngpt")
+)
 def test_a_slice_computes_what_these_layers_compute(x64, recipe):
     """With the original numbers a stack is its two halves, one after the other."""
     stack = described(recipe).stack

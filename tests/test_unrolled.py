@@ -40,7 +40,7 @@ KINDS = {
 """Models, and how often the patterns are repeated in what they are taken apart to."""
 
 
-@pytest.mark.parametrize("kind", daily(KINDS, "a pattern", "a memory"))
+@pytest.mark.parametrize("kind", daily(KINDS, "a memory"))
 def test_the_scan_and_the_layers_apart_agree(kind, x64):
     model, repeats = KINDS[kind]
     params = perturbed(model.init(jax.random.key(0), jnp.float64), size=0.3)

@@ -172,8 +172,8 @@ def part_of(finished, depth=2):
     return {name: found for name, found in numbers(finished).items() if f"-L{depth}-" in name}
 
 
-@pytest.mark.thorough
-def test_interrupted_between_chunks_and_resumed(finished, tmp_path, corpus, monkeypatch, capsys):
+@pytest.mark.parametrize("depth", [0, pytest.param(2, marks=pytest.mark.thorough)])
+def test_interrupted_between_chunks_and_resumed(finished, tmp_path, corpus, monkeypatch, capsys, depth):
     """Ctrl-C after every chunk, again and again, changes no bit."""
     out, stops = tmp_path / "out", 0
     chunk = sweep.Run.chunk
@@ -183,15 +183,16 @@ def test_interrupted_between_chunks_and_resumed(finished, tmp_path, corpus, monk
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(sweep.Run, "chunk", chunk_and_press)
-    while (status := depth_sweep.main(arguments(out, corpus, *PART))) == 130:
+    while (status := depth_sweep.main(arguments(out, corpus, "--depths", depth, *GRID[3:]))) == 130:
         stops += 1
         said = capsys.readouterr().out
         assert "Interrupted" in said and f"--out {out}" in said
     assert status == 0 and stops >= 2
-    assert numbers(out) == part_of(finished)
+    assert numbers(out) == part_of(finished, depth)
 
 
-@pytest.mark.parametrize("devices", [(1, 1, 1), pytest.param((2, 1, 2), marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("devices", [(1, 1, 1), (2, 1, 2)])
 def test_killed_at_any_moment_and_resumed(finished, tmp_path, corpus, devices):
     """kill -9, twice, at moments that differ from run to run, changes no bit, nor does another number of devices."""
     out = tmp_path / "out"

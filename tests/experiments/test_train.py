@@ -11,6 +11,7 @@ import pytest
 import stackjax as sj
 from experiments.lab import lanes, train
 from experiments.lab.corpus import Corpus
+from tests.helpers import daily
 
 TOKENS = np.random.default_rng(0).integers(0, 11, 4000).astype(np.uint8)
 CORPUS = Corpus.of("noise", TOKENS[:3000], TOKENS[3000:])
@@ -54,7 +55,7 @@ def test_rows_are_the_steps_with_evaluations_between(pair):
         assert len(layers[-1]["stream_gradient"]) == 3
 
 
-@pytest.mark.parametrize("mode", ["vmap", "loop"])
+@pytest.mark.parametrize("mode", daily(["vmap", "loop"], "vmap"))
 def test_a_lane_is_the_single_run(pair, mode):
     single = fit(learning_rates=(1e-2,), seeds=(1,), warmup=2, mode=mode)
     for one, other in ((single.metrics[0], pair.metrics[3]), (single.layers[0], pair.layers[3])):

@@ -14,7 +14,7 @@ from tests.interop.configs import CONFIGS
 def random_params(config, dtype=jnp.float32):
     random = np.random.default_rng(0)
     declaration = hf.describe(config).declaration()
-    return jax.tree.map(lambda d: jnp.asarray(random.normal(size=d.shape), dtype), declaration, is_leaf=is_spec)
+    return jax.tree.map(lambda d: jnp.asarray(random.normal(size=d.shape).astype(dtype)), declaration, is_leaf=is_spec)
 
 
 def checkpoint(kind, path, dtype=jnp.float32, **more):
@@ -26,7 +26,7 @@ def checkpoint(kind, path, dtype=jnp.float32, **more):
 
 def same(a, b):
     return jax.tree.structure(a) == jax.tree.structure(b) and all(
-        jax.tree.leaves(jax.tree.map(lambda x, y: x.dtype == y.dtype and bool((x == y).all()), a, b))
+        jax.tree.leaves(jax.tree.map(lambda x, y: x.dtype == y.dtype and np.array_equal(x, y), a, b))
     )
 
 

@@ -1,5 +1,6 @@
 """What the tests of positions share."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,10 +29,15 @@ def prepared(encoding: Position, where: dict, *, shared: Any = None, n_heads: in
 
 def logits(encoding: Position, where: dict, query: jax.Array, key: jax.Array, params: Any = None, shared: Any = None):
     """q·k with all that an encoding does to it, no scale: (B, H, T, S)."""
+    return np.asarray(_logits(encoding, where, query, key, params, shared))
+
+
+@partial(jax.jit, static_argnums=0)
+def _logits(encoding: Position, where: dict, query: jax.Array, key: jax.Array, params: Any, shared: Any) -> jax.Array:
     n_heads, d_head = query.shape[-2:]
     table = prepared(encoding, where, shared=shared, n_heads=n_heads, d_head=d_head)
     query, key = encoding.rotate(table, "query", query), encoding.rotate(table, "key", key)
     total = jnp.einsum("bthk,bshk->bhts", query, key)
     for term in (encoding.score(params, table, query, key), encoding.bias(params, table)):
         total = total if term is None else total + term
-    return np.asarray(total)
+    return total

@@ -8,6 +8,7 @@ import pytest
 import stackjax as sj
 from stackjax.recipe import DLCL, DenseFormer, HyperConnections, PlainResidual, PostNorm, PreNorm
 from stackjax.testing import normal, perturbed
+from tests.helpers import output
 from tests.recipe.toy import layer_norm, numpy, toy, toy_run, toy_stack
 
 
@@ -49,7 +50,7 @@ def test_dlcl_forward_is_the_papers(x64):
 def test_starts_as_its_base(base, x64):
     x = normal(2, 5, 8, key=1)
     outputs = [
-        stack.apply(stack.init(jax.random.key(0), jnp.float64), x)[0]
+        output(stack, stack.init(jax.random.key(0), jnp.float64), x)
         for stack in (toy_stack(base, 4), toy_stack(DenseFormer(base=base), 4))
     ]
     np.testing.assert_allclose(outputs[0], outputs[1], rtol=0, atol=1e-13)

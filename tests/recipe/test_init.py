@@ -11,6 +11,7 @@ from stackjax import recipe
 from stackjax.recipe.base import BRANCH, CROSS_BRANCH
 from stackjax.recipe.depth_init import LAST
 from stackjax.testing import normal
+from tests.helpers import daily, output
 
 D, F, L = 64, 128, 5
 HEADS = sj.Attention(n_heads=4)
@@ -66,7 +67,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", daily(CASES, "PreNorm", "MixNorm", "HybridNorm", "DeepNorm", "CompleteP", "CompleteP, fixed spread")
+)
 def test_measured_standard_deviation(name):
     rule, std, gain = CASES[name]
     sublayers = (HEADS, sj.FeedForward(d_hidden=F)) if name == "Shaped" else (HEADS, CROSS, FORWARD)
@@ -186,7 +189,7 @@ def test_highways_of_any_depth_carry_about_a_third_of_the_stream(depth):
 def test_the_identity_at_birth(rule):
     stack = sj.Stack.of(sj.Layer(sublayers=(HEADS, FORWARD)), depth=3, d_model=D, recipe=rule)
     x = normal(2, 5, D, key=1)
-    np.testing.assert_array_equal(stack.apply(stack.init(jax.random.key(0)), x)[0], x)
+    np.testing.assert_array_equal(output(stack, stack.init(jax.random.key(0)), x), x)
 
 
 def test_t_fixup_embeddings():

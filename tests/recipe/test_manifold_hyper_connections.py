@@ -11,6 +11,7 @@ import stackjax as sj
 from stackjax.recipe.form import Branch, FormCoefficients
 from stackjax.recipe.manifold_hyper_connections import ManifoldHyperConnected, sinkhorn
 from stackjax.testing import largest_difference, normal
+from tests.helpers import output
 from tests.recipe.toy import rms_norm, sigmoid, toy, toy_run, toy_stack
 
 N = 4
@@ -77,19 +78,19 @@ def test_start(x64):
     """Gates of 0.01 away from pre-norm; and pre-norm itself without them, whatever the mixing."""
     plain = toy_stack(sj.recipe.PreNorm(residual=sj.residual.Pre(norm=sj.RMSNorm())), 3)
     x = normal(2, 5, 8, key=1)
-    reference = plain.apply(plain.init(jax.random.key(0), jnp.float64), x)[0]
+    reference = output(plain, plain.init(jax.random.key(0), jnp.float64), x)
     for diagonal in (0.0, 5.0):
         recipe = sj.recipe.ManifoldHyperConnections(residual=ManifoldHyperConnected(diagonal=diagonal))
         stack = toy_stack(recipe, 3)
         params = stack.init(jax.random.key(0), jnp.float64)
         form = params["segments"]["0"]["0"]["residual"]["one"]
         np.testing.assert_allclose(form["gate"], 0.01)
-        near = stack.apply(params, x)[0]
+        near = output(stack, params, x)
         assert 1e-6 < largest_difference(near, reference) < 0.05
         closed = jax.tree_util.tree_map_with_path(
             lambda path, a: 0 * a if sj.parameter.path_name(path).endswith("gate") else a, params
         )
-        np.testing.assert_allclose(stack.apply(closed, x)[0], reference, atol=1e-4)
+        np.testing.assert_allclose(output(stack, closed, x), reference, atol=1e-4)
 
 
 def test_diagonal_starts_near_the_identity(x64):

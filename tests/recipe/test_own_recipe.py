@@ -12,6 +12,7 @@ import pytest
 import stackjax as sj
 from stackjax import testing
 from stackjax.testing import normal
+from tests.helpers import output
 from tests.recipe.by_hand import N_HEADS, attention, feed_forward
 
 OWN = importlib.import_module("experiments.own_recipe")
@@ -35,7 +36,7 @@ def test_formula(x64):
             s, y = s + 1, branch(p[name], expected)
             y = y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-6)
             expected = (s / (s + 1)) ** 0.5 * expected + (1 / (s + 1)) ** 0.5 * y
-    np.testing.assert_allclose(stack.apply(params, x)[0], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(output(stack, params, x), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_it_needs_nothing_that_is_private():

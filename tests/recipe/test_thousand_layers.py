@@ -19,13 +19,11 @@ percent, shaped attention once the depth is far beyond the width."""
 VANISHES = {"no_residual"}
 """Those whose gradient is gone, in float32, before it reaches the first layer: the control."""
 
-SAMPLE = ("deepnorm", "hyper_connections", "plain")
-"""Run every time; all the others with `-m slow`."""
+SAMPLE = {"deepnorm": (), "hyper_connections": pytest.mark.thorough, "plain": pytest.mark.thorough}
+"""One that is run every time, and two with `-m thorough`; all the others with `-m slow`."""
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in SAMPLE else pytest.mark.slow) for name in RECIPES]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SAMPLE.get(name, pytest.mark.slow)) for name in RECIPES])
 def test_a_thousand_layers(name):
     stack = sj.Stack.of(LAYER, depth=DEPTH, d_model=16, recipe=RECIPES[name])
     x = normal(1, 8, 16, key=1)

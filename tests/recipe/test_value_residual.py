@@ -10,6 +10,7 @@ import pytest
 import stackjax as sj
 from stackjax.recipe import HyperConnections, PostNorm, PreNorm, StochasticDepth, ValueResidual
 from stackjax.testing import normal, perturbed
+from tests.helpers import output
 from tests.recipe.toy import LAYER, layer_norm, numpy, softmax, toy_stack
 
 ATTENTION = sj.Attention(n_heads=2, n_kv_heads=1)
@@ -39,7 +40,7 @@ def test_forward_is_the_papers(name, x64):
     stack = toy_stack(recipe, 3, layer=LAYERS)
     params = perturbed(stack.init(jax.random.key(0), jnp.float64), size=0.3)
     x = normal(5, 8, key=1)
-    y, _ = stack.apply(params, x)
+    y = output(stack, params, x)
     h, first = np.asarray(x), None
     for layer in map(numpy, sj.convert.unstack(stack, params)):
         residual, p = layer["residual"], layer["attention"]
@@ -64,7 +65,7 @@ def test_learned_weights_start_where_the_constants_are(x64):
     for learned in (False, True):
         stack = toy_stack(ValueResidual(learned=learned, own=0.3, earlier=0.7), 3, layer=LAYERS)
         params = stack.init(jax.random.key(0))
-        outputs.append(stack.apply(params, x)[0])
+        outputs.append(output(stack, params, x))
     np.testing.assert_allclose(outputs[0], outputs[1], rtol=0, atol=1e-6)
     np.testing.assert_allclose(params["segments"]["0"]["0"]["residual"]["attention"]["own_value"], 0.3, rtol=1e-6)
 
@@ -77,7 +78,7 @@ def test_any_form_with_its_own_values_is_itself(base, x64):
     x = normal(2, 5, 8, key=1)
     stacks = [toy_stack(recipe, 3, layer=LAYERS) for recipe in (base, ValueResidual(base=base, own=1.0, earlier=0.0))]
     params = [perturbed(stack.init(jax.random.key(0), jnp.float64)) for stack in stacks]
-    outputs = [stack.apply(p, x)[0] for stack, p in zip(stacks, params, strict=True)]
+    outputs = [output(stack, p, x) for stack, p in zip(stacks, params, strict=True)]
     np.testing.assert_allclose(outputs[0], outputs[1], rtol=0, atol=1e-12)
 
 
