@@ -273,7 +273,9 @@ def decoder(
         inside = self_attention.position
     if self_attention.position not in (NoPosition(), inside):
         raise ValueError(f"position={position}, but attention has position={self_attention.position}; give it once")
-    sublayers = (replace(self_attention, position=inside, causal=side == "decoder"), feed_forward)
+    causal = side == "decoder"
+    inside = inside.for_attention(causal=causal)
+    sublayers = (replace(self_attention, position=inside, causal=causal), feed_forward)
     sublayers[0].spec(d_model)
     if dropout is not None:
         sublayers = tuple(replace(sublayer, dropout=dropout) for sublayer in sublayers)

@@ -291,12 +291,14 @@ def encoder_decoder(
         raise ValueError(f"n_heads={n_heads}, but attention has n_heads={attention.n_heads}; give it once")
     attention = replace(attention, dropout=dropout)
     attention.spec(d_model)
-    itself = replace(attention, position=inside)
+    reading, writing = (
+        replace(attention, position=inside.for_attention(causal=causal), causal=causal) for causal in (False, True)
+    )
     forward = replace(feed_forward, dropout=dropout)
     across = replace(attention, name="cross_attention", cross=True, window=None, chunk=None, position=NoPosition())
     n_read = depth if encoder_depth is None else encoder_depth
-    reader = Layer(sublayers=(replace(itself, causal=False), forward))
-    writer = Layer(sublayers=(replace(itself, causal=True), across, forward))
+    reader = Layer(sublayers=(reading, forward))
+    writer = Layer(sublayers=(writing, across, forward))
     sizes = {"d_model": d_model, "recipe": recipe}
     decoder = Stack.of(writer, depth=depth, side="decoder", other_depth=n_read, **sizes)
     embedding = Embedding(vocab=vocab, position=on_stream, dropout=dropout)

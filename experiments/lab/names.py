@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import functools
 import importlib
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -104,13 +105,15 @@ def metrics_named(name: str) -> Callable[..., Any]:
     """The function of this dotted path.
 
     Raises:
-        ValueError: a path that cannot be imported, or no function there.
+        ValueError: a path that cannot be imported, or no function of three arguments there.
     """
     made = dotted(name, "metrics")
-    if not callable(made):
+    try:
+        inspect.signature(made).bind("task", "params", "batch")
+    except TypeError:
         raise ValueError(
             f"metrics {name!r} must be a function (task, params, batch) -> {{name: array}}; it is {made!r}"
-        )
+        ) from None
     return made
 
 

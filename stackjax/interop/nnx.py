@@ -44,7 +44,10 @@ class Wrapped(nnx.Module):
         return jax.tree.map(lambda variable: variable[...], self.params, is_leaf=_is_variable)
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        """`described.apply(params, *inputs, **options)`: output and `Result`."""
+        """`described.apply(params, *inputs, **options)`: output and `Result`.
+
+        While training, give `key=rngs.dropout()`; without a key there is no dropout.
+        """
         return self.described.apply(self.pure(), *inputs, **options)
 
 

@@ -38,6 +38,10 @@ class Position(Description):
         """Number of indices that the encoding is defined for; None for no limit."""
         return None
 
+    def for_attention(self, *, causal: bool) -> "Position":
+        """The encoding, with its undecided fields chosen for attention that looks back alone, or both ways."""
+        return self
+
     def stream_spec(self, d_model: int) -> dict[str, Any]:
         """Parameters that `embed` reads."""
         return {}
@@ -134,6 +138,9 @@ class Both(Position):
     @property
     def limit(self) -> int | None:
         return min((p.limit for _, p in self._each() if p.limit is not None), default=None)
+
+    def for_attention(self, *, causal: bool) -> Position:
+        return Both(**{name: position.for_attention(causal=causal) for name, position in self._each()})
 
     def stream_spec(self, d_model: int) -> dict[str, Any]:
         return {name: position.stream_spec(d_model) for name, position in self._each()}

@@ -1,7 +1,7 @@
 """T5's relative bias: one learned number for each head and bucket of distances."""
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -67,7 +67,9 @@ class T5Bias(LearnedBias):
     Args:
         n_buckets: of distances.
         max_distance: from which all distances share a bucket.
-        bidirectional: True in encoders, False in causal attention.
+        bidirectional: whether keys behind the query have buckets of their own, as in T5's encoder; otherwise all of
+            them are at distance 0. None is decided by `decoder`, `encoder` and `encoder_decoder` from whether their
+            attention is causal, and means False elsewhere.
 
     Raises:
         ValueError: too few buckets for their range.
@@ -77,16 +79,20 @@ class T5Bias(LearnedBias):
 
     n_buckets: int = 32
     max_distance: int = 128
-    bidirectional: bool = False
+    bidirectional: bool | None = None
 
     def __post_init__(self):
-        each = self.n_buckets // 2 if self.bidirectional else self.n_buckets
-        if each < 2 or self.n_buckets % (1 + self.bidirectional) or self.max_distance <= each // 2:
+        n_directions = 2 if self.bidirectional else 1
+        each = self.n_buckets // n_directions
+        if each < 2 or self.n_buckets % n_directions or self.max_distance <= each // 2:
             raise ValueError(
                 "T5 needs at least 2 buckets a direction (an even number when bidirectional) and max_distance above "
                 f"half of them; got n_buckets={self.n_buckets}, max_distance={self.max_distance}, "
                 f"bidirectional={self.bidirectional}"
             )
+
+    def for_attention(self, *, causal: bool) -> "T5Bias":
+        return self if self.bidirectional is not None else replace(self, bidirectional=not causal)
 
     def bias_spec(self, n_heads: int, d_head: int) -> dict[str, Any]:
         init = Normal((n_heads * d_head) ** -0.5)
@@ -97,7 +103,7 @@ class T5Bias(LearnedBias):
             distance(query, key),
             n_buckets=self.n_buckets,
             max_distance=self.max_distance,
-            bidirectional=self.bidirectional,
+            bidirectional=bool(self.bidirectional),
         )
 
     def logits(self, params: Params, relation: jax.Array) -> jax.Array:

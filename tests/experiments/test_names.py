@@ -57,6 +57,12 @@ def test_wrong_names_say_what_to_do(name, said):
         names.recipe_named(name)
 
 
+@pytest.mark.parametrize("path", ["json:dumps", "json:__name__", "tests.experiments.own:instance"])
+def test_metrics_are_functions_of_three_arguments(path):
+    with pytest.raises(ValueError, match=r"must be a function \(task, params, batch\) -> \{name: array\}; it is"):
+        names.metrics_named(path)
+
+
 def test_descriptions_are_equal_exactly_for_equal_recipes():
     assert names.describe(recipe.DeepNorm()) == names.describe(recipe.DeepNorm())
     assert names.describe(recipe.CompleteP(alpha=0.5)) != names.describe(recipe.CompleteP())

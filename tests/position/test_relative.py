@@ -196,3 +196,22 @@ def test_shared_parameters_of_one_name_must_agree():
     stack = sj.Stack.of(*layers, depth=2, d_model=16, recipe=sj.recipe.PreNorm())
     with pytest.raises(ValueError, match="share parameters 't5bias'"):
         stack.declaration()
+
+
+def test_attention_that_looks_both_ways_has_buckets_in_both():
+    """One-sided buckets in an encoder would be blind to the order of all that follows."""
+    sizes = {"vocab": 11, "d_model": 8, "n_heads": 2, "depth": 1}
+    both = position.Both(first=position.Rotary(), second=position.T5Bias())
+    for inside, decided in ((position.T5Bias(), lambda p: p), (both, lambda p: p.second)):
+        seq2seq = sj.encoder_decoder(**sizes, position=inside)
+        stacks = [sj.encoder(**sizes, position=inside).stack, sj.decoder(**sizes, position=inside).stack]
+        stacks += [seq2seq.encoder, seq2seq.decoder.stack]
+        sublayers = [stack.segments[0].layers[0].sublayers[0] for stack in stacks]
+        assert [decided(each.position).bidirectional for each in sublayers] == [True, False, True, False]
+    told = position.T5Bias(bidirectional=False)
+    assert sj.encoder(**sizes, position=told).stack.segments[0].layers[0].sublayers[0].position == told
+    model = sj.encoder(**sizes, position=position.T5Bias())
+    params = perturbed(model.init(jax.random.key(0)))
+    apply = jax.jit(model.apply)
+    first, swapped = (apply(params, jnp.array([tokens]))[0][0, 0] for tokens in ([1, 2, 3], [1, 3, 2]))
+    assert np.abs(first - swapped).max() > 1e-3
