@@ -126,7 +126,7 @@ def load(folder: str | os.PathLike[str], *, allow: tuple[str, ...] = ()) -> tupl
     if narrow and (wide := [n for n, tensor in tensors.items() if tensor.dtype == "F64"]):
         raise ValueError(f"{wide[0]} was saved in float64; set jax_enable_x64, or save it in float32")
     params = jax.tree_util.tree_map_with_path(
-        lambda path, _: jnp.asarray(tensors[path_name(path)].read()), model.declaration()
+        lambda path, _: jax.device_put(tensors[path_name(path)].read()), model.declaration()
     )
     return model, params
 

@@ -66,8 +66,12 @@ def run(attention, side_inputs):
     return both(params, x)
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("name", daily(POSITIONS, "rotary", "tree_bias"))
+CASES = [(name, options) for name in POSITIONS for options in OPTIONS]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), daily(CASES, *(("rotary", options) for options in OPTIONS), ("tree_bias", "causal"))
+)
 def test_equals_attention_written_out(name, options, small_blocks, x64):
     plain = sj.Attention(n_heads=H, position=POSITIONS[name], backend="plain", **OPTIONS[options])
     side_inputs = sj.SideInputs(position={k: v for k, v in WHERE.items() if k != "path" or name.startswith("tree")})
@@ -91,7 +95,7 @@ def test_a_query_that_may_look_nowhere_gives_zeros(small_blocks):
     assert y == 0 and not np.any(gradient)
 
 
-@pytest.mark.parametrize("chunk", [None, 5])
+@pytest.mark.parametrize("chunk", daily([None, 5], 5))
 @pytest.mark.parametrize("window", [None, 1, 3])
 @pytest.mark.parametrize("causal", [False, True])
 def test_no_block_that_is_seen_is_passed_over(causal, window, chunk):

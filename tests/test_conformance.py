@@ -1,6 +1,6 @@
 """Every recipe, every position, every stack kind keeps the promises that `stackjax.testing` checks; `cases` lists them.
 
-Every run has an unusual recipe with one position, and a few positions and stack kinds with one recipe. Behind the
+Every run has an unusual recipe with one position, and one position and a few stack kinds with one recipe. Behind the
 marker `thorough` are the other positions and kinds and the recipes that stand for the rest; all recipes, depths 0 and
 1, and the product, sampled by a seed, are behind `slow`.
 """
@@ -32,7 +32,7 @@ def test_low_precision_stays(name):
     testing.check_dtype(KINDS["decoder"](RECIPES[name], position.Rotary(), 3))
 
 
-@pytest.mark.parametrize("name", daily(POSITIONS, "rotary", "tree_bias"))
+@pytest.mark.parametrize("name", daily(POSITIONS, "rotary"))
 def test_position(name):
     testing.check_position(POSITIONS[name])
 
@@ -48,7 +48,8 @@ def test_decoding_kind(kind):
     testing.check_decoding(plain(kind), subject=kind)
 
 
-@pytest.mark.parametrize("kind", daily(["local_global", "latent", "encoder_decoder"], "encoder_decoder"))
+@pytest.mark.thorough
+@pytest.mark.parametrize("kind", ["local_global", "latent", "encoder_decoder"])
 def test_decoding_in_float32(kind):
     testing.check_decoding(plain(kind), left=False, dtype=jnp.float32, tolerance=1e-5, subject=kind)
 

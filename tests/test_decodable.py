@@ -15,15 +15,20 @@ from tests.test_decode import MODEL, PARAMS, SIZES, D, V, again
 
 def fed(model, params, tokens, capacity):
     """Tokens one by one into a cache: the logits of each, and the cache before the last of them."""
-    extend = jax.jit(partial(sj.decode.extend, model))
+
+    @jax.jit
+    def step(params, tokens, where, cache):
+        x, cache = sj.decode.extend(model, params, tokens, where, cache)
+        return model.logits(params, x), cache
+
     index = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     cache = sj.cache.empty(model.stack, params["stack"], sj.SideInputs(position={"index": index}), capacity)
     rows = []
     for t in range(tokens.shape[1]):
         before = cache
         where = sj.SideInputs(position={"index": index[:, t : t + 1]})
-        x, cache = extend(params, tokens[:, t : t + 1], where, cache)
-        rows.append(model.logits(params, x))
+        logits, cache = step(params, tokens[:, t : t + 1], where, cache)
+        rows.append(logits)
     return jnp.concatenate(rows, 1), before
 
 

@@ -25,9 +25,7 @@ def described(recipe="pre_norm", kind="decoder", depth=L):
     return KINDS[kind](RECIPES[recipe], POSITIONS["rotary"], depth)
 
 
-@pytest.mark.parametrize(
-    ("recipe", "kind"), daily(CASES, ("pre_norm", "local_global"), ("hyper_connections", "decoder"))
-)
+@pytest.mark.parametrize(("recipe", "kind"), daily(CASES, ("hyper_connections", "decoder")))
 def test_an_exit_is_the_end_behind_fewer_layers(x64, recipe, kind):
     model = described(recipe, kind)
     params, (tokens, side_inputs) = drawn(model), arguments(model, None, jnp.float64)

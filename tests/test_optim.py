@@ -132,7 +132,7 @@ OPTIMISERS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("name", daily(OPTIMISERS, "adamw", "muon"))
 def test_stacked_layers_train_as_they_would_alone(x64, name):
     """A deep stack against as many stacks of depth one."""
     deep, one = stack(3), stack(1)
@@ -256,7 +256,7 @@ def test_clipping_by_layer():
     np.testing.assert_allclose(optax.tree.norm(ends), 1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("name", daily(OPTIMISERS, "adamw", "muon"))
 @pytest.mark.parametrize("options", [{"depth": 0}, {"depth": 2, "looped": True}])
 def test_stacks_without_layers_and_looped_ones_train(name, options):
     described = stack(**options)

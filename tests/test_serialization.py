@@ -41,7 +41,7 @@ def described(recipe="pre_norm", position="rotary", kind="decoder", depth=3):
 def drawn(model, dtype=np.float32):
     """Parameters that no two leaves share."""
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda d: jnp.asarray(rng.normal(size=d.shape), dtype), model.declaration())
+    return jax.tree.map(lambda d: jax.device_put(rng.normal(size=d.shape).astype(dtype)), model.declaration())
 
 
 def same(a, b):

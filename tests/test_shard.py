@@ -258,13 +258,10 @@ def costs_of_decoding(model, on=None, rules=shard.RULES):
     return np.array([(flops, x.temp_size_in_bytes, x.output_size_in_bytes) for flops, x in costs])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("sizes", "rules"),
-    [
-        ({"data": 4, "model": 2}, DATA_PARALLEL),
-        pytest.param({"data": 8}, DATA_PARALLEL, marks=pytest.mark.thorough),
-        pytest.param({"model": 8}, shard.RULES, marks=pytest.mark.thorough),
-    ],
+    [({"data": 4, "model": 2}, DATA_PARALLEL), ({"data": 8}, DATA_PARALLEL), ({"model": 8}, shard.RULES)],
 )
 def test_decoding_each_device_computes_and_keeps_its_share(sizes, rules):
     """Of the cache, too, which was once whole on each device of `model`, and its new entries on each of `data`."""

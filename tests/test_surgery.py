@@ -118,9 +118,7 @@ def test_the_original_numbers_are_those_of_the_old_places():
     assert whole == new
 
 
-@pytest.mark.parametrize(
-    "recipe", daily(["pre_norm", "deepnorm", "complete_p", "layer_norm_scaling", "ngpt"], "deepnorm", "ngpt")
-)
+@pytest.mark.parametrize("recipe", daily(["pre_norm", "deepnorm", "complete_p", "layer_norm_scaling", "ngpt"], "ngpt"))
 def test_a_slice_computes_what_these_layers_compute(x64, recipe):
     """With the original numbers a stack is its two halves, one after the other."""
     stack = described(recipe).stack

@@ -36,7 +36,7 @@ def in_order() -> SideInputs:
 def normal(*shape: int, key: int = 0, dtype: Any = None) -> jax.Array:
     """Gaussian numbers, in the widest float dtype in use unless said."""
     numbers = np.random.default_rng(key).standard_normal(shape)
-    return jnp.asarray(numbers.astype(dtype or jnp.result_type(float)))
+    return jax.device_put(numbers.astype(dtype or jnp.result_type(float)))
 
 
 def drawn(model: AbstractModel, dtype: Any = jnp.float64) -> Any:
@@ -48,7 +48,7 @@ def drawn(model: AbstractModel, dtype: Any = jnp.float64) -> Any:
 def tokens(embedding: Embedding, n_tokens: int = N_TOKENS, *, key: int = 1) -> jax.Array:
     """Random tokens (B, T)."""
     drawn = np.random.default_rng(key).integers(embedding.vocab, size=(N_BATCH, n_tokens), dtype=np.int32)
-    return jnp.asarray(drawn)
+    return jax.device_put(drawn)
 
 
 def in_dtype(side_inputs: SideInputs | None, dtype: Any) -> SideInputs:

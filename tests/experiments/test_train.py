@@ -178,7 +178,7 @@ def test_options_run_and_matter(pair, options):
         assert run.metrics[0][-1]["valid_loss"] != reference and np.isfinite(run.metrics[0][-1]["valid_loss"])
 
 
-@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("depth", daily([0, 1], 0))
 def test_shallow_models_train(depth):
     run = fit(trainer(depth), learning_rates=(1e-2,), steps=3)
     assert len(run.layers[0][-1]["grad_norm"]) == depth

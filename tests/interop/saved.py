@@ -14,7 +14,9 @@ from tests.interop.configs import CONFIGS
 def random_params(config, dtype=jnp.float32):
     random = np.random.default_rng(0)
     declaration = hf.describe(config).declaration()
-    return jax.tree.map(lambda d: jnp.asarray(random.normal(size=d.shape).astype(dtype)), declaration, is_leaf=is_spec)
+    return jax.tree.map(
+        lambda d: jax.device_put(random.normal(size=d.shape).astype(dtype)), declaration, is_leaf=is_spec
+    )
 
 
 def checkpoint(kind, path, dtype=jnp.float32, **more):

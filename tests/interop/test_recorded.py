@@ -9,6 +9,7 @@ import pytest
 
 from stackjax.interop import hf
 from stackjax.sublayer import SideInputs
+from tests.helpers import daily
 from tests.interop.configs import CONFIGS
 from tests.interop.recorded import IMAGES, PATH, REAL, SOURCE, TOKENS, fixed_params
 
@@ -19,7 +20,14 @@ def where(real):
     return {"index": jnp.asarray(np.where(real, np.cumsum(real, -1) - 1, -1))}
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+DAILY = (
+    *("gpt2", "bert", "llama", "gemma3_text", "marian", "bart", "t5", "mistral", "qwen2_moe", "qwen3_next", "gptj"),
+    *("falcon", "bloom", "opt", "xlnet", "mixtral", "gpt_oss", "mpt", "cohere", "glm4_moe", "vit", "deepseek_v3"),
+)
+"""Kinds that differ in more than a norm or a bias; the others are thorough tests."""
+
+
+@pytest.mark.parametrize("kind", daily(CONFIGS, *DAILY))
 def test_logits(kind):
     model, params = hf.describe(CONFIGS[kind]), fixed_params(kind)
     if "encoder" in params:
