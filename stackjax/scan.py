@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from stackjax import history
+from stackjax.check import whole
 from stackjax.norm import upcast
 
 Remat = Literal["none", "layer", "nested", "offload"] | Callable[..., Any]
@@ -84,7 +85,14 @@ def run(
     Returns:
         The carry, and the ys stacked on axis 0. A carry that holds a `History` goes through `history.run`, which
         keeps one copy of it and recomputes each layer, whatever `nested` says.
+
+    Raises:
+        ValueError: an `unroll` that is no positive integer; True would unroll all layers, and their rematerialisation
+            be undone.
     """
+    whole(unroll=unroll)
+    if unroll < 1:
+        raise ValueError(f"unroll must be 1 or more layers per scan step; got {unroll}")
     if n and not loop and history.holds_history(carry):
         return history.run(body, carry, xs, n, unroll=unroll)
     if nested and n > 1:

@@ -107,3 +107,9 @@ def test_positions_whose_axes_are_in_another_order():
         checked_positions("position", {"index": jnp.tile(jnp.arange(T), (3, 2, 1))}, (2, 3, T))
     one = checked_positions("position", {"index": jnp.arange(T)[None], "path": jnp.zeros((1, T, 2), int)}, (T,))
     assert (one["index"].shape, one["path"].shape) == ((T,), (T, 2))
+
+
+@pytest.mark.parametrize("unroll", [0, -1, True, 1.0])
+def test_layers_per_step_of_a_scan(unroll):
+    with pytest.raises(ValueError, match=r"unroll must be (an integer|1 or more layers per scan step); got"):
+        apply(unroll=unroll)
