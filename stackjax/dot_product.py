@@ -321,7 +321,7 @@ def refuse_repeats(position: Positions) -> None:
     index, segment = known(position["index"]), known(position.get("segment", 0))
     if index is None or segment is None:
         return
-    place = index + (index.max(initial=0) + 1) * (segment - segment.min(initial=0))
+    place = index + (index.max(initial=0) + 1) * (segment.astype(np.int64) - segment.min(initial=0))
     place = np.sort(np.where(index < 0, -1, place), -1)
     repeated = (place[..., 1:] == place[..., :-1]) & (place[..., 1:] >= 0)
     if repeated.any():

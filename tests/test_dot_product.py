@@ -192,3 +192,10 @@ def test_visible_broadcasts_segments_against_shared_positions():
     seen = dot_product.visible(position, position, causal=True)
     assert seen.shape == (2, 1, 4, 4)
     assert np.array_equal(seen[1, 0], np.tri(4, dtype=bool) & (segment[1][:, None] == segment[1][None]))
+
+
+def test_segments_may_be_numbered_as_one_likes():
+    index, far = jnp.array([[0, 1, 0, 1]]), 2**30
+    dot_product.refuse_repeats({"index": index, "segment": jnp.array([[1, 1, 1 + far, 1 + far]])})
+    with pytest.raises(ValueError, match="must not stand twice"):
+        dot_product.refuse_repeats({"index": index, "segment": jnp.array([[far, far, far, far]])})

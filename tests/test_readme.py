@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -203,9 +204,9 @@ def test_numbers_in_the_table_of_experiments_are_those_that_were_found(name):
 
 
 def test_what_is_said_of_steps_and_decoding_on_a_cpu_is_what_was_found():
-    result, wide = (
+    result, wide, decoding = (
         json.loads((ROOT / "experiments" / "results" / name / "result.json").read_text())
-        for name in ("bench", "bench_wide")
+        for name in ("bench", "bench_wide", "bench_decode")
     )
 
     def extremes(result, peer, remat):
@@ -216,12 +217,30 @@ def test_what_is_said_of_steps_and_decoding_on_a_cpu_is_what_was_found():
     depths = sorted({row["depth"] for row in result["rows"]})
     peers = ((result, "torch", "none"), (result, "torch", "layer"), (result, "torch_compile", "none"))
     peers += ((wide, "torch", "none"),)
-    speeds = [row["tokens_per_second"] for row in result["decode"]]
+    speeds = [row["tokens_per_second"] for row in decoding["decode"]]
     faster = [speed["stackjax"] / speed["transformers"] for speed in speeds]
     (line,) = re.findall(r"^\| `bench` \| .*\| (.*) \|$", TEXT, re.MULTILINE)
     told = [word for peer in peers for word in extremes(*peer)] + [f"{min(faster):.1f}", f"{max(faster):.1f}"]
     assert re.findall(r"\d\.\d+", line) == told and f"{depths[0]} to {depths[-1]} layers" in line
-    assert result["clean_tree"] and wide["clean_tree"]
+    assert all(each["clean_tree"] for each in (result, wide, decoding))
+
+
+def test_what_is_said_of_a_steps_parts_is_what_was_found():
+    folder = ROOT / "experiments" / "results"
+    profile = json.loads((folder / "profile" / "result.json").read_text())
+    parts = Counter()
+    for row in profile["rows"]:
+        if row["way"] == "kept":
+            parts[row["kind"].partition(",")[0]] += row["milliseconds"]
+    told = (folder / "bench" / "discussion.md").read_text()
+    shares = sorted((round(100 * part / parts.total()) for part in parts.values()), reverse=True)
+    paragraph = told[told.index("What is left of a step") : told.index("If all but the products")]
+    assert [int(n) for n in re.findall(r"(\d+) %", paragraph)] == shares
+    found = profile["setting"]["found"]
+    assert f"{found['given back']['page_faults']:,.0f} pages" in told
+    assert 0.6 < found["kept"]["step_seconds"] / found["given back"]["step_seconds"] < 0.75  # "a third of the time"
+    rate = json.loads((folder / "bench" / "result.json").read_text())["matmul_flops_per_second"]
+    assert f"to {rate / 1e9:.0f} in another" in told
 
 
 def test_what_is_said_of_the_gpu_is_what_was_found():

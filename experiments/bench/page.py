@@ -8,7 +8,6 @@ import altair as alt
 
 from ..lab import chart, environment, store
 from ..lab.finding import table
-from .peers import PEERS
 from .program import Row
 from .verdict import TORCH, best_peer, groups, judge
 
@@ -151,18 +150,24 @@ def markdown(results: dict[str, Any]) -> str:
     rate = results["matmul_flops_per_second"] / 1e9
     note = "**A quick run: it shows that everything runs, and nothing else.**\n\n" if results["quick"] else ""
     flags = f"XLA_FLAGS {results['xla_flags']}. " if results.get("xla_flags") else ""
-    peers = list(dict.fromkeys(row["peer"] for row in results["rows"])) or list(PEERS)
+    peers = ", ".join(dict.fromkeys(row["peer"] for row in results["rows"]))
+    title = f"The same model and optimiser in {peers}" if peers else "stackjax beside its peers"
+    model = (
+        f" {shape}. {flags}The fastest of the model's own matrix products, alone: {rate:,.1f} GFLOP/s." if peers else ""
+    )
     parts = [
-        f"# The same model and optimiser in {', '.join(peers)}\n\n{note}{environment.described(results)}\n\n"
-        f"{results['cores']} cores in use, load {results['load']} at the start; {results['clock']}. {shape}. {flags}"
-        f"The fastest of the model's own matrix products, alone: {rate:,.1f} GFLOP/s.",
-        f"## Targets\n\n{table([target.row for target in judge(results)])}",
-        "## Training\n\nCompile: seconds of tracing and compiling init, optimiser and step; of PyTorch, wall seconds "
-        "of building and the first step. Step: median of steps taken in turn. Temporaries: XLA's own analysis of the "
-        "whole step. Model FLOPs, of which MFU is the share: matrix products, nothing recomputed, masked entries of "
-        "attention counted."
-        f"\n\n{table(training(results))}",
+        f"# {title}\n\n{note}{environment.described(results)}\n\n"
+        f"{results['cores']} cores in use, load {results['load']} at the start; {results['clock']}.{model}"
     ]
+    if targets := judge(results):
+        parts.append(f"## Targets\n\n{table([target.row for target in targets])}")
+    if peers:
+        parts.append(
+            "## Training\n\nCompile: seconds of tracing and compiling init, optimiser and step; of PyTorch, wall "
+            "seconds of building and the first step. Step: median of steps taken in turn. Temporaries: XLA's own "
+            "analysis of the whole step. Model FLOPs, of which MFU is the share: matrix products, nothing recomputed, "
+            f"masked entries of attention counted.\n\n{table(training(results))}"
+        )
     if _many_depths(results):
         parts.append("![compile time, step time and memory against depth](figures/bench.svg)")
     more = {
