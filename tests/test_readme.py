@@ -81,6 +81,7 @@ def test_losses_of_the_sweep_are_those_that_were_found():
     found = [text["pre_norm", 0], text["pre_norm", 1], text["post_norm", 12], text["pre_norm", 12]]
     found += [text["deepnorm", 12], hops["pre_norm", 1], hops["pre_norm", 2]]
     wanted = [row["loss"] for row in found] + [np.log(16)]
+    wanted[6:6] = [hops["pre_norm", 1][end] for end in ("low", "high")]
     wanted[5:5] = [text["deepnorm", 12][end] for end in ("low", "high")]
     wanted[4:4] = [text["pre_norm", 12][end] for end in ("low", "high")]
     assert re.findall(r"\d\.\d+", paragraph) == [f"{loss:.2f}" for loss in wanted]

@@ -61,8 +61,12 @@ def final_loss(results: Results) -> alt.TopLevelMixin | None:
 
 
 def _three_hops(results: Results) -> Any:
-    """Final loss of each number of layers on three hops, at the best learning rate."""
-    rows = [{**row, "cells": None} for row in results.best() if row["loss"] is not None]
+    """Final loss of each number of layers on three hops, at the best learning rate, with its interval over seeds."""
+    rows = [
+        {**row, "cells": None, "low": row["low"] and max(row["low"], 0), "top": row["high"] or row["loss"]}
+        for row in results.best()
+        if row["loss"] is not None
+    ]
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X("depth:O", title="depth (layers)", axis=alt.Axis(labelAngle=0)),
         y=alt.Y("loss:Q", title="final validation loss (nats per answer)", scale=alt.Scale(zero=True)),
@@ -70,8 +74,9 @@ def _three_hops(results: Results) -> Any:
     bar = base.mark_bar(size=34, color=PALETTE[0]).encode(
         tooltip=["depth:O", alt.Tooltip("loss:Q", format=".4f"), alt.Tooltip("learning_rate:Q", title="best rate")]
     )
-    number = base.mark_text(dy=-8).encode(text=alt.Text("loss:Q", format=".2f"))
-    return (bar + number).properties(width=170, height=380, title="Three hops: what stacking is for")
+    interval = base.transform_filter("datum.low != null").mark_rule(strokeWidth=2).encode(y="low:Q", y2="high:Q")
+    number = base.mark_text(dy=-8).encode(y="top:Q", text=alt.Text("loss:Q", format=".2f"))
+    return (bar + interval + number).properties(width=170, height=380, title="Three hops: what stacking is for")
 
 
 def _floors(results: Results, width: int) -> Any:
