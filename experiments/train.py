@@ -337,4 +337,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    sj.memory.keep()
     sys.exit(main())

@@ -20,8 +20,9 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 
+import stackjax as sj
+
 from ..lab import command_line, environment
-from ..lab.command_line import OK
 from ..lab.options import one_or_more, some
 from . import agree, alone, decoding, machine, packed, page, peers, program, verdict, vmapped
 from .peers.base import Size
@@ -334,11 +335,9 @@ def work(made: tuple[Options, str]) -> int:
 
         torch.set_num_threads(machine.cores())
     results = Bench(options, line).run()
-    print()
-    for target in verdict.judge(results):
-        print(_line(target.row))
+    print("", *(_line(target.row) for target in verdict.judge(results)), sep="\n")
     print(f"\nThe page: {Path(options.out) / 'finding.md'}")
-    return OK
+    return command_line.OK
 
 
 def _line(row: Row) -> str:
@@ -346,4 +345,5 @@ def _line(row: Row) -> str:
 
 
 if __name__ == "__main__":
+    sj.memory.keep()
     sys.exit(main())

@@ -4,8 +4,8 @@
     taskset -c 0 python -m experiments.bench.profile --size.depth 32 --remat layer
 
 On a CPU. Three processes are profiled in turn: one gives the memory of each step back to the kernel, as every program
-does that is not told otherwise, one keeps it (`stackjax.memory.keep`), as the commands here do, and one keeps it in
-large pages. The folder also holds their traces for Perfetto (ui.perfetto.dev opens them).
+does that is not told otherwise, one keeps it (`stackjax.memory.keep`), as the trainer and the benchmark do, and one
+keeps it in large pages. The folder also holds their traces for Perfetto (ui.perfetto.dev opens them).
 """
 
 import gzip
@@ -224,8 +224,8 @@ def text(options: Options, found: dict[str, dict[str, Any]]) -> str:
     ratios = [f"**{one['step_seconds'] / found[GIVEN_BACK]['step_seconds']:.2f}**" for one in found.values()][1:]
     pages = (
         f"XLA asks for its {kept['temp_bytes'] / 2**20:.0f} MiB of temporaries anew at every step. Where the process "
-        f"keeps them from step to step (`stackjax.memory.keep`, as every command here does) a step takes {ratios[0]} "
-        f"of the time, with `GLIBC_TUNABLES={LARGE_PAGES['GLIBC_TUNABLES']}` besides {ratios[1]}."
+        "keeps them from step to step (`stackjax.memory.keep`, as in the trainer and the benchmark) a step takes "
+        f"{ratios[0]} of the time, with `GLIBC_TUNABLES={LARGE_PAGES['GLIBC_TUNABLES']}` besides {ratios[1]}."
     )
     tables = "\n\n".join(map(finding.table, (steps, kinds, longest)))
     return f"{finding.QUICK * options.quick}{setting} {pages}\n\n{tables}"

@@ -15,8 +15,6 @@ from typing import Any, TypeVar
 
 import tyro
 
-from stackjax import memory
-
 from . import compile_cache
 from .data.found import printable
 
@@ -95,14 +93,11 @@ def command(
         prepare: from the words, and the line that they are, to all that the work needs: everything is checked here and
             nothing written; a ValueError or OSError is bad usage.
         work: does it and returns the exit status.
-        arguments: words of the command line; None takes the process's own, and the process is then the command's, so
-            that it may keep its memory, see `stackjax.memory`.
+        arguments: words of the command line; None takes the process's own.
 
     Returns:
         The exit status.
     """
-    if arguments is None:
-        memory.keep()
     words = sys.argv[1:] if arguments is None else list(arguments)
     line = shlex.join([*invocation(program), *words])
     try:
