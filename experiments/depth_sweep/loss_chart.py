@@ -61,7 +61,7 @@ def final_loss(results: Results) -> alt.TopLevelMixin | None:
 
 
 def _three_hops(results: Results) -> Any:
-    """Final loss of each number of layers on three hops, at the best learning rate, with its interval over seeds."""
+    """Final loss of each number of layers on three hops, at the best rate, with its interval over seeds from 0 up."""
     rows = [
         {**row, "cells": None, "low": row["low"] and max(row["low"], 0), "top": row["high"] or row["loss"]}
         for row in results.best()
