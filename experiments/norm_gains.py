@@ -20,6 +20,7 @@ import stackjax as sj
 from stackjax.recipe import Recipe
 
 from .lab import chart, command_line, data, finding, names, progress
+from .lab.device_pool import best_at_once
 from .lab.finding import Estimate, Prediction
 from .lab.grid import Grid, Setting
 from .lab.headline import difference
@@ -118,6 +119,7 @@ def prepare(options: Options) -> tuple[Options, Sweep]:
         setting=Setting(eval_every=max(1, options.steps // 2), eval_batches=options.eval_batches, **sizes),
         corpus=data.load(options.data),
         extend_rates=True,
+        at_once=best_at_once(),
     )
     sweep.check()
     return options, sweep

@@ -55,7 +55,7 @@ from stackjax.dot_product import flat_positions
 from stackjax.pin import pin_batch
 from stackjax.recipe.form import Form
 from stackjax.stack import Stack
-from stackjax.sublayer import Cache, Params, Positions, SideInputs
+from stackjax.sublayer import Cache, Params, Positions, SideInputs, refuse_unread
 
 
 def empty(stack: Stack, params: Params, side_inputs: SideInputs, capacity: int, *, dtype: Any = jnp.float32) -> Cache:
@@ -70,11 +70,13 @@ def empty(stack: Stack, params: Params, side_inputs: SideInputs, capacity: int, 
         dtype: of the entries, that of the stream.
 
     Raises:
-        ValueError: no position; layers that cannot be decoded with.
+        ValueError: no position; layers that cannot be decoded with; a memory that none of them reads.
     """
     instance("side_inputs", side_inputs, SideInputs)
     params = stack.checked(params)
     position, memory = side_inputs.position, side_inputs.memory
+    layers = (layer for segment in stack.segments for layer in segment.layers)
+    refuse_unread(memory, (sublayer for layer in layers for sublayer in layer.sublayers))
     if position is None:
         raise ValueError("an empty cache is made for positions (B, T): give side_inputs.position")
     batch = position["index"].shape[0]

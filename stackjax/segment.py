@@ -22,7 +22,7 @@ from stackjax.edit import Edit, edits_of
 from stackjax.layer import Layer, Trace
 from stackjax.pin import pin
 from stackjax.recipe.base import innermost
-from stackjax.sublayer import CachedPositions, Params, SideInputs, Sublayer, add_losses
+from stackjax.sublayer import CachedPositions, Params, SideInputs, Sublayer, add_losses, refuse_unread
 
 Measure = Callable[[Trace], dict[str, jax.Array]]
 """Reduces what happened in one layer to a few arrays; the stack returns them with a leading axis L."""
@@ -165,13 +165,16 @@ def prepare(
         d_model: D.
         cached: in decoding, the positions held by the cache.
         edit: what to replace in each layer.
+
+    Raises:
+        ValueError: a memory that none of them reads.
     """
+    different = dict.fromkeys(one for segment in segments for layer in segment.layers for one in layer.sublayers)
+    refuse_unread(side_inputs.memory, different)
     prepared = {}
-    for layer in (layer for segment in segments for layer in segment.layers):
-        for sublayer in layer.sublayers:
-            if sublayer not in prepared:
-                its_inputs = replace(side_inputs, edits=edits_of(edit, sublayer.name, None))
-                prepared[sublayer] = sublayer.prepare(shared, its_inputs, n_tokens, d_model, cached)
+    for sublayer in different:
+        its_inputs = replace(side_inputs, edits=edits_of(edit, sublayer.name, None))
+        prepared[sublayer] = sublayer.prepare(shared, its_inputs, n_tokens, d_model, cached)
     return prepared
 
 

@@ -4,7 +4,7 @@ A sublayer maps the (..., T, D) input of its branch to an output of the same sha
 parameter comes through `SideInputs`; everything it returns beside the output goes through `Aux`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -308,6 +308,18 @@ def checked(side_inputs: SideInputs | None, shape: tuple[int, ...]) -> SideInput
     if memory_position is not None and memory is not None:
         memory_position = checked_positions("memory_position", memory_position, memory.shape[:-1])
     return replace(side_inputs, position=position, memory_position=memory_position)
+
+
+def refuse_unread(memory: jax.Array | None, sublayers: Iterable[Sublayer]) -> None:
+    """Refuse a memory that none of the sublayers reads.
+
+    Raises:
+        ValueError: as said.
+    """
+    if memory is not None and not any(sublayer.reads_memory for sublayer in sublayers):
+        raise ValueError(
+            "side_inputs.memory was given, and no sublayer reads it: that takes cross-attention, Attention(cross=True)"
+        )
 
 
 def add_losses(a: dict[str, jax.Array], b: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -133,6 +133,21 @@ def test_a_memory_of_another_batch():
         apply(decoder, params, side_inputs=sj.SideInputs(memory=jnp.ones((4, D))))
 
 
+def test_a_memory_that_no_sublayer_reads():
+    """As of a decoder from which cross-attention was left out: its output would not depend on the source."""
+    side_inputs = sj.SideInputs(memory=jnp.ones((*TOKENS.shape[:-1], 4, D)))
+    doors = {
+        "model": lambda: apply(side_inputs=side_inputs),
+        "generate": lambda: sj.decode.generate(MODEL, PARAMS, TOKENS, side_inputs, n_tokens=1),
+        "parts": lambda: sj.EncoderDecoder(encoder=MODEL.stack, decoder=MODEL).apply(
+            {"source": {}, "encoder": PARAMS["stack"], "decoder": PARAMS}, TOKENS, TOKENS
+        ),
+    }
+    for door in doors.values():
+        with pytest.raises(ValueError, match="memory was given, and no sublayer reads it"):
+            door()
+
+
 def unflattened(params):
     """As flat formats give it back: without empty groups."""
     return flax.traverse_util.unflatten_dict(flax.traverse_util.flatten_dict(params))

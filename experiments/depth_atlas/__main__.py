@@ -23,6 +23,7 @@ from stackjax import recipe
 from ..lab import command_line, compile_cache, data, names, progress
 from ..lab.claim import Claim, holders, share
 from ..lab.command_line import FAILED, INTERRUPTED, OK, UNDONE, asked_to_stop
+from ..lab.device_pool import best_at_once
 from ..lab.grid import Grid, Setting
 from ..lab.options import Recipes
 from ..lab.results import Results
@@ -254,7 +255,7 @@ def prepare(options: Options, plan: Plan, command: str) -> list[Sweep]:
     folder = Folder(options.out)
     grids = [part for tier in plan.tiers for part in _affordable(tier)]
     shared = {"setting": plan.setting, "corpus": corpus, "command": command, "extend_rates": plan.extend_rates}
-    return [Sweep(folder=folder, grid=grid, **shared) for grid in grids]
+    return [Sweep(folder=folder, grid=grid, at_once=best_at_once(), **shared) for grid in grids]
 
 
 def _affordable(tier: Grid) -> list[Grid]:

@@ -23,6 +23,7 @@ from ..lab import command_line, compile_cache, extend, progress, tracker
 from ..lab.command_line import FAILED, INTERRUPTED, OK, UNDONE, asked_to_stop
 from ..lab.corpus import Corpus
 from ..lab.data.found import printable
+from ..lab.device_pool import best_at_once
 from ..lab.grid import Grid, Setting
 from ..lab.options import Text, one_or_more
 from ..lab.results import Results
@@ -68,8 +69,11 @@ class Options:
     compile_cache: bool = True
     """Keep compiled programs in the user's cache folder."""
     devices: int = 1
-    """Devices of this machine on which groups (a recipe at a depth) run at the same time, one on each; the numbers are
-    those of one device, whatever the count."""
+    """Devices of this machine on which groups (a recipe at a depth) run at the same time; the numbers are those of one
+    device, whatever the count."""
+    at_once: int | None = None
+    """Groups that run at the same time on each device, in as many times the memory; the numbers are those of one after
+    another. None: one, but on a CPU alone one for each core, at most four."""
     scheduler: Literal["local", "ray", "slurm"] = "local"
     """Place where groups run: this process (several may share one folder), as tasks of a Ray cluster, that of
     RAY_ADDRESS or one begun here, or as an array job of Slurm."""
@@ -77,8 +81,12 @@ class Options:
     """Options of sbatch, such as partition=main time=120 gres=gpu:1."""
 
     def __post_init__(self):
-        one_or_more(self, "devices")
-        several = {"--devices": self.devices > 1, "--mesh": self.setting.mesh is not None}
+        one_or_more(self, "devices", *(() if self.at_once is None else ("at_once",)))
+        several = {
+            "--devices": self.devices > 1,
+            "--at-once": (self.at_once or 1) > 1,
+            "--mesh": self.setting.mesh is not None,
+        }
         if self.scheduler != "local" and any(several.values()):
             raise ValueError(
                 f"{' and '.join(name for name, given in several.items() if given)} takes devices of this machine, and "
@@ -88,6 +96,13 @@ class Options:
             raise ValueError(f"--checkpoint-seconds must be 0 or more; got {self.checkpoint_seconds:g}")
         if wrong := [option for option in self.slurm if not re.fullmatch(r"[a-z][a-z-]*=.+", option)]:
             raise ValueError(f"--slurm takes options as name=value, such as partition=main; got {wrong[0]!r}")
+
+    @property
+    def together(self) -> int:
+        """Groups at the same time on each device."""
+        if self.at_once is not None:
+            return self.at_once
+        return best_at_once() if self.devices == 1 and self.setting.mesh is None else 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -164,6 +179,7 @@ def prepare(options: Options, command: str) -> Sweep:
         checkpoint_seconds=options.checkpoint_seconds,
         keep_params=options.keep_params,
         devices=options.devices,
+        at_once=options.together,
         log=options.log,
     )
 
@@ -196,6 +212,8 @@ def dry_run(sweep: Sweep) -> str:
         )
     together = "" if setting.mesh is None else ", of all devices together"
     lines += ["", f"{total:.2e} model FLOPs are left to do. Memory is an estimate, to a factor of two{together}."]
+    if (n := sweep.devices * sweep.at_once) > 1:
+        lines.append(f"{n} groups run at the same time.")
     steps = extend.ladder(sweep.grid.learning_rates)
     if sweep.extend_rates and len(steps) > 1:
         lines.append(

@@ -5,6 +5,7 @@
 runs that of the groups which SLURM_ARRAY_TASK_ID counts, as a worker in that folder would; 0 if it is done.
 """
 
+import dataclasses
 import importlib
 import os
 import shlex
@@ -42,7 +43,7 @@ def settle(words: Sequence[str], folder: str, group: str) -> bool:
     depth_sweep = importlib.import_module(f"{__package__}.__main__")
     for part in depth_sweep.planned(command_line.parse(words, depth_sweep.Options, PROGRAM), ""):
         if jobs := [job for job in part.jobs() if job.name == group]:
-            return not run_here(part, jobs, progress.Plain())
+            return not run_here(dataclasses.replace(part, at_once=1), jobs, progress.Plain())
     return False
 
 

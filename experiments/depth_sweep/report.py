@@ -92,8 +92,8 @@ SECTIONS: dict[str, tuple[Figure, ...]] = {
             "cost",
             loss_chart.cost,
             "Compile time is that of a group of lanes (learning rates and seeds) and is missing where programs came "
-            "from the cache; the time of a step is the group's, divided by its lanes; memory is XLA's own count of "
-            "temporary bytes in a training chunk.",
+            "from the cache; the time of a step is the group's, divided by its lanes; where several groups ran at the "
+            "same time, both are of a shared machine. Memory is XLA's own count of temporary bytes in a training chunk.",
         ),
     ),
 }

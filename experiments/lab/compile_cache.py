@@ -6,6 +6,7 @@ A program from the cache is the program that was compiled: it changes no number.
 import contextlib
 import os
 import platform
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,17 +47,22 @@ def off() -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
+_heard = threading.local()
+
+
+def _listen(event: str, **_) -> None:
+    if event == _HIT:
+        getattr(_heard, "hits", []).append(event)
+
+
+jax.monitoring.register_event_listener(_listen)
+
+
 @contextlib.contextmanager
 def hits() -> Iterator[list[str]]:
-    """A list that grows with each program that is read from the cache meanwhile."""
-    events: list[str] = []
-
-    def listen(event: str, **_) -> None:
-        if event == _HIT:
-            events.append(event)
-
-    jax.monitoring.register_event_listener(listen)
+    """A list that grows with each program that this thread reads from the cache meanwhile."""
+    _heard.hits = events = []
     try:
         yield events
     finally:
-        jax.monitoring.unregister_event_listener(listen)
+        del _heard.hits

@@ -101,16 +101,21 @@ def compile_lanes(
             donate_argnums=1,
         ).lower(hyper, states, batches)
         measure = jax.jit(evaluate, in_shardings=(lanes, rows), out_shardings=whole).lower(states, valid)
-    lowered = ((start, RUNS_ONCE), (advance, {}), (measure, {}))
-    with compile_cache.hits() as cached, ThreadPoolExecutor(len(lowered)) as pool:
-        programs = list(pool.map(lambda job: job[0].compile(compiler_options=job[1]), lowered))
+
+    def compiled(lowered: jax.stages.Lowered, options: dict[str, str | bool]) -> tuple[jax.stages.Compiled, bool]:
+        with compile_cache.hits() as cached:
+            return lowered.compile(compiler_options=options), bool(cached)
+
+    lowered = (start, advance, measure)
+    with ThreadPoolExecutor(len(lowered)) as pool:
+        programs, cached = zip(*pool.map(compiled, lowered, (RUNS_ONCE, {}, {})), strict=True)
     memory = programs[1].memory_analysis()
     return Programs(
         start=programs[0],
         advance=programs[1],
         evaluate=programs[2],
         mode=mode,
-        compile_seconds=None if cached else time.perf_counter() - began,
+        compile_seconds=None if any(cached) else time.perf_counter() - began,
         temp_bytes=0 if memory is None else memory.temp_size_in_bytes,
     )
 

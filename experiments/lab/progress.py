@@ -57,7 +57,8 @@ class Plain:
 
     def added(self, sweep: Sweep, jobs: list[Job]) -> None:
         """Learning rates follow those tried."""
-        self._total += sum(len(job.cell_names) for job in jobs)
+        with self._counting:
+            self._total += sum(len(job.cell_names) for job in jobs)
         for job in jobs:
             rates = dict.fromkeys(f"{cell.learning_rate:g}" for cell in job.group.cells)
             self._say(f"{job.title}: adding learning rates {', '.join(rates)}")
@@ -114,6 +115,7 @@ class Screen:
         self._header, self._steps = "", 0
         self._done: dict[str, int] = {}
         self._work: dict[str, int] = {}
+        self._counting = threading.Lock()
         self._live = Live(console=console, get_renderable=self._draw, refresh_per_second=4)
 
     def planned(self, sweep: Sweep, jobs: list[Job]) -> None:
@@ -130,9 +132,10 @@ class Screen:
                 summary = sweep.folder.summary(name)
                 self._rows[cell] = _row(cell, "waiting") if summary is None else _ended(cell, summary)
         waiting = [job for job in jobs if any(self._rows[cell][4] == "waiting" for cell in job.group.cells)]
-        self._done |= {job.name: 0 for job in waiting}
-        self._work |= {job.name: _work(job) for job in waiting}
-        self._bar.update(self._task, total=sum(self._work.values()) * self._steps)
+        with self._counting:
+            self._done |= {job.name: 0 for job in waiting}
+            self._work |= {job.name: _work(job) for job in waiting}
+            self._bar.update(self._task, total=sum(self._work.values()) * self._steps)
 
     def compiling(self, job: Job) -> None:
         """A group begins."""
@@ -163,8 +166,10 @@ class Screen:
         self._live.stop()
 
     def _advance(self, job: Job, step: int) -> None:
-        self._done[job.name] = step
-        self._bar.update(self._task, completed=sum(self._work[name] * steps for name, steps in self._done.items()))
+        with self._counting:
+            self._done[job.name] = step
+            done = sum(self._work[name] * steps for name, steps in self._done.items())
+            self._bar.update(self._task, completed=done)
 
     def _draw(self) -> Rows:
         table = Table(box=None, pad_edge=False)

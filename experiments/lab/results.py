@@ -3,7 +3,7 @@
 import collections
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -60,8 +60,12 @@ class Results:
     cells: list[Json]
 
     @classmethod
-    def of(cls, path: str | Path) -> "Results":
+    def of(cls, path: str | Path, wanted: Callable[[Json], bool] = lambda config: True) -> "Results":
         """Read a folder.
+
+        Args:
+            path: of the folder.
+            wanted: tells from a cell's config whether it is read.
 
         Raises:
             ValueError: there is no sweep in it.
@@ -71,7 +75,7 @@ class Results:
         if base is None:
             raise ValueError(f"{path} holds no sweep")
         cells = []
-        for config in folder.configs():
+        for config in filter(wanted, folder.configs()):
             summary = folder.summary(config["cell"]) or {"status": "unfinished", "message": ""}
             cells.append({**dict.fromkeys(COLUMNS), **config, **summary, "origin": environment.origin(config, base)})
         order = [group["lanes"][0]["recipe"] for group in base.get("groups", {}).values()]

@@ -1,8 +1,9 @@
 """The loop over a sweep's groups: claim, compile, train, save, and go on whatever happens to one of them."""
 
+import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Protocol
 
@@ -17,7 +18,7 @@ from .tracker import logged
 
 
 class Show(Protocol):
-    """The protocol of whatever tells people how a sweep is getting on; with several devices, from several threads."""
+    """The protocol of whatever tells people how a sweep is getting on; with several groups at once, from threads."""
 
     def planned(self, sweep: "Sweep", jobs: list[Job]) -> None: ...
     def added(self, sweep: "Sweep", jobs: list[Job]) -> None: ...
@@ -39,13 +40,30 @@ class TakenOver(Exception):
     """Another worker took this group."""
 
 
+_recording = threading.Lock()
+"""Held while sweep.json is read and written again."""
+
+
 def run_jobs(sweep: Sweep, jobs: Sequence[Job], show: Show) -> list[Job]:
-    """Run every job that no living worker is running, and return those that are left to others."""
-    with device_pool(sweep.devices) as map_jobs:
+    """Run every job that no living worker is running, and return those that are left to others.
+
+    Several at the same time begin with the deepest, so that none is left alone at the end; and each is followed at once
+    by the learning rates that come next at its recipe and depth.
+    """
+    known = {job.name for job in jobs}
+    together = sweep.devices * sweep.at_once > 1
+
+    def settle(job: Job) -> bool:
+        done = _settled(sweep, job, show)
+        if done and together:
+            _follow(sweep.at(job), known, show)
+        return done
+
+    with device_pool(sweep.devices, sweep.at_once) as map_jobs:
         left = share(
-            jobs,
+            sorted(jobs, key=lambda job: -job.group.depth) if together else jobs,
             path=lambda job: sweep.folder.claim_file(job.name),
-            settle=lambda job: _settled(sweep, job, show),
+            settle=settle,
             note=show.note,
             map=map_jobs,
         )
@@ -72,12 +90,31 @@ def run(sweep: Sweep, show: Show, begin: RunJobs = run_jobs) -> list[Job]:
     sweep.save(jobs)
     show.planned(sweep, jobs)
     left, tried = begin(sweep, jobs, show), {job.name for job in jobs}
-    while sweep.extend_rates and (more := [job for job in sweep.jobs() if job.name not in tried]):
-        save_record(sweep.folder, sweep.base(), {job.name: job.group for job in more})
-        show.added(sweep, more)
+    while more := _following(sweep, tried, show):
         left += begin(sweep, more, show)
         tried |= {job.name for job in more}
     return left
+
+
+def _follow(sweep: Sweep, known: Iterable[str], show: Show) -> None:
+    """Run the learning rates that follow those tried, as long as there are any that no other worker runs."""
+    tried = set(known)
+    while more := _following(sweep, tried, show):
+        for job in more:
+            _settled(sweep, job, show)
+        tried |= {job.name for job in more}
+
+
+def _following(sweep: Sweep, tried: Iterable[str], show: Show) -> list[Job]:
+    """The jobs of learning rates that follow those tried, on record; none without `extend_rates`."""
+    if not sweep.extend_rates:
+        return []
+    more = [job for job in sweep.jobs() if job.name not in tried and not sweep.done(job)]
+    if more:
+        with _recording:
+            save_record(sweep.folder, sweep.base(), {job.name: job.group for job in more})
+        show.added(sweep, more)
+    return more
 
 
 def undone(sweep: Sweep, left: Sequence[Job]) -> str:

@@ -37,7 +37,8 @@ class Sweep:
         command: the line that started it.
         checkpoint_seconds: time between checkpoints, which are made between chunks.
         keep_params: whether trained parameters are kept.
-        devices: how many of this machine's devices run groups at the same time, one group each.
+        devices: how many of this machine's devices run groups at the same time.
+        at_once: how many groups run at the same time on each.
         log: the experiment tracker in which each cell under way is a run; None is no tracker.
         stop: asked between chunks whether to stop.
         versions: of what may change a number.
@@ -54,6 +55,7 @@ class Sweep:
     checkpoint_seconds: float = 15.0
     keep_params: bool = False
     devices: int = 1
+    at_once: int = 1
     log: tracker.Name | None = None
     stop: Callable[[], bool] = lambda: False
     versions: dict[str, str] = field(default_factory=environment.versions)
@@ -79,10 +81,10 @@ class Sweep:
                 f"--devices must be {jax.local_device_count()} or less on this machine; got {self.devices}"
             )
         if (on := self.setting.device_mesh) is not None:
-            if self.devices > 1:
+            if self.devices * self.at_once > 1:
+                one = f"--devices {self.devices}" if self.devices > 1 else f"--at-once {self.at_once}"
                 raise ValueError(
-                    f"--devices {self.devices} trains groups side by side, one device each, and --mesh one group on "
-                    f"several; leave one of them out"
+                    f"{one} trains groups side by side, and --mesh one group on several devices; leave one of them out"
                 )
             self.setting.check_mesh(on)
         tracker.check(self.log)
@@ -134,8 +136,21 @@ class Sweep:
 
     def jobs(self) -> list[Job]:
         """The groups of the grid's cells, those already begun as they were begun; and of the rates that follow."""
-        more = extend.cells(self.grid, Results.of(self.folder.path).cells) if self._begun and self.extend_rates else ()
+        more = extend.cells(self.grid, self._ran()) if self._begun and self.extend_rates else ()
         return plan(self.grid, list(self.folder.groups().values()), self.mode, self.common, more)
+
+    def at(self, job: Job) -> "Sweep":
+        """The part of the sweep at a job's recipe and depth."""
+        group = job.group
+        grid = dataclasses.replace(self.grid, depths=(group.depth,), recipes={group.recipe: job.recipe})
+        return dataclasses.replace(self, grid=grid)
+
+    def _ran(self) -> list[Json]:
+        """The folder's cells of the grid's recipes and depths."""
+        wanted = self.grid.recipes, self.grid.depths
+        return Results.of(
+            self.folder.path, lambda cell: cell["recipe"] in wanted[0] and cell["depth"] in wanted[1]
+        ).cells
 
     @property
     def _begun(self) -> bool:

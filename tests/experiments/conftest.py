@@ -22,7 +22,7 @@ SIZES = {"steps": 6, "d-model": 8, "n-heads": 2, "context": 6, "batch": 2, "eval
 ACCEPTED = 99
 """Exit status of a command that did not refuse, in place of what it would do."""
 
-PLAIN = ("--no-compile-cache", "--no-extend-rates", "--no-hops")
+PLAIN = ("--no-compile-cache", "--no-extend-rates", "--no-hops", "--at-once", "1")
 
 
 def arguments(out, corpus, *more):

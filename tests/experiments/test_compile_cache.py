@@ -1,5 +1,7 @@
 """The cache of compiled programs: what it holds is read, and never where compile times are measured."""
 
+import threading
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -31,6 +33,15 @@ def test_a_program_is_read_unless_its_compile_time_is_measured(compiled):
     with compile_cache.off():
         assert not compiled()
     assert compiled()
+
+
+def test_what_another_thread_reads_is_not_counted(compiled):
+    compiled()
+    with compile_cache.hits() as hits:
+        other = threading.Thread(target=compiled)
+        other.start()
+        other.join()
+    assert not hits and compiled()
 
 
 @pytest.mark.parametrize("measures", [history_cost.measure, long_inputs.measure, program.prepare])

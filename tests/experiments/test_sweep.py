@@ -192,9 +192,16 @@ def test_interrupted_between_chunks_and_resumed(finished, tmp_path, corpus, monk
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("devices", [(1, 1, 1), (2, 1, 2)])
-def test_killed_at_any_moment_and_resumed(finished, tmp_path, corpus, devices):
-    """kill -9, twice, at moments that differ from run to run, changes no bit, nor does another number of devices."""
+@pytest.mark.parametrize(
+    "options",
+    [
+        (("--devices", "1"),) * 3,
+        (("--devices", "2"), ("--devices", "1"), ("--devices", "2")),
+        (("--at-once", "2"), ("--at-once", "1"), ("--at-once", "2")),
+    ],
+)
+def test_killed_at_any_moment_and_resumed(finished, tmp_path, corpus, options):
+    """kill -9, twice, at moments that differ from run to run, changes no bit, nor does what runs at the same time."""
     out = tmp_path / "out"
     command = [
         sys.executable,
@@ -209,8 +216,8 @@ def test_killed_at_any_moment_and_resumed(finished, tmp_path, corpus, devices):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     kills = 0
-    *counts, last = ([*command, "--devices", str(n)] for n in devices)
-    for moment, command in zip((2, 7), counts, strict=True):
+    *first, last = ([*command, *more] for more in options)
+    for moment, command in zip((2, 7), first, strict=True):
         with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
             while process.poll() is None and _progress(out) < moment:
                 time.sleep(0.01)
