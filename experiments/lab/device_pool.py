@@ -20,7 +20,7 @@ MOST_AT_ONCE = 4
 def best_at_once() -> int:
     """How many items one device works on at the same time if nobody says otherwise: one, on a CPU one for each core.
 
-    A step of a small model keeps no two cores busy: two groups at once take two thirds of the time on two cores.
+    A step of a small model keeps no two cores busy.
     """
     if jax.default_backend() != "cpu":
         return 1
