@@ -187,12 +187,12 @@ class Attention(Sublayer):
         if "window" in side_inputs.numbers:
             query = {**query, "window": jnp.full_like(query["index"], side_inputs.numbers["window"])}
         sizes = {"n_heads": self.n_heads, "d_head": self.head_width(d_model), **side_inputs.numbers.get("position", {})}
-        n_keys = key["index"].shape[-1]
+        position, n_keys = self.position.for_attention(causal=self.causal), key["index"].shape[-1]
         in_blocks = self._blockwise(n_tokens, n_keys, side_inputs.edits_at("weights"))
         unmasked = in_blocks and not (self._linear and takes_mask(n_tokens, n_keys))
         return {
             "mask": None if unmasked else visible(query, key, **self._scores(self.head_width(d_model)).reach),
-            "position": self.position.prepare(shared, query=query, key=key, new_key=new_key, **sizes),
+            "position": position.prepare(shared, query=query, key=key, new_key=new_key, **sizes),
             "where": (query, key),
             "shared": shared,
         }
@@ -245,7 +245,7 @@ class Attention(Sublayer):
         """Masks, encoding and bounds as one description."""
         return blockwise.Scores(
             scale=width**-0.5 if self.scale is None else self.scale,
-            position=self.position,
+            position=self.position.for_attention(causal=self.causal),
             soft_cap=self.soft_cap,
             causal=self.causal and not self.cross,
             window=self.window,

@@ -130,10 +130,11 @@ class LatentAttention(Sublayer):
         if self.causal:
             refuse_repeats(key)
         sizes = {"n_heads": self.n_heads, "d_head": self.d_rotary, **side_inputs.numbers.get("position", {})}
+        position = self.position.for_attention(causal=self.causal)
         in_blocks = self._blockwise(n_tokens, key["index"].shape[-1], side_inputs.edits_at("weights"))
         return {
             "mask": None if in_blocks else visible(new, key, causal=self.causal),
-            "position": self.position.prepare(shared, query=new, key=key, new_key=new, **sizes),
+            "position": position.prepare(shared, query=new, key=key, new_key=new, **sizes),
             "where": (new, key),
             "shared": shared,
         }
@@ -210,7 +211,8 @@ class LatentAttention(Sublayer):
         n_queries, n_keys = query_at["index"].shape[-1], key_at["index"].shape[-1]
         if self._blockwise(n_queries, n_keys, side_inputs.edits_at("weights")):
             key, value = joined(key), joined(value)
-            scores = blockwise.Scores(scale=scale, position=self.position, causal=self.causal, d_position=self.d_rotary)
+            position = self.position.for_attention(causal=self.causal)
+            scores = blockwise.Scores(scale=scale, position=position, causal=self.causal, d_position=self.d_rotary)
             within = {"position": params["position"], "shared": prepared["shared"]}
             return blockwise.blockwise_attention(scores, within, query, key, value, where), {}
         bias = self.position.bias(params["position"], prepared["position"])

@@ -68,8 +68,7 @@ class T5Bias(LearnedBias):
         n_buckets: of distances.
         max_distance: from which all distances share a bucket.
         bidirectional: whether keys behind the query have buckets of their own, as in T5's encoder; otherwise all of
-            them are at distance 0. None is decided by `decoder`, `encoder` and `encoder_decoder` from whether their
-            attention is causal, and means False elsewhere.
+            them are at distance 0. None: if attention is not causal.
 
     Raises:
         ValueError: too few buckets for their range.

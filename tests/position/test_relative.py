@@ -215,3 +215,16 @@ def test_attention_that_looks_both_ways_has_buckets_in_both():
     apply = jax.jit(model.apply)
     first, swapped = (apply(params, jnp.array([tokens]))[0][0, 0] for tokens in ([1, 2, 3], [1, 3, 2]))
     assert np.abs(first - swapped).max() > 1e-3
+
+
+@pytest.mark.parametrize("backend", ["plain", "blockwise"])
+def test_attention_made_by_hand_decides_too(backend):
+    def output(bidirectional):
+        encoding = position.T5Bias(bidirectional=bidirectional)
+        attention = sj.Attention(n_heads=2, causal=False, backend=backend, position=encoding)
+        layer = sj.Layer(sublayers=(attention,))
+        stack = sj.Stack.of(layer, depth=1, d_model=8, recipe=sj.recipe.PreNorm(), side="encoder")
+        return stack.apply(perturbed(stack.init(jax.random.key(0))), normal(1, 5, 8, key=1))[0]
+
+    np.testing.assert_array_equal(output(None), output(True))
+    assert np.abs(output(None) - output(False)).max() > 1e-3
