@@ -18,7 +18,7 @@ MOST_AT_ONCE = 4
 
 
 def best_at_once() -> int:
-    """How many items one device works on at the same time if nobody says otherwise: one, on a CPU one for each core.
+    """The number of items that one device works on at the same time by default: one, on a CPU one for each core.
 
     A step of a small model keeps no two cores busy.
     """
