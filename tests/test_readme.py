@@ -211,36 +211,30 @@ def test_what_is_said_of_the_atlas_is_what_it_found():
     rows = json.loads((ATLAS / "result.json").read_text())["rows"]
     points = {(row["recipe"], row["depth"]): row for row in rows if row["kind"] == "point"}
     loss = {key: f"{row['loss']:.2f}" for key, row in points.items() if row["loss"] is not None}
-    lowest = {d: min(value for (_, depth), value in loss.items() if depth == d) for d in (2, 8, 32, 128)}
+    depths = (1, 2, 8, 32, 128, 512)
+    lowest = [min((value for (_, depth), value in loss.items() if depth == d), key=float) for d in depths]
     told = (ATLAS / "discussion.md").read_text()
     (section,) = re.findall(r"^## How deep\n(.*?)^## ", told, re.MULTILINE | re.DOTALL)
-    wanted = [("rezero", 2), ("rezero", 128), ("rezero", 512), ("rezero", 1024), ("skip_init", 512), ("complete_p", 2)]
-    wanted += [("complete_p", 128), ("complete_p", 512), ("complete_p", 1024)]
-    after = [("pre_norm", 32), ("pre_norm", 128), ("pre_norm", 512), ("pre_norm", 1024), ("layer_norm_scaling", 32)]
-    after += [("layer_norm_scaling", 512), ("deepnorm", 32), ("deepnorm", 128), ("deepnorm", 512), ("keel", 32)]
-    gain = f"{-points['dense_former', 128]['gain']:.2f}"
-    numbers = [
-        *lowest.values(),
-        *(loss[at] for at in wanted),
-        gain,
-        *(loss[at] for at in after),
-        loss["no_residual", 32],
-    ]
-    assert re.findall(r"\d\.\d\d", section) == numbers
-    old = [row for row in points.values() if row["depth"] and row["loss"] is not None and row["loss"] < 3.065]
-    counts = len(old), sum(row["word"] != "trained" for row in old)
-    assert f"called {counts[0]} points trained" in told and f"{counts[1]} of them are no better" in told
+    wanted = [("complete_p", depth) for depth in depths]
+    wanted += [(recipe, depth) for recipe in ("rezero", "skip_init") for depth in (1, 32, 512)]
+    wanted += [(recipe, depth) for recipe in ("pre_norm", "deepnorm") for depth in (32, 128, 512)]
+    wanted += [("pre_norm", 2), ("deepnorm", 2), ("keel", 512), ("no_residual", 32)]
+    assert re.findall(r"\d\.\d\d", section) == [*lowest, *(loss[at] for at in wanted)]
     for name in ("rezero", "skip_init", "complete_p"):
         assert {row["word"] for (recipe, depth), row in points.items() if recipe == name and depth} == {"trained"}
-    assert all(points["pre_norm", depth]["word"] == "no better than no layers" for depth in (32, 128, 512, 1024))
+    for name in ("pre_norm", "deepnorm"):
+        assert all(points[name, depth]["word"] == "no better than no layers" for depth in (32, 128, 512))
+    best = [row for (_, depth), row in points.items() if depth]
+    assert f"Of {len(best)} best rates {sum(bool(row['edge']) for row in best)} are" in told
+    assert {points["complete_p", depth]["learning_rate"] for depth in depths} == {0.016}
     checks = [row for row in rows if row["kind"] == "check" and row["depth"] == 1024 and row["compile_seconds"]]
     ratios = [row["compile_seconds"] / seconds for row in checks if (seconds := row["shallow_compile_seconds"])]
     spread = [f"{x:.2f}" for x in (np.mean(ratios), min(ratios), max(ratios))]
     assert all(f"{x} times" in told for x in (spread[0], spread[2])) and f"over {len(ratios)} recipes" in told
     line = re.search(r"^\| `depth_atlas` \|.*$", TEXT, re.MULTILINE).group()
-    ends = [loss["pre_norm", 0], loss["rezero", 1024], loss["complete_p", 1024], loss["pre_norm", 1024], *spread]
-    assert re.findall(r"\d\.\d\d", line) == ends
-    for depth in (32, 128):
+    shown = [loss[recipe, depth] for recipe in ("complete_p", "pre_norm") for depth in (2, 32, 128, 512)]
+    assert re.findall(r"\d\.\d\d", line) == [loss["pre_norm", 0], *shown, *spread]
+    for depth in (32, 128, 512):
         words = [row["word"] for (_, at), row in points.items() if at == depth]
         assert f"{words.count('trained')} of {len(words)}" in line
 

@@ -111,7 +111,7 @@ class Results:
     def best(self) -> list[Json]:
         """One row for each recipe and depth, at its best learning rate: the lowest mean over seeds of `choice`.
 
-        A rate at which any seed diverged or failed has no mean. Fields: recipe, depth, learning_rate, loss (the mean of
+        A rate at which any seed diverged or failed has no mean, and one with fewer seeds than others is left out. Fields: recipe, depth, learning_rate, loss (the mean of
         `reported`; None if no rate has a mean), low and high (its 95 % interval over seeds; None for one seed), edge
         ("lowest", "highest" or None: where the best rate is the end of those tried), and cells.
         """
@@ -191,9 +191,15 @@ def table(*results: Results) -> list[Json]:
     ]
 
 
+def _rates_to_compare(cells: Sequence[Json]) -> list[float]:
+    """Those that most seeds were run at, lowest first: luck would choose among means of few and of many."""
+    seeds = collections.Counter(cell["learning_rate"] for cell in cells)
+    return sorted(rate for rate, n in seeds.items() if n == max(seeds.values()))
+
+
 def _best_rate(cells: Sequence[Json]) -> Json:
-    rates = sorted({cell["learning_rate"] for cell in cells})
-    groups = {rate: [cell for cell in cells if cell["learning_rate"] == rate] for rate in rates}
+    groups = {rate: [cell for cell in cells if cell["learning_rate"] == rate] for rate in _rates_to_compare(cells)}
+    rates = list(groups)
     chosen = {rate: [choice(cell) for cell in same if cell["status"] == "ok"] for rate, same in groups.items()}
     means = {
         rate: float(np.mean([loss for loss in losses if loss is not None]))

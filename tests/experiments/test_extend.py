@@ -9,6 +9,7 @@ from experiments.depth_sweep import __main__ as depth_sweep
 from experiments.lab import extend, sweep
 from experiments.lab.grid import Grid
 from experiments.lab.results import Results
+from experiments.lab.store import Folder
 from tests.experiments.conftest import arguments
 
 RATES = (1e-3, 4e-3, 1.6e-2)
@@ -141,3 +142,19 @@ def test_a_dry_run_says_what_may_be_added_and_what_is(extended, tmp_path, corpus
     assert "from 1e-06 to 10" in capsys.readouterr().out
     assert depth_sweep.main([*words(tmp_path / "out", corpus), "--no-extend-rates", "--dry-run"]) == 0
     assert "may be added" not in capsys.readouterr().out
+
+
+def test_a_rate_of_fewer_seeds_is_not_chosen(tmp_path):
+    """The rates that one seed had added are no match for the mean of three, however lucky that seed was."""
+    losses = {1e-3: (2.0, 2.1, 2.2), 4e-3: (2.3, 2.4, 2.2), 2.5e-4: (1.0,)}
+    cells = [
+        {
+            **{"recipe": "pre_norm", "depth": 1, "learning_rate": rate, "seed": seed, "status": "ok"},
+            **{"valid_loss": loss, "choice_loss": loss, "report_loss": loss},
+        }
+        for rate, by_seed in losses.items()
+        for seed, loss in enumerate(by_seed)
+    ]
+    (best,) = Results(Folder(tmp_path), {}, cells).best()
+    assert best["learning_rate"] == 1e-3 and len(best["cells"]) == 3
+    assert best["edge"] == "lowest", "among those that can be compared"
