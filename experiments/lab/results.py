@@ -111,9 +111,10 @@ class Results:
     def best(self) -> list[Json]:
         """One row for each recipe and depth, at its best learning rate: the lowest mean over seeds of `choice`.
 
-        A rate at which any seed diverged or failed has no mean, and one with fewer seeds than others is left out. Fields: recipe, depth, learning_rate, loss (the mean of
-        `reported`; None if no rate has a mean), low and high (its 95 % interval over seeds; None for one seed), edge
-        ("lowest", "highest" or None: where the best rate is the end of those tried), and cells.
+        A rate at which any seed diverged or failed has no mean, and one with fewer seeds than others is left out.
+        Fields: recipe, depth, learning_rate, loss (the mean of `reported`; None if no rate has a mean), low and high
+        (its 95 % interval over seeds; None for one seed), edge ("lowest", "highest" or None: where the best rate is the
+        end of those tried), and cells.
         """
         return list(self._best)
 
@@ -192,7 +193,7 @@ def table(*results: Results) -> list[Json]:
 
 
 def _rates_to_compare(cells: Sequence[Json]) -> list[float]:
-    """Those that most seeds were run at, lowest first: luck would choose among means of few and of many."""
+    """The rates at which most seeds were run, lowest first: luck would choose among means of few and of many."""
     seeds = collections.Counter(cell["learning_rate"] for cell in cells)
     return sorted(rate for rate, n in seeds.items() if n == max(seeds.values()))
 

@@ -103,12 +103,13 @@ def test_the_lines_of_a_recipe_are_code_and_hold_its_update(name):
 
 
 def test_the_numbers_of_a_page_are_those_of_the_atlas():
-    """Read from the other file of the atlas, by hand."""
+    """Read from the other file of the atlas, by hand: chosen on some windows, reported on others."""
     cells = [cell for cell in readings.cells() if (cell["recipe"], cell["depth"]) == ("deepnorm", 32)]
     by_rate = {}
     for cell in cells:
-        by_rate.setdefault(cell["learning_rate"], []).append(cell["valid_loss"])
-    best = min(np.mean(losses) for losses in by_rate.values())
+        by_rate.setdefault(cell["learning_rate"], []).append((cell["choice_loss"], cell["report_loss"]))
+    means = [np.mean(losses, 0) for losses in by_rate.values() if len(losses) == 3]
+    _, best = min(map(tuple, means))
     page = (RESULTS / "recipes" / "deepnorm.md").read_text()
     assert re.search(rf"^\| 32 \| .*\| {best:.3f} \[", page, re.MULTILINE)
     rise = re.search(r"\| alibi \| .* \| ([\d.]+) \|$", (RESULTS / "positions" / "alibi.md").read_text(), re.MULTILINE)
@@ -119,7 +120,7 @@ def test_the_numbers_of_a_page_are_those_of_the_atlas():
 def test_failures_are_told():
     said = {name: recipe_page.failures(name, readings.points(name), RECIPES[name]) for name in recipe.NAMES}
     assert "no better than counting" in said["post_norm"] and "diverged" in said["plain"]
-    assert "not finite" in said["sigma_reparam"] and "it did not" in said["rezero"]
+    assert "not finite" in said["sigma_reparam"] and "it did not" in said["complete_p"]
 
 
 def test_pages_of_positions_have_the_names_of_the_command_line():
