@@ -98,7 +98,7 @@ class Options:
             raise ValueError(f"--slurm takes options as name=value, such as partition=main; got {wrong[0]!r}")
 
     @property
-    def together(self) -> int:
+    def groups_at_once(self) -> int:
         """Groups at the same time on each device."""
         if self.at_once is not None:
             return self.at_once
@@ -179,7 +179,7 @@ def prepare(options: Options, command: str) -> Sweep:
         checkpoint_seconds=options.checkpoint_seconds,
         keep_params=options.keep_params,
         devices=options.devices,
-        at_once=options.together,
+        at_once=options.groups_at_once,
         log=options.log,
     )
 

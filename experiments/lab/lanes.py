@@ -102,9 +102,9 @@ def compile_lanes(
         ).lower(hyper, states, batches)
         measure = jax.jit(evaluate, in_shardings=(lanes, rows), out_shardings=whole).lower(states, valid)
 
-    def compiled(lowered: jax.stages.Lowered, options: dict[str, str | bool]) -> tuple[jax.stages.Compiled, bool]:
-        with compile_cache.hits() as cached:
-            return lowered.compile(compiler_options=options), bool(cached)
+    def compiled(program: jax.stages.Lowered, options: dict[str, str | bool]) -> tuple[jax.stages.Compiled, bool]:
+        with compile_cache.hits() as hits:
+            return program.compile(compiler_options=options), bool(hits)
 
     lowered = (start, advance, measure)
     with ThreadPoolExecutor(len(lowered)) as pool:

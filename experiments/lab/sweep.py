@@ -51,17 +51,17 @@ def run_jobs(sweep: Sweep, jobs: Sequence[Job], show: Show) -> list[Job]:
     by the learning rates that come next at its recipe and depth.
     """
     known = {job.name for job in jobs}
-    together = sweep.devices * sweep.at_once > 1
+    several = sweep.devices * sweep.at_once > 1
 
     def settle(job: Job) -> bool:
         done = _settled(sweep, job, show)
-        if done and together:
+        if done and several:
             _follow(sweep.at(job), known, show)
         return done
 
     with device_pool(sweep.devices, sweep.at_once) as map_jobs:
         left = share(
-            sorted(jobs, key=lambda job: -job.group.depth) if together else jobs,
+            sorted(jobs, key=lambda job: -job.group.depth) if several else jobs,
             path=lambda job: sweep.folder.claim_file(job.name),
             settle=settle,
             note=show.note,

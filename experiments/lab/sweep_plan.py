@@ -147,9 +147,9 @@ class Sweep:
 
     def _ran(self) -> list[Json]:
         """The folder's cells of the grid's recipes and depths."""
-        wanted = self.grid.recipes, self.grid.depths
+        grid = self.grid
         return Results.of(
-            self.folder.path, lambda cell: cell["recipe"] in wanted[0] and cell["depth"] in wanted[1]
+            self.folder.path, lambda cell: cell["recipe"] in grid.recipes and cell["depth"] in grid.depths
         ).cells
 
     @property

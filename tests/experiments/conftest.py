@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import itertools
 import shutil
+import threading
 import typing
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.depth_sweep import __main__ as depth_sweep
 from experiments.depth_sweep import report
-from experiments.lab import chart, command_line
+from experiments.lab import chart, command_line, sweep
 from experiments.lab.command_line import USAGE
+from experiments.lab.results import Results
 from tests.experiments import browser as chromium
 
 SIZES = {"steps": 6, "d-model": 8, "n-heads": 2, "context": 6, "batch": 2, "eval-every": 3, "eval-batches": 2}
@@ -37,6 +39,11 @@ GRID = ("--depths", 0, 2, "--recipes", "pre_norm", "post_norm", *LANES)
 
 PART = ("--depths", 2, *GRID[3:])
 """The deeper half of it, for tests that begin again and again."""
+
+
+def losses_of(out):
+    """The final loss of every cell in a folder."""
+    return {cell["cell"]: cell["valid_loss"] for cell in Results.of(out).cells}
 
 
 def prepared(words):
@@ -66,6 +73,20 @@ def light_report(monkeypatch):
     """Write reports without figures and without the code that draws them; `finished` has a whole one."""
     monkeypatch.setattr(report, "export", lambda *_: None)
     monkeypatch.setattr(chart.vl_convert, "javascript_bundle", lambda *_: "")
+
+
+@pytest.fixture
+def in_pairs(monkeypatch):
+    """Let runs take a chunk only together with another one; a list that gets the devices of each chunk."""
+    chunk, used, both = sweep.Run.chunk, [], threading.Barrier(2, timeout=300)
+
+    def chunk_together(run):
+        both.wait()
+        chunk(run)
+        used.append(run.state.step.devices())
+
+    monkeypatch.setattr(sweep.Run, "chunk", chunk_together)
+    return used
 
 
 @pytest.fixture(scope="session")

@@ -1,52 +1,38 @@
 """Groups of a sweep at the same time on one device: the numbers are those of one after another."""
 
 import os
-import threading
 
 import pytest
 
 from experiments.depth_sweep import __main__ as depth_sweep
 from experiments.lab import device_pool, progress, sweep
-from experiments.lab.results import Results
-from tests.experiments.conftest import GRID, PART, arguments, prepared
+from tests.experiments.conftest import GRID, PART, arguments, losses_of, prepared
 
 
-def losses_of(out):
-    return {cell["cell"]: cell["valid_loss"] for cell in Results.of(out).cells}
-
-
-def test_two_groups_take_every_chunk_at_the_same_time(finished, tmp_path, corpus, monkeypatch):
-    out, chunk, devices, both = tmp_path / "out", sweep.Run.chunk, set(), threading.Barrier(2, timeout=300)
-
-    def chunk_together(run):
-        both.wait()
-        chunk(run)
-        devices.update(run.state.step.devices())
-
-    monkeypatch.setattr(sweep.Run, "chunk", chunk_together)
+def test_two_groups_take_every_chunk_at_the_same_time(finished, tmp_path, corpus, in_pairs):
+    out = tmp_path / "out"
     assert depth_sweep.main(arguments(out, corpus, "--depths", 0, *GRID[3:], "--at-once", 2)) == 0
-    assert len(devices) == 1
+    assert len(in_pairs) == 4 and len(set.union(*in_pairs)) == 1
     whole = losses_of(finished)
     assert losses_of(out) == {name: whole[name] for name in losses_of(out)} and len(losses_of(out)) == 8
 
 
-def lines_of(text, word):
-    return [line.split(": ")[0] for line in text.splitlines() if word in line]
-
-
 @pytest.mark.thorough
-def test_rates_are_added_as_soon_as_those_before_have_ended(tmp_path, corpus, capsys):
-    """What follows at a recipe and depth does not wait for the others; no number depends on it."""
+def test_rates_are_added_as_soon_as_those_before_have_ended(tmp_path, corpus):
+    """What follows at a recipe and depth waits for no round of all others; no number depends on it."""
     grid = ("--depths", 0, 1, "--recipes", "pre_norm", "--learning-rates", 1e-3, 1e-2, "--seeds", 1)
-    found = {}
-    for n in (1, 2):
+    found, rounds = {}, {1: 0, 2: 0}
+    for n in rounds:
         words = [word for word in arguments(tmp_path / str(n), corpus, *grid) if word != "--no-extend-rates"]
-        assert depth_sweep.main([*words, "--at-once", str(n)]) == 0
-        printed, found[n] = capsys.readouterr().out, losses_of(tmp_path / str(n))
-        assert set(lines_of(printed, "adding")) == {"pre_norm L=0", "pre_norm L=1"}
+
+        def begin(mine, jobs, show, n=n):
+            rounds[n] += 1
+            return sweep.run_jobs(mine, jobs, show)
+
+        assert not sweep.run(prepared([*words, "--at-once", str(n)]), progress.Plain(), begin)
+        found[n] = losses_of(tmp_path / str(n))
     assert found[1] == found[2] and len(found[1]) > 4
-    assert depth_sweep.main([*words, "--at-once", "2"]) == 0
-    assert "compiling" not in capsys.readouterr().out, "nothing is left, and nothing is done twice"
+    assert rounds[1] > 2 and rounds[2] == 1
 
 
 @pytest.mark.parametrize(("n", "order"), [(1, [0, 0, 2, 2]), (2, [2, 2, 0, 0])])

@@ -10,7 +10,7 @@ from experiments.lab import extend, sweep
 from experiments.lab.grid import Grid
 from experiments.lab.results import Results
 from experiments.lab.store import Folder
-from tests.experiments.conftest import arguments
+from tests.experiments.conftest import arguments, losses_of
 
 RATES = (1e-3, 4e-3, 1.6e-2)
 
@@ -108,10 +108,6 @@ def extended(tmp_path_factory, corpus):
     out = tmp_path_factory.mktemp("extended") / "out"
     assert depth_sweep.main(words(out, corpus)) == 0
     return out
-
-
-def losses_of(out):
-    return {cell["cell"]: cell["valid_loss"] for cell in Results.of(out).cells}
 
 
 @pytest.mark.thorough

@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import jax
@@ -229,19 +228,12 @@ def test_killed_at_any_moment_and_resumed(finished, tmp_path, corpus, options):
     assert numbers(out) == part_of(finished)
 
 
-def test_groups_on_several_devices_are_those_of_one_device(finished, tmp_path, corpus, monkeypatch, capsys):
+def test_groups_on_several_devices_are_those_of_one_device(finished, tmp_path, corpus, in_pairs, capsys):
     """Two groups take every chunk at the same time, on two devices; the third device is said to be idle."""
-    out, chunk, used, both = tmp_path / "out", sweep.Run.chunk, [], threading.Barrier(2, timeout=300)
-
-    def chunk_together(run):
-        both.wait()
-        chunk(run)
-        used.append(run.state.step.devices())
-
-    monkeypatch.setattr(sweep.Run, "chunk", chunk_together)
+    out = tmp_path / "out"
     assert depth_sweep.main(arguments(out, corpus, "--depths", 0, *GRID[3:], "--devices", 3)) == 0
     assert "2 groups for --devices 3: 1 stay idle" in capsys.readouterr().err
-    assert len(used) == 4 and len(set.union(*used)) == 2
+    assert len(in_pairs) == 4 and len(set.union(*in_pairs)) == 2
     assert numbers(out) == part_of(finished, depth=0)
 
 
