@@ -44,10 +44,10 @@ GRID: Mapping[str, str] = {
 """Options of the sweep: 64 cells, a quarter of them at a learning rate with which nothing can be learned."""
 SMALL: Mapping[str, str] = {"recipes": "pre_norm", "depths": "0 1", "d-model": "8", "context": "8", "steps": "20"}
 """Options that make it small."""
-CONTROL = "local, one lane at a time"
+CONTROL = "local, all lanes at once"
 WAYS: Mapping[str, tuple[str, ...]] = {
     "local": (),
-    CONTROL: ("--lanes", "loop"),
+    CONTROL: ("--lanes", "vmap"),
     "ray": ("--scheduler", "ray"),
     "slurm": ("--scheduler", "slurm"),
 }

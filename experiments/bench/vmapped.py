@@ -16,7 +16,7 @@ RATES, SEEDS = (3e-4, 1e-3, 3e-3, 1e-2), (0, 1)
 
 
 def measure(*, d_model: int, depth: int, batch: int, context: int, rounds: int, chunk: int = 4) -> Row:
-    """Seconds a step of all eight runs: vmapped, looped inside one program, and as eight calls of a program for one.
+    """Seconds a step of all eight runs: vmapped, and as eight calls of a program for one.
 
     Args:
         d_model: D.
@@ -32,9 +32,8 @@ def measure(*, d_model: int, depth: int, batch: int, context: int, rounds: int, 
     shape = (len(hypers), chunk, batch, context + 1)
     batches = np.random.default_rng(0).integers(0, 256, shape).astype(np.int32)
     jobs = {
-        "vmap": chunks(trainer, hypers, batches, "vmap"),
-        "loop": chunks(trainer, hypers, batches, "loop"),
-        "one after another": chunks(trainer, hypers[:1], batches[:1], "vmap"),
+        "vmap": chunks(trainer, hypers, batches),
+        "one after another": chunks(trainer, hypers[:1], batches[:1]),
     }
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(rounds):
@@ -48,12 +47,10 @@ def measure(*, d_model: int, depth: int, batch: int, context: int, rounds: int, 
     return {**size, "runs": len(hypers), "seconds": seconds}
 
 
-def chunks(
-    trainer: train.Trainer, hypers: list[train.Hyper], batches: np.ndarray, mode: lanes.Mode
-) -> Callable[[], None]:
+def chunks(trainer: train.Trainer, hypers: list[train.Hyper], batches: np.ndarray) -> Callable[[], None]:
     """A function that takes a chunk of steps of all the runs, compiled and warm."""
     hyper = lanes.stack_hyper(hypers)
-    programs = lanes.compile_lanes(trainer, hyper, batches, batches[0], mode)
+    programs = lanes.compile_lanes(trainer, hyper, batches, batches[0])
     state = [programs.start(hyper, batches[:, 0])]
 
     def advance() -> None:

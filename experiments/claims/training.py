@@ -111,7 +111,7 @@ def train(
         batches = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[half::2]), valid)
         n = len(jax.tree.leaves(batches)[0])
         each = [jax.device_get(numbers(run.state.params, jax.tree.map(lambda x: x[i], batches))) for i in range(n)]  # noqa: B023
-        alive = np.asarray(run.state.alive)
+        alive = run.alive
         return {
             name: np.where(alive, np.mean([seen[name] for seen in each], 0), np.nan).reshape(shape) for name in each[0]
         }

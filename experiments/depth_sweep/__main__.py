@@ -45,8 +45,9 @@ class Options:
     text: tyro.conf.OmitArgPrefixes[Text] = Text()
     out: str = "runs/depth_sweep"
     """Folder of the run; a new one, or that of a sweep with the same setting and data."""
-    lanes: Literal["vmap", "loop"] = "vmap"
-    """Learning rates and seeds all at once, or one after another in less memory."""
+    lanes: Literal["vmap", "loop"] | None = None
+    """Learning rates and seeds all at once; or one after another, in less memory and compiled once for any number of
+    them. None: one after another on a CPU (without --mesh), elsewhere all at once."""
     extend_rates: bool = True
     """Try the next learning rate on the side where a recipe's and depth's best is an end of those tried (up to three);
     then once halfway to its neighbours. A single --learning-rates is left alone."""

@@ -14,6 +14,9 @@ from .results import choice
 REACH = 3
 """Greatest number of steps by which the grid is continued on either side."""
 
+FLAT = 0.01
+"""Nats: where all rates end within this of each other, none is better; all may be too high, so lower ones follow."""
+
 MOST = REACH + 2
 """Greatest number of rates that are added for a recipe and depth: to the end on one side, and two halfway."""
 
@@ -36,16 +39,21 @@ def following(rates: Iterable[float], losses: Mapping[float, float]) -> list[flo
 
     Args:
         rates: of the grid.
-        losses: {rate: mean loss} of every rate tried, infinite where a run diverged. Where all are, lower ones follow.
+        losses: {rate: mean loss} of every rate tried, infinite where a run diverged. Where all are, or all are alike
+            within `FLAT`, lower ones follow.
     """
     steps = ladder(rates)
     if len(steps) < 2:
         return []
-    best = min((rate for rate in steps if rate in losses), key=lambda rate: losses[rate])
+    tried = [rate for rate in steps if rate in losses]
+    best = min(tried, key=lambda rate: losses[rate])
+    flat = all(loss - losses[best] < FLAT for loss in losses.values())
+    if flat:
+        best = tried[0]
     at = steps.index(best)
     neighbours = steps[max(at - 1, 0) : at] + steps[at + 1 : at + 2]
     untried = [rate for rate in neighbours if rate not in losses]
-    if untried or losses[best] == math.inf:
+    if untried or flat or losses[best] == math.inf:
         return untried
     return [rate for rate in (_rounded(math.sqrt(best * other)) for other in neighbours) if rate not in losses]
 

@@ -1,7 +1,7 @@
 """Several runs of one program side by side: lanes of learning rates and seeds.
 
-All lanes take every step together. A lane that diverged is frozen, never removed, for the width of a vmap changes
-the last bits of its lanes' numbers.
+All lanes of a vmap take every step together. A lane that diverged is frozen, never removed, for the width of a vmap
+changes the last bits of its lanes' numbers.
 """
 
 import contextlib
@@ -24,7 +24,8 @@ from .corpus import Corpus
 from .train import Batch, Hyper, State, Steps, Trainer
 
 Mode = Literal["vmap", "loop"]
-"""All lanes at once by vmap, or one after another inside the same program (less memory)."""
+"""All lanes at once by vmap; or one after another by a program of one lane, which compiles once for any number of lanes
+and needs the memory of one."""
 
 RUNS_ONCE: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
 """Compiler options for a program that compiles for longer than it runs."""
@@ -35,13 +36,12 @@ Feed = Callable[[int, int], Batch]
 
 @dataclass(frozen=True, kw_only=True)
 class Programs:
-    """The compiled programs of a group of lanes.
+    """The compiled programs of lanes that run at once.
 
     Args:
         start: (hyper, batches) -> states
         advance: (hyper, states, batches) -> (states, steps); the states are donated.
         evaluate: (states, batches) -> (losses of each batch, measures)
-        mode: how the lanes are run.
         compile_seconds: wall time of tracing and compiling all three; None if any came from a cache.
         temp_bytes: XLA's own count of temporary memory in `advance`, on each device.
     """
@@ -49,14 +49,18 @@ class Programs:
     start: Callable[..., State]
     advance: Callable[..., tuple[State, Steps]]
     evaluate: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
-    mode: Mode
     compile_seconds: float | None
     temp_bytes: int
 
 
-def over(function: Callable, mode: Mode) -> Callable:
-    """`function` over a leading axis of all its arguments."""
-    return jax.vmap(function) if mode == "vmap" else lambda *args: jax.lax.map(lambda lane: function(*lane), args)
+def best_mode(on: Mesh | None = None) -> Mode:
+    """The mode by default: on a CPU alone one lane after another, for a vmap is no faster there and compiles again for
+    each number of lanes.
+
+    Args:
+        on: the mesh of devices over which each lane is split; None is one device.
+    """
+    return "loop" if on is None and jax.default_backend() == "cpu" else "vmap"
 
 
 def behind(n: int, sharding: NamedSharding) -> NamedSharding:
@@ -64,10 +68,8 @@ def behind(n: int, sharding: NamedSharding) -> NamedSharding:
     return NamedSharding(sharding.mesh, PartitionSpec(*(None,) * n, *sharding.spec))
 
 
-def compile_lanes(
-    trainer: Trainer, hyper: Hyper, batches: Batch, valid: Batch, mode: Mode, on: Mesh | None = None
-) -> Programs:
-    """Compile the programs of a group.
+def compile_lanes(trainer: Trainer, hyper: Hyper, batches: Batch, valid: Batch, on: Mesh | None = None) -> Programs:
+    """Compile the programs of lanes that run at once.
 
     On a mesh, each device has its share of every lane's parameters, moments and batch, as `stackjax.shard` says.
 
@@ -76,12 +78,11 @@ def compile_lanes(
         hyper: numbers with a leading axis of lanes.
         batches: of one chunk, with leading axes of lanes and steps; only shapes are read.
         valid: validation batches with a leading axis, the same for all lanes.
-        mode: how the lanes are run.
         on: the mesh of devices; None is one device.
     """
 
     def evaluate(states: State, valid: Batch):
-        return over(lambda state: trainer.evaluate_all(state, valid), mode)(states)
+        return jax.vmap(lambda state: trainer.evaluate_all(state, valid))(states)
 
     began = time.perf_counter()
     first = jax.tree.map(lambda x: x[:, 0], batches)
@@ -92,10 +93,10 @@ def compile_lanes(
         whole, batch = NamedSharding(on, PartitionSpec()), sj.shard.batch(on)
         rows, steps_of_rows = behind(1, batch), behind(2, batch)
     with contextlib.nullcontext() if on is None else jax.set_mesh(on):
-        start = jax.jit(over(trainer.start, mode), in_shardings=(whole, rows), out_shardings=lanes).lower(hyper, first)
+        start = jax.jit(jax.vmap(trainer.start), in_shardings=(whole, rows), out_shardings=lanes).lower(hyper, first)
         states = start.out_info
         advance = jax.jit(
-            over(trainer.advance, mode),
+            jax.vmap(trainer.advance),
             in_shardings=(whole, lanes, steps_of_rows),
             out_shardings=(lanes, whole),
             donate_argnums=1,
@@ -114,7 +115,6 @@ def compile_lanes(
         start=programs[0],
         advance=programs[1],
         evaluate=programs[2],
-        mode=mode,
         compile_seconds=None if any(cached) else time.perf_counter() - began,
         temp_bytes=0 if memory is None else memory.temp_size_in_bytes,
     )
@@ -152,23 +152,50 @@ class Run:
     ):
         self.trainer, self.hypers, self.feed, self.eval_every = trainer, tuple(hypers), feed, eval_every
         self.steps = int(hypers[0].steps)
+        n = len(hypers)
+        self._at_once = [slice(n)] if mode == "vmap" else [slice(i, i + 1) for i in range(n)]
         self._hyper = stack_hyper(hypers)
         self._valid = jax.tree.map(jnp.asarray, valid)
-        self.programs = compile_lanes(trainer, self._hyper, self._batches(0), self._valid, mode, on)
-        self.state: State
+        hyper, batches = _part((self._hyper, self._batches(0)), self._at_once[0])
+        self.programs = compile_lanes(trainer, hyper, batches, self._valid, on)
+        self.states: list[State] = []
         self.metrics: list[list[dict[str, Any]]] = [[] for _ in hypers]
         self.layers: list[list[dict[str, Any]]] = [[] for _ in hypers]
         self.step_seconds: list[float] = []
 
     def begin(self) -> None:
         """Draw the parameters and evaluate them."""
-        self.state = self.programs.start(self._hyper, jax.tree.map(lambda x: x[:, 0], self._batches(0)))
+        first = jax.tree.map(lambda x: x[:, 0], self._batches(0))
+        self.states = [self.programs.start(*_part((self._hyper, first), lanes)) for lanes in self._at_once]
         self._record(None)
 
     def resume(self, state: State, metrics: list[list[dict[str, Any]]], layers: list[list[dict[str, Any]]]) -> None:
-        """Go on from a checkpoint."""
-        self.state = jax.device_put(state, self.programs.start.output_shardings)
+        """Go on from a checkpoint.
+
+        Args:
+            state: of all lanes, with a leading axis of them.
+            metrics: rows of each lane so far.
+            layers: rows of each lane so far.
+        """
+        places = self.programs.start.output_shardings
+        self.states = [jax.device_put(_part(state, lanes), places) for lanes in self._at_once]
         self.metrics, self.layers = metrics, layers
+
+    @property
+    def state(self) -> State:
+        """The state of all lanes, with a leading axis of them."""
+        return _joined(self.states) if len(self.states) > 1 else self.states[0]
+
+    @property
+    def shapes(self) -> State:
+        """The shapes and types of `state`."""
+        n = len(self.hypers)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype), self.programs.start.out_info)
+
+    @property
+    def alive(self) -> np.ndarray:
+        """(lanes,) False for those that diverged."""
+        return _joined([state.alive for state in self.states])
 
     @property
     def step(self) -> int:
@@ -178,16 +205,18 @@ class Run:
     @property
     def ended(self) -> bool:
         """True if every lane is at its last step, or diverged."""
-        return self.step >= self.steps or not bool(np.any(self.state.alive))
+        return self.step >= self.steps or not np.any(self.alive)
 
     def chunk(self) -> None:
         """Take `eval_every` steps, or those that are left, and evaluate."""
-        batches = self._batches(self.step)
+        batches, seen = self._batches(self.step), []
         began = time.perf_counter()
-        self.state, seen = self.programs.advance(self._hyper, self.state, batches)
-        seen = jax.device_get(seen)
+        for i, lanes in enumerate(self._at_once):
+            hyper, read = _part((self._hyper, batches), lanes)
+            self.states[i], steps = self.programs.advance(hyper, self.states[i], read)
+            seen.append(jax.device_get(steps))
         self.step_seconds.append((time.perf_counter() - began) / self.eval_every)
-        self._record(seen)
+        self._record(_joined(seen))
 
     def _batches(self, step: int) -> Batch:
         """A chunk of batches with leading axes of lanes and steps; lanes of one seed read the same."""
@@ -198,8 +227,9 @@ class Run:
         return jax.tree.map(lambda *xs: np.stack(xs), *(stacked[int(hyper.seed)] for hyper in self.hypers))
 
     def _record(self, seen: Steps | None) -> None:
-        losses, measures = jax.device_get(self.programs.evaluate(self.state, self._valid))
-        alive, first = np.asarray(self.state.alive), self.step
+        evaluated = [jax.device_get(self.programs.evaluate(state, self._valid)) for state in self.states]
+        losses, measures = _joined(evaluated)
+        alive, first = self.alive, self.step
         for lane in range(len(self.hypers)):
             rows = []
             if seen is not None:
@@ -217,6 +247,16 @@ class Run:
                 layers = (name for name in sorted(profile) if np.ndim(profile[name]))
                 arrays = {name: [number(x) for x in profile[name]] for name in layers}
                 self.layers[lane].append({"step": rows[-1]["step"], **arrays})
+
+
+def _part(tree: Any, lanes: slice) -> Any:
+    """Some of the lanes of a tree of arrays with a leading axis of them."""
+    return jax.tree.map(lambda x: x[lanes], tree)
+
+
+def _joined(trees: Sequence[Any]) -> Any:
+    """Trees of arrays with a leading axis of lanes as one, on the host."""
+    return jax.tree.map(lambda *xs: np.concatenate(jax.device_get(xs)), *trees)
 
 
 def _row(step: int, loss: Any, gradient_norm: Any) -> dict[str, Any]:

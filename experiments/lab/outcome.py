@@ -22,7 +22,7 @@ def summary(setting: Setting, run: Run, lane: int, flops_per_step: int) -> Json:
     rows = [row for row in run.metrics[lane] if row["step"] > 0]
     losses = [math.nan if row["train_loss"] is None else row["train_loss"] for row in rows]
     valid = {row["step"]: row["valid_loss"] for row in run.metrics[lane] if row["valid_loss"] is not None}
-    finite = bool(np.asarray(run.state.alive)[lane]) and rows[-1]["step"] in valid
+    finite = bool(run.alive[lane]) and rows[-1]["step"] in valid
     diverged_step = above_for_good(valid) if finite else rows[-1]["step"]
     best_step = min(valid, key=lambda step: valid[step], default=None)
     steps = rows[-1]["step"]

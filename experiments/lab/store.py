@@ -230,7 +230,7 @@ class Folder:
 
     def load_checkpoint(self, group: str, names: tuple[str, ...], run: Run) -> bool:
         """Bring a run to its last checkpoint; False if there is none that is whole."""
-        leaves, tree = jax.tree.flatten(run.programs.start.out_info)
+        leaves, tree = jax.tree.flatten(run.shapes)
         try:
             with np.load(self._checkpoint(group)) as saved:
                 step, seal = int(saved["step"]), str(saved["rows"])

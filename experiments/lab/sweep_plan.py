@@ -16,7 +16,7 @@ from stackjax.recipe import Recipe
 from . import cost, environment, extend, names, tracker
 from .corpus import Corpus
 from .grid import SCHEMA, Grid, Job, Setting, plan
-from .lanes import Mode
+from .lanes import Mode, best_mode
 from .made import Made
 from .outcome import failure
 from .results import Results
@@ -32,7 +32,7 @@ class Sweep:
         grid: what is compared.
         setting: what all cells share.
         corpus: what they read.
-        mode: how lanes of new groups are run.
+        mode: how lanes of new groups are run; None is `lanes.best_mode`.
         extend_rates: whether learning rates are added where the best one is an end of those tried, see `extend`.
         command: the line that started it.
         checkpoint_seconds: time between checkpoints, which are made between chunks.
@@ -49,7 +49,7 @@ class Sweep:
     grid: Grid
     setting: Setting
     corpus: Corpus | Made
-    mode: Mode = "vmap"
+    mode: Mode | None = None
     extend_rates: bool = False
     command: str = ""
     checkpoint_seconds: float = 15.0
@@ -137,7 +137,8 @@ class Sweep:
     def jobs(self) -> list[Job]:
         """The groups of the grid's cells, those already begun as they were begun; and of the rates that follow."""
         more = extend.cells(self.grid, self._ran()) if self._begun and self.extend_rates else ()
-        return plan(self.grid, list(self.folder.groups().values()), self.mode, self.common, more)
+        mode = self.mode or best_mode(self.setting.device_mesh)
+        return plan(self.grid, list(self.folder.groups().values()), mode, self.common, more)
 
     def at(self, job: Job) -> "Sweep":
         """The part of the sweep at a job's recipe and depth."""

@@ -83,7 +83,7 @@ def in_pairs(monkeypatch):
     def chunk_together(run):
         both.wait()
         chunk(run)
-        used.append(run.state.step.devices())
+        used.append(run.states[0].step.devices())
 
     monkeypatch.setattr(sweep.Run, "chunk", chunk_together)
     return used

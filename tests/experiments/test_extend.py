@@ -56,6 +56,15 @@ def test_beyond_the_bound_nothing_is_added():
     assert len(rounds) == extend.REACH + 1
 
 
+def test_where_all_rates_end_alike_lower_ones_follow():
+    """A plateau that falls by less than the noise says nothing of the side on which learning begins."""
+    losses, rounds = search(RATES, lambda rate: 3.3 - 1e-3 * rate if rate > 5e-4 else 3.0 + valley(2.5e-4)(rate) / 10)
+    assert rounds[:2] == [[2.5e-4], [6.25e-5]] and min(losses, key=lambda rate: losses[rate]) == 2.5e-4
+    assert len(rounds) == 3 and max(losses) == RATES[-1]
+    _, rounds = search(RATES, lambda rate: 3.3)
+    assert rounds == [[rate] for rate in extend.ladder(RATES)[2::-1]], "and nothing halfway between equals"
+
+
 def test_where_every_rate_diverged_lower_ones_follow():
     _, rounds = search(RATES, valley(2e-4, diverges=1e-3))
     assert rounds[0] == [2.5e-4] and rounds[1] == [6.25e-5] and len(rounds[2]) == 2

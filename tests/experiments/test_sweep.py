@@ -60,7 +60,7 @@ def test_the_folder_holds_what_is_promised(finished):
         folder = finished / "cells" / row["cell"]
         config = json.loads((folder / "config.json").read_text())
         assert config["setting"]["steps"] == 6 and config["learning_rate"] == float(row["learning_rate"])
-        assert row["cell"] in config["group"]["names"] and config["group"]["mode"] == "vmap"
+        assert row["cell"] in config["group"]["names"] and config["group"]["mode"] == "loop"
         assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()][:2] == [0, 1]
     record = json.loads((finished / "sweep.json").read_text())
     assert len(record["groups"]) == 4 and record["data"]["sha256"] and record["versions"]["jax"]
