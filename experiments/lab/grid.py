@@ -41,7 +41,7 @@ MOST_CELLS = 1_000_000
 class Grid:
     """The grid of comparisons: every recipe at every depth, learning rate and seed."""
 
-    depths: tuple[int, ...] = (0, 1, 12)
+    depths: tuple[int, ...] = (0, 1, 10)
     """Numbers of layers, 0 or more; zero layers are what the others are compared with."""
     recipes: Recipes = field(default_factory=lambda: names.recipes("pre_norm", "post_norm", "deepnorm"))
     """Names, or dotted paths of your own (my.module:recipe)."""
