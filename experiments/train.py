@@ -332,10 +332,11 @@ def _progress(row: dict[str, Any], setting: Setting, seconds: float) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """The command line; returns the exit status. A process of its own keeps its memory from step to step."""
+    if arguments is None:
+        sj.memory.keep()
     return command_line.command(PROGRAM, prepare, work, arguments)
 
 
 if __name__ == "__main__":
-    sj.memory.keep()
     sys.exit(main())

@@ -41,7 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(f'stackjax: {error}; install the laboratory: pip install "stackjax[experiments]"', file=sys.stderr)
         return 2
-    return experiment.main(words)
+    if arguments is not None:
+        return experiment.main(words)
+    sys.argv[1:] = words
+    return experiment.main()
 
 
 def experiments() -> dict[str, str]:

@@ -310,7 +310,9 @@ def _seconds(named: dict[str, float]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """The command line; returns the exit status. A process of its own keeps its memory from step to step."""
+    if arguments is None:
+        sj.memory.keep()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     return command_line.command("experiments.bench", prepared, work, arguments)
 
@@ -345,5 +347,4 @@ def _line(row: Row) -> str:
 
 
 if __name__ == "__main__":
-    sj.memory.keep()
     sys.exit(main())

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from stackjax import __main__ as console
+from stackjax import memory
 from tests.experiments.conftest import SIZES
 from tests.experiments.test_layout import EXPERIMENTS
 
@@ -98,3 +99,13 @@ def test_every_experiment_is_listed(capsys):
 def test_an_unknown_experiment_is_refused(capsys):
     assert console.main(["depth-swep"]) == 2
     assert "experiments are bench, claims" in capsys.readouterr().err
+
+
+def test_a_trainer_that_is_its_own_process_keeps_its_memory(monkeypatch, capsys):
+    """And one that is called from another program leaves it alone."""
+    kept = []
+    monkeypatch.setattr(memory, "keep", lambda: kept.append(True))
+    monkeypatch.setattr(sys, "argv", ["stackjax", "train", "--depth", "-1"])
+    assert console.main() == 2 and kept == [True]
+    assert console.main(["train", "--depth", "-1"]) == 2 and kept == [True]
+    assert capsys.readouterr().err.count("--depth") == 2
