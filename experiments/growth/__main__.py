@@ -89,7 +89,7 @@ def ended_of(name: str, strategy: Strategy, corpus: Corpus, options: Options, fl
     if record is None:
         record = asdict(trained(strategy, corpus, options, flops))
         store.write_sealed(path, {"name": name, **record})
-    return Ended(**{field: record[field] for field in ("loss", "steps", "flops")})
+    return Ended(**{field: record[field] for field in ("choice", "loss", "steps", "flops")})
 
 
 def predictions(ended: dict[str, Ended], options: Options) -> list[Prediction]:
@@ -159,9 +159,9 @@ def report(ended: dict[str, Ended], corpus: Corpus, options: Options, command: s
     text = (
         f"{options.depth} layers of D = {options.d_model} at the end, pre-norm, {options.steps} steps at full depth "
         f"of B = {options.batch} windows of {options.context} bytes, {options.seeds} seeds; each strategy at the best "
-        f"of {len(options.learning_rates)} learning rates. FLOPs are those of the matrix products, over full depth's. "
-        f"Text: {corpus.name}. Losses in nats on validation windows; 95 % intervals over seeds, those of differences "
-        "over paired ones."
+        f"of {len(options.learning_rates)} learning rates, chosen on one half of the validation windows, with its loss "
+        f"on the other half. FLOPs are those of the matrix products, over full depth's. Text: {corpus.name}. Losses "
+        "in nats; 95 % intervals over seeds, those of differences over paired ones."
     )
     return finding.write(
         options.out,

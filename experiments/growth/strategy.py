@@ -45,12 +45,14 @@ class Options(Finding, Sizes):
     first_seed: int = 0
     """The seeds are this one and those that follow."""
     eval_batches: int = 32
-    """Batches of validation windows in the loss at the end."""
+    """Batches of validation windows at the end: one half of them chooses the learning rate, the other half is
+    reported."""
 
     def __post_init__(self):
         super().__post_init__()
-        one_or_more(self, "depth", "steps", "seeds", "chunk", "eval_batches")
+        one_or_more(self, "depth", "steps", "seeds", "chunk")
         at_least(0, self, "first_seed")
+        at_least(2, self, "eval_batches")
         if self.depth % 4:
             raise ValueError(f"--depth must be a multiple of 4, for it is doubled twice; got {self.depth}")
         if not self.learning_rates or not all(0 < rate < float("inf") for rate in self.learning_rates):
@@ -89,11 +91,13 @@ class Ended:
     """The end of a strategy's runs.
 
     Args:
-        loss: validation loss, {learning rate: (seeds,)}.
+        choice: loss on the validation windows by which a learning rate is chosen, {learning rate: (seeds,)}.
+        loss: on the others, which are reported.
         steps: made, by depth.
         flops: of one run.
     """
 
+    choice: dict[str, list[float]]
     loss: dict[str, list[float]]
     steps: dict[str, int]
     flops: float
@@ -101,9 +105,8 @@ class Ended:
     @property
     def best(self) -> str:
         """The learning rate with the lowest mean loss."""
-        return min(
-            self.loss, key=lambda rate: np.mean(self.loss[rate]) if np.isfinite(self.loss[rate]).all() else np.inf
-        )
+        means = {rate: np.mean(losses) if np.isfinite(losses).all() else np.inf for rate, losses in self.choice.items()}
+        return min(means, key=lambda rate: means[rate])
 
     @property
     def at_best(self) -> np.ndarray:
@@ -198,11 +201,16 @@ def trained(strategy: Strategy, corpus: Corpus, options: Options, flops: dict[in
             step += options.chunk
     assert trainer is not None and state is not None
     valid = jnp.asarray(corpus.valid_batches(options.eval_batches, **sizes))
-    loss = jax.jit(jax.vmap(lambda state: jnp.mean(trainer.evaluate_all(state, valid)[0])))(state)
-    rows = np.where(np.asarray(state.alive), np.asarray(loss, np.float64), np.inf)
-    rows = rows.reshape(len(options.learning_rates), options.seeds)
+    losses = np.asarray(jax.jit(jax.vmap(lambda state: trainer.evaluate_all(state, valid)[0]))(state), np.float64)
+    losses = np.where(np.asarray(state.alive)[:, None], losses, np.inf)
+
+    def by_rate(losses: np.ndarray) -> dict[str, list[float]]:
+        rows = losses.mean(1).reshape(len(options.learning_rates), options.seeds)
+        return {f"{rate:g}": row.tolist() for rate, row in zip(options.learning_rates, rows, strict=True)}
+
     return Ended(
-        loss={f"{rate:g}": row.tolist() for rate, row in zip(options.learning_rates, rows, strict=True)},
+        choice=by_rate(losses[:, 0::2]),
+        loss=by_rate(losses[:, 1::2]),
         steps={str(depth): n * options.chunk for depth, n in parts},
         flops=float(sum(n * options.chunk * flops[depth] for depth, n in parts)),
     )

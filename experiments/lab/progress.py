@@ -65,7 +65,8 @@ class Plain:
 
     def compiling(self, job: Job) -> None:
         """A group begins."""
-        self._say(f"{job.title}: compiling {len(job.group.cells)} lanes ({job.group.mode})")
+        order = "all at once" if job.group.mode == "vmap" else "one after another"
+        self._say(f"{job.title}: compiling; {len(job.group.cells)} runs, {order}")
 
     def moved(self, job: Job, run: Run) -> None:
         """A chunk is done."""
