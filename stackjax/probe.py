@@ -2,6 +2,8 @@
 
 A measure is a pure function of one layer's `Trace`; pass it to `apply(measure=...)` and its results come back with a
 leading layer axis. Measures run inside the scan and reduce at once, so nothing of size (L, B, T, D) is ever kept.
+
+Means are over every position of a batch, those that a mask hides included: give sequences without padding.
 """
 
 from collections.abc import Callable
