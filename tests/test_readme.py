@@ -77,16 +77,16 @@ def test_losses_of_the_sweep_are_those_that_were_found():
         {(row["recipe"], row["depth"]): row for row in result["rows"] if row.get("task") == task}
         for task in (None, "three_hops")
     )
-    found = [text["pre_norm", 0], text["pre_norm", 1], text["post_norm", 12], text["pre_norm", 12]]
-    found += [text["deepnorm", 12], hops["pre_norm", 1], hops["pre_norm", 2]]
+    found = [text["pre_norm", 0], text["pre_norm", 1], text["post_norm", 10], text["pre_norm", 10]]
+    found += [text["deepnorm", 10], hops["pre_norm", 1], hops["pre_norm", 2]]
     wanted = [row["loss"] for row in found] + [np.log(16)]
     wanted[6:6] = [hops["pre_norm", 1][end] for end in ("low", "high")]
-    wanted[5:5] = [text["deepnorm", 12][end] for end in ("low", "high")]
-    wanted[4:4] = [text["pre_norm", 12][end] for end in ("low", "high")]
+    wanted[5:5] = [text["deepnorm", 10][end] for end in ("low", "high")]
+    wanted[4:4] = [text["pre_norm", 10][end] for end in ("low", "high")]
     assert re.findall(r"\d\.\d+", paragraph) == [f"{loss:.2f}" for loss in wanted]
-    assert text["post_norm", 12]["low"] > text["post_norm", 0]["high"]
+    assert text["post_norm", 10]["low"] > text["post_norm", 0]["high"]
     setting = [result["setting"][name] for name in ("steps", "d_model", "batch", "context")]
-    assert [int(n) for n in re.findall(r"(?<![.\d])\d+(?![.\d])", paragraph)] == [*setting, 95, 12]
+    assert [int(n) for n in re.findall(r"(?<![.\d])\d+(?![.\d])", paragraph)] == [*setting, 95, 10]
     assert result["clean_tree"] and result["seeds"] == [0, 1, 2] and "three seeds" in paragraph
 
 
