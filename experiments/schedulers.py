@@ -44,12 +44,13 @@ GRID: Mapping[str, str] = {
 """Options of the sweep: 64 cells, a quarter of them at a learning rate with which nothing can be learned."""
 SMALL: Mapping[str, str] = {"recipes": "pre_norm", "depths": "0 1", "d-model": "8", "context": "8", "steps": "20"}
 """Options that make it small."""
-CONTROL = "local, all lanes at once"
+CONTROL = "local, one lane at a time"
+AT_ONCE = ("--lanes", "vmap")
 WAYS: Mapping[str, tuple[str, ...]] = {
-    "local": (),
-    CONTROL: ("--lanes", "vmap"),
-    "ray": ("--scheduler", "ray"),
-    "slurm": ("--scheduler", "slurm"),
+    "local": AT_ONCE,
+    CONTROL: ("--lanes", "loop"),
+    "ray": (*AT_ONCE, "--scheduler", "ray"),
+    "slurm": (*AT_ONCE, "--scheduler", "slurm"),
 }
 """Words that are added to those of the sweep, by way."""
 UNLIKE = {"cell", "origin", "compile_seconds", "step_seconds", "temp_bytes"}

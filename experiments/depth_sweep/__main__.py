@@ -46,11 +46,13 @@ class Options:
     out: str = "runs/depth_sweep"
     """Folder of the run; a new one, or that of a sweep with the same setting and data."""
     lanes: Literal["vmap", "loop"] | None = None
-    """Learning rates and seeds all at once; or one after another, in less memory and compiled once for any number of
-    them. None: one after another on a CPU (without --mesh), elsewhere all at once."""
+    """Learning rates and seeds all at once; or one after another, with the temporary memory of one and by one program
+    whatever their number. None: as in the folder so far; in a new one, one after another where this machine has only a
+    CPU (and without --mesh), elsewhere all at once."""
     extend_rates: bool = True
     """Try the next learning rate on the side where a recipe's and depth's best is an end of those tried (up to three);
-    then once halfway to its neighbours. A single --learning-rates is left alone."""
+    then once halfway to its neighbours. Where all end within 0.01 nats of each other, or diverge, lower ones are tried
+    first. A single --learning-rates is left alone."""
     hops: bool = True
     """Beside text, train one and two layers to follow three pointers, in the folder hops: what stacking is for."""
     dry_run: bool = False
@@ -218,8 +220,9 @@ def dry_run(sweep: Sweep) -> str:
     steps = extend.ladder(sweep.grid.learning_rates)
     if sweep.extend_rates and len(steps) > 1:
         lines.append(
-            f"Learning rates may be added where the best is an end of those tried, from {steps[0]:g} to {steps[-1]:g}, "
-            f"and halfway to its neighbours: at most {extend.MOST} for a recipe and depth, {most:.2e} FLOPs in all."
+            f"Learning rates may be added where the best is an end of those tried, or all end alike, from {steps[0]:g} "
+            f"to {steps[-1]:g}, and halfway to its neighbours: at most {extend.MOST} for a recipe and depth, "
+            f"{most:.2e} FLOPs in all."
         )
     return "\n".join(lines)
 

@@ -93,8 +93,8 @@ SECTIONS: dict[str, tuple[Figure, ...]] = {
             loss_chart.cost,
             "Compile time is that of a group of lanes (learning rates and seeds) and is missing where programs came "
             "from the cache; the time of a step is the group's, divided by its lanes; where several groups ran at the "
-            "same time, both are of a shared machine. Memory is XLA's count of temporary bytes in a training chunk of "
-            "the lanes that run at once.",
+            "same time, both are of a shared machine. Memory is XLA's count of temporary bytes while training, of "
+            "one lane where they run one after another, else of all.",
         ),
     ),
 }

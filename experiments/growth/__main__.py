@@ -86,7 +86,7 @@ def ended_of(name: str, strategy: Strategy, corpus: Corpus, options: Options, fl
     same = {**plain(replace(options, out="")), **asdict(strategy), "data": corpus.sha256, **environment.versions()}
     path = Path(options.out) / "strategies" / f"{store.digest(same)}.json"
     record = store.read_sealed(path)
-    if record is None:
+    if record is None or "choice" not in record:
         record = asdict(trained(strategy, corpus, options, flops))
         store.write_sealed(path, {"name": name, **record})
     return Ended(**{field: record[field] for field in ("choice", "loss", "steps", "flops")})

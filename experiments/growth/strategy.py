@@ -37,7 +37,7 @@ class Options(Finding, Sizes):
     depth: int = 8
     """Layers at the end, a multiple of 4."""
     learning_rates: tuple[float, ...] = (4e-3, 8e-3, 1.6e-2)
-    """Each strategy is judged at the one at which it ends lowest on average."""
+    """Each strategy is judged at the one at which it ends lowest on average, on the windows that choose."""
     shares: tuple[float, ...] = (0.2, 0.5, 0.8)
     """Parts of the steps behind which a stack grows."""
     chunk: int = 10

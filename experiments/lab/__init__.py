@@ -2,7 +2,7 @@
 
 Reading order: `names` (words on the command line to objects), `options` (those that experiments share), `corpus` and
 `data` (files to batches), `task` and those beside it (what is learned), `train` (one run as pure functions), `lanes`
-(several runs side by side in one program), `cost` (FLOPs and memory, counted); then `grid` (cells, groups and jobs,
+(several runs by one program), `cost` (FLOPs and memory, counted); then `grid` (cells, groups and jobs,
 and their names), `store` (a run's folder), `claim` (workers that share it), `device_pool` (jobs on several devices),
 `outcome` (how a cell ended), `sweep_plan` (a sweep described and checked), `sweep` (the loop over its jobs), `extend`
 (learning rates that it adds), `progress`; then `results` (the folder read back as tables), `headline`, `chart`,

@@ -1,7 +1,8 @@
 """Learning rates that a sweep adds to its grid, so that the best one of a recipe and depth is no end of those tried.
 
 The grid is continued on both sides in its own steps. As long as the best rate has a neighbour that was not tried, that
-one is next; when it has none, the rates halfway to its neighbours are, once.
+one is next; when it has none, the rates halfway to its neighbours are, once. Where all end alike, lower ones are
+tried first.
 """
 
 import math
@@ -15,10 +16,11 @@ REACH = 3
 """Greatest number of steps by which the grid is continued on either side."""
 
 FLAT = 0.01
-"""Nats: where all rates end within this of each other, none is better; all may be too high, so lower ones follow."""
+"""Nats: where all rates end within this of each other (and above it), none is better. All may be too high, for deep
+stacks more often than too low, so lower ones are tried first."""
 
-MOST = REACH + 2
-"""Greatest number of rates that are added for a recipe and depth: to the end on one side, and two halfway."""
+MOST = 2 * REACH + 2
+"""Greatest number of rates that are added for a recipe and depth: to both ends, and two halfway."""
 
 
 def ladder(rates: Iterable[float]) -> list[float]:
@@ -39,16 +41,17 @@ def following(rates: Iterable[float], losses: Mapping[float, float]) -> list[flo
 
     Args:
         rates: of the grid.
-        losses: {rate: mean loss} of every rate tried, infinite where a run diverged. Where all are, or all are alike
-            within `FLAT`, lower ones follow.
+        losses: {rate: mean loss} of every rate tried, infinite where a run diverged. Where all did, or the others are
+            alike within `FLAT`, lower ones follow, as far as they go.
     """
     steps = ladder(rates)
     if len(steps) < 2:
         return []
     tried = [rate for rate in steps if rate in losses]
     best = min(tried, key=lambda rate: losses[rate])
-    flat = all(loss - losses[best] < FLAT for loss in losses.values())
-    if flat:
+    finite = [loss for loss in losses.values() if loss < math.inf]
+    flat = losses[best] > FLAT and all(loss - losses[best] < FLAT for loss in finite)
+    if flat and steps[0] not in losses:
         best = tried[0]
     at = steps.index(best)
     neighbours = steps[max(at - 1, 0) : at] + steps[at + 1 : at + 2]

@@ -2,7 +2,7 @@
 
 A cell is one (recipe, depth, learning rate, seed) under one setting. Cells that share recipe and depth, and are new
 at the same time, form a group: the unit of work, of resumption and of naming, because the width of a vmap changes the
-last bits of its lanes.
+last bits of its lanes, where they run at once.
 """
 
 import functools

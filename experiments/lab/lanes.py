@@ -1,7 +1,7 @@
-"""Several runs of one program side by side: lanes of learning rates and seeds.
+"""Several runs by one program, all at once or one after another: lanes of learning rates and seeds.
 
 All lanes of a vmap take every step together. A lane that diverged is frozen, never removed, for the width of a vmap
-changes the last bits of its lanes' numbers.
+changes the last bits of its lanes' numbers. Of lanes that follow each other, none depends on another.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ from .corpus import Corpus
 from .train import Batch, Hyper, State, Steps, Trainer
 
 Mode = Literal["vmap", "loop"]
-"""All lanes at once by vmap; or one after another by a program of one lane, which compiles once for any number of lanes
-and needs the memory of one."""
+"""All lanes at once by vmap; or one after another by a program of one lane, whatever their number, with the temporary
+memory of one."""
 
 RUNS_ONCE: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
 """Compiler options for a program that compiles for longer than it runs."""
@@ -46,16 +46,17 @@ class Programs:
         temp_bytes: XLA's own count of temporary memory in `advance`, on each device.
     """
 
-    start: Callable[..., State]
-    advance: Callable[..., tuple[State, Steps]]
-    evaluate: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+    start: jax.stages.Compiled
+    advance: jax.stages.Compiled
+    evaluate: jax.stages.Compiled
     compile_seconds: float | None
     temp_bytes: int
 
 
 def best_mode(on: Mesh | None = None) -> Mode:
-    """The mode by default: on a CPU alone one lane after another, for a vmap is no faster there and compiles again for
-    each number of lanes.
+    """The mode by default: one lane after another on a CPU, elsewhere and on a mesh all at once.
+
+    On a CPU a vmap is no faster, and has another program for each number of lanes.
 
     Args:
         on: the mesh of devices over which each lane is split; None is one device.
@@ -162,6 +163,7 @@ class Run:
         self.metrics: list[list[dict[str, Any]]] = [[] for _ in hypers]
         self.layers: list[list[dict[str, Any]]] = [[] for _ in hypers]
         self.step_seconds: list[float] = []
+        """Of each chunk, seconds a step and lane."""
 
     def begin(self) -> None:
         """Draw the parameters and evaluate them."""
@@ -209,13 +211,17 @@ class Run:
 
     def chunk(self) -> None:
         """Take `eval_every` steps, or those that are left, and evaluate."""
-        batches, seen = self._batches(self.step), []
+        batches, seen, living = self._batches(self.step), [], 0
         began = time.perf_counter()
         for i, lanes in enumerate(self._at_once):
+            if not np.any(self.states[i].alive):
+                seen.append(_nothing(self.programs.advance.out_info[1]))
+                continue
             hyper, read = _part((self._hyper, batches), lanes)
             self.states[i], steps = self.programs.advance(hyper, self.states[i], read)
             seen.append(jax.device_get(steps))
-        self.step_seconds.append((time.perf_counter() - began) / self.eval_every)
+            living += len(steps.made)
+        self.step_seconds.append((time.perf_counter() - began) / self.eval_every / max(living, 1))
         self._record(_joined(seen))
 
     def _batches(self, step: int) -> Batch:
@@ -227,8 +233,13 @@ class Run:
         return jax.tree.map(lambda *xs: np.stack(xs), *(stacked[int(hyper.seed)] for hyper in self.hypers))
 
     def _record(self, seen: Steps | None) -> None:
-        evaluated = [jax.device_get(self.programs.evaluate(state, self._valid)) for state in self.states]
-        losses, measures = _joined(evaluated)
+        evaluate = self.programs.evaluate
+        losses, measures = _joined(
+            [
+                evaluate(state, self._valid) if np.any(state.alive) else _nothing(evaluate.out_info)
+                for state in self.states
+            ]
+        )
         alive, first = self.alive, self.step
         for lane in range(len(self.hypers)):
             rows = []
@@ -252,6 +263,11 @@ class Run:
 def _part(tree: Any, lanes: slice) -> Any:
     """Some of the lanes of a tree of arrays with a leading axis of them."""
     return jax.tree.map(lambda x: x[lanes], tree)
+
+
+def _nothing(shapes: Any) -> Any:
+    """Zeros in these shapes: what a lane that diverged adds to the rows."""
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
 
 def _joined(trees: Sequence[Any]) -> Any:

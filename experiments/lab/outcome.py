@@ -44,7 +44,7 @@ def summary(setting: Setting, run: Run, lane: int, flops_per_step: int) -> Json:
         "metrics": {name: value for name, value in rows[-1].items() if name not in RECORDED} if finite else {},
         "diverged_step": diverged_step,
         "compile_seconds": run.programs.compile_seconds,
-        "step_seconds": float(np.median(run.step_seconds)) / len(run.hypers) if run.step_seconds else None,
+        "step_seconds": float(np.median(run.step_seconds)) if run.step_seconds else None,
         "temp_bytes": run.programs.temp_bytes,
     }
 

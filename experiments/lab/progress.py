@@ -65,8 +65,8 @@ class Plain:
 
     def compiling(self, job: Job) -> None:
         """A group begins."""
-        order = "all at once" if job.group.mode == "vmap" else "one after another"
-        self._say(f"{job.title}: compiling; {len(job.group.cells)} runs, {order}")
+        n, order = len(job.group.cells), "all at once" if job.group.mode == "vmap" else "one after another"
+        self._say(f"{job.title}: compiling; " + ("1 run" if n == 1 else f"{n} runs, {order}"))
 
     def moved(self, job: Job, run: Run) -> None:
         """A chunk is done."""
@@ -149,7 +149,7 @@ class Screen:
         for cell, metrics in zip(job.group.cells, run.metrics, strict=True):
             valid = [row["valid_loss"] for row in metrics if row["valid_loss"] is not None]
             last, best = (f"{valid[-1]:.3f}", f"{min(valid):.3f}") if valid else ("", "")
-            speed = f"{1e3 * run.step_seconds[-1] / len(job.group.cells):.1f}" if run.step_seconds else ""
+            speed = f"{1e3 * run.step_seconds[-1]:.1f}" if run.step_seconds else ""
             self._rows[cell] = _row(cell, "training", str(metrics[-1]["step"]), last, best, speed)
 
     def ended(self, job: Job, summaries: list[Json]) -> None:

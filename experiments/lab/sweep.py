@@ -155,8 +155,9 @@ def _run_group(sweep: Sweep, job: Job, claim: Claim, show: Show) -> None:
         summaries = [summary(sweep.setting, run, lane, flops) for lane in range(len(cells))]
         folder.save_rows(cells, run)
         if sweep.keep_params:
+            params = run.state.params
             for lane, cell in enumerate(cells):
-                save_params(folder.cell(cell) / "params.npz", run.state.params, lane)
+                save_params(folder.cell(cell) / "params.npz", params, lane)
     except (Interrupted, TakenOver):
         raise
     except Exception as error:

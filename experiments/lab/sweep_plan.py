@@ -32,7 +32,7 @@ class Sweep:
         grid: what is compared.
         setting: what all cells share.
         corpus: what they read.
-        mode: how lanes of new groups are run; None is `lanes.best_mode`.
+        mode: how lanes of new groups are run; None: as in the folder so far, in a new one `lanes.best_mode`.
         extend_rates: whether learning rates are added where the best one is an end of those tried, see `extend`.
         command: the line that started it.
         checkpoint_seconds: time between checkpoints, which are made between chunks.
@@ -137,8 +137,13 @@ class Sweep:
     def jobs(self) -> list[Job]:
         """The groups of the grid's cells, those already begun as they were begun; and of the rates that follow."""
         more = extend.cells(self.grid, self._ran()) if self._begun and self.extend_rates else ()
-        mode = self.mode or best_mode(self.setting.device_mesh)
+        mode = self.mode or self._recorded_mode() or best_mode(self.setting.device_mesh)
         return plan(self.grid, list(self.folder.groups().values()), mode, self.common, more)
+
+    def _recorded_mode(self) -> Mode | None:
+        """The mode of the group last put on record, for all who share a folder must name its cells alike."""
+        groups = (self.folder.base() or {}).get("groups", {})
+        return [group["mode"] for group in groups.values()][-1] if groups else None
 
     def at(self, job: Job) -> "Sweep":
         """The part of the sweep at a job's recipe and depth."""

@@ -35,7 +35,7 @@ def arguments(out, corpus, *more):
 
 LANES = ("--learning-rates", 1e-2, 1e30, "--seeds", 2)
 GRID = ("--depths", 0, 2, "--recipes", "pre_norm", "post_norm", *LANES)
-"""Of the sweep that many tests read. With as many lanes, and a recipe and depth of it, nothing is compiled again."""
+"""Of the sweep that many tests read. With a recipe and depth of it, nothing is compiled again."""
 
 PART = ("--depths", 2, *GRID[3:])
 """The deeper half of it, for tests that begin again and again."""

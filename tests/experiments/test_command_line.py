@@ -190,9 +190,9 @@ def test_dry_run_writes_nothing(tmp_path, corpus, capsys, finished):
 
 
 @pytest.mark.thorough
-def test_token_files_loops_and_recipes_of_ones_own_sweep_too(tmp_path, capsys):
+def test_token_files_lanes_at_once_and_recipes_of_ones_own_sweep_too(tmp_path, capsys):
     np.random.default_rng(0).integers(0, 40, 3000).astype("<u2").tofile(tmp_path / "tokens.bin")
-    command = arguments(tmp_path / "out", tmp_path / "tokens.bin", "--vocab", 50, "--lanes", "loop")
+    command = arguments(tmp_path / "out", tmp_path / "tokens.bin", "--vocab", 50, "--lanes", "vmap")
     assert depth_sweep.main([*command, "--depths", "1", "--optimizer", "muon", "--recipes", OWN]) == 0
     said = capsys.readouterr().out
     assert "V = 50" in said and f"{OWN} L=1 lr 0.002 seed 0: " in said

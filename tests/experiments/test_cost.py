@@ -62,15 +62,14 @@ def test_loops_and_branches():
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("remat", ["none", "layer"])
-def test_memory_estimate_is_within_a_factor_of_two_and_a_half(remat):
+@pytest.mark.parametrize(("remat", "mode"), [("none", "vmap"), ("layer", "vmap"), ("layer", "loop")])
+def test_memory_estimate_is_within_a_factor_of_two_and_a_half(remat, mode):
     setting = Setting(d_model=32, context=32, batch=8, remat=remat, eval_every=2, eval_batches=2, steps=4)
     trainer = setting.trainer(names.recipe_named("pre_norm"), 24, CORPUS.vocab)
-    run = lanes.fit(
-        trainer, CORPUS, steps=2, batch=8, context=32, eval_every=2, eval_batches=1, learning_rates=(1e-3,) * 2
-    )
+    sizes = {"batch": 8, "context": 32, "eval_every": 2, "eval_batches": 1}
+    run = lanes.fit(trainer, CORPUS, steps=2, learning_rates=(1e-3,) * 2, mode=mode, **sizes)
     model = trainer.task.model
     measured = run.programs.temp_bytes + 2 * 12 * model.n_params
-    guess = cost.memory_estimate(model, n_heads=4, lanes=2, batch=8, context=32, remat=remat)
+    guess = cost.memory_estimate(model, n_heads=4, lanes=2, batch=8, context=32, remat=remat, at_once=mode == "vmap")
     assert 1 / 2.5 < guess / measured < 2.5
     assert np.isfinite(run.metrics[0][-1]["valid_loss"])

@@ -63,6 +63,19 @@ def test_where_all_rates_end_alike_lower_ones_follow():
     assert len(rounds) == 3 and max(losses) == RATES[-1]
     _, rounds = search(RATES, lambda rate: 3.3)
     assert rounds == [[rate] for rate in extend.ladder(RATES)[2::-1]], "and nothing halfway between equals"
+    _, rounds = search(RATES, lambda rate: math.inf if rate > 1e-2 else 3.3)
+    assert [2.5e-4] in rounds, "those that diverged are not alike"
+
+
+def test_where_nothing_is_lower_than_a_plateau_higher_ones_follow():
+    losses, rounds = search(RATES, lambda rate: 3.3 - 1e-3 * rate if rate < 2e-2 else 2.0 + valley(0.256)(rate) / 10)
+    assert rounds[:4] == [[2.5e-4], [6.25e-5], [1.56e-5], [6.4e-2]] and min(losses, key=lambda r: losses[r]) == 0.256
+    assert extend.REACH + 2 < len(losses) - len(RATES) <= extend.MOST
+
+
+def test_a_task_that_is_solved_at_every_rate_is_searched_no_further_down():
+    _, rounds = search(RATES, lambda rate: 1e-4 + abs(rate - 4e-3) / 100)
+    assert rounds == [[2e-3, 8e-3]]
 
 
 def test_where_every_rate_diverged_lower_ones_follow():

@@ -37,6 +37,7 @@ def test_quick_and_again(tmp_path, corpus, capsys, monkeypatch):
     full = found["rows"][0]
     for row in found["rows"]:
         assert np.shape(row["loss"]["0.01"]) == (2,) and np.isfinite(row["loss"]["0.01"]).all()
+        assert row["choice"]["0.01"] != row["loss"]["0.01"]
         budget = full["flops"] / 0.6 if row["strategy"] == NAMES[-1] else full["flops"]
         assert abs(row["flops"] - budget) <= full["flops"] / 10
     assert len(found["predictions"]) == 7 and all(p["claim"] in said for p in found["predictions"])
@@ -89,6 +90,12 @@ def test_the_learning_rate_falls_in_the_last_fifth():
     rates = jax.vmap(lambda step: trainer.learning_rate(hyper, step))(jnp.arange(100))
     assert np.allclose(rates[:5], 2 * np.arange(1, 6) / 5) and np.allclose(rates[5:80], 2)
     assert np.allclose(rates[80:], np.arange(20, 0, -1) / 10)
+
+
+def test_a_rate_is_chosen_on_other_windows_than_are_reported():
+    choice, loss = {"a": [1.0], "b": [2.0], "c": [np.inf]}, {"a": [3.0], "b": [2.0], "c": [0.0]}
+    ended = strategy.Ended(choice=choice, loss=loss, steps={}, flops=1.0)
+    assert ended.best == "a" and ended.at_best == [3.0]
 
 
 def test_the_readme_says_what_was_found():

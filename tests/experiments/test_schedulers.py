@@ -198,7 +198,7 @@ def test_the_finding_says_which_cells_are_equal_and_what_was_left_out(tmp_path, 
     assert [prediction["verdict"] for prediction in result["predictions"]] == ["supported", "refuted"]
     assert "Left out: slurm (no Slurm)." in (tmp_path / "finding.md").read_text()
     csvs = sorted(path.parent.name for path in tmp_path.glob("*/results.csv"))
-    assert csvs == ["local", "local-all-lanes-at-once", "ray"]
+    assert csvs == ["local", "local-one-lane-at-a-time", "ray"]
 
 
 def compared_by_command(out):

@@ -64,6 +64,25 @@ def test_a_lane_is_the_single_run(pair, mode):
                 np.testing.assert_allclose(np.array(a[name], float), np.array(b[name], float), rtol=3e-4, atol=1e-6)
 
 
+def test_lanes_one_after_another_are_each_the_single_run_by_one_program():
+    """Bit for bit, with a neighbour that diverged; another number of lanes compiles nothing."""
+    run = fit(learning_rates=(1e-3, 1e-2, 1e38), seeds=(0, 1), mode="loop")
+    alone = fit(learning_rates=(1e-2,), seeds=(1,), mode="loop")
+    assert alone.metrics[0] == run.metrics[3] and alone.layers[0] == run.layers[3]
+    assert alone.programs.compile_seconds is None, "read from the cache"
+    assert {x.shape[0] for x in jax.tree.leaves(run.programs.start.out_info)} == {1}
+    assert list(run.alive) == [True] * 4 + [False] * 2
+    both = fit(learning_rates=(1e-3, 1e-2, 1e38), seeds=(0, 1), mode="vmap")
+    steps = [[[row["step"] for row in rows] for rows in way.metrics] for way in (run, both)]
+    assert steps[0] == steps[1] and jax.tree.map(np.shape, run.state) == jax.tree.map(np.shape, both.state)
+
+
+def test_the_mode_by_default(monkeypatch):
+    assert lanes.best_mode() == "loop" and lanes.best_mode(sj.shard.mesh(data=8)) == "vmap"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert lanes.best_mode() == "vmap"
+
+
 def test_seeds_and_rates_differ(pair):
     final = [rows[-1]["valid_loss"] for rows in pair.metrics]
     assert len(set(final)) == 4
