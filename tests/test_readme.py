@@ -211,19 +211,19 @@ def test_what_is_said_of_the_atlas_is_what_it_found():
     rows = json.loads((ATLAS / "result.json").read_text())["rows"]
     points = {(row["recipe"], row["depth"]): row for row in rows if row["kind"] == "point"}
     loss = {key: f"{row['loss']:.2f}" for key, row in points.items() if row["loss"] is not None}
-    depths = (1, 2, 8, 32, 128, 512)
+    depths = (1, 2, 8, 32, 128, 512, 1024)
     lowest = [min((value for (_, depth), value in loss.items() if depth == d), key=float) for d in depths]
     told = (ATLAS / "discussion.md").read_text()
     (section,) = re.findall(r"^## How deep\n(.*?)^## ", told, re.MULTILINE | re.DOTALL)
     wanted = [("complete_p", depth) for depth in depths]
-    wanted += [(recipe, depth) for recipe in ("rezero", "skip_init") for depth in (1, 32, 512)]
-    wanted += [(recipe, depth) for recipe in ("pre_norm", "deepnorm") for depth in (32, 128, 512)]
+    wanted += [("rezero", depth) for depth in (1, 32, 1024)] + [("skip_init", depth) for depth in (1, 32, 512)]
+    wanted += [(recipe, depth) for recipe in ("pre_norm", "deepnorm") for depth in (32, 128, 512, 1024)]
     wanted += [("pre_norm", 2), ("deepnorm", 2), ("keel", 512), ("no_residual", 32)]
     assert re.findall(r"\d\.\d\d", section) == [*lowest, *(loss[at] for at in wanted)]
     for name in ("rezero", "skip_init", "complete_p"):
         assert {row["word"] for (recipe, depth), row in points.items() if recipe == name and depth} == {"trained"}
     for name in ("pre_norm", "deepnorm"):
-        assert all(points[name, depth]["word"] == "no better than no layers" for depth in (32, 128, 512))
+        assert all(points[name, depth]["word"] == "no better than no layers" for depth in (32, 128, 512, 1024))
     best = [row for (_, depth), row in points.items() if depth]
     assert f"Of {len(best)} best rates {sum(bool(row['edge']) for row in best)} are" in told
     assert {points["complete_p", depth]["learning_rate"] for depth in depths} == {0.016}
@@ -232,9 +232,9 @@ def test_what_is_said_of_the_atlas_is_what_it_found():
     spread = [f"{x:.2f}" for x in (np.mean(ratios), min(ratios), max(ratios))]
     assert all(f"{x} times" in told for x in (spread[0], spread[2])) and f"over {len(ratios)} recipes" in told
     line = re.search(r"^\| `depth_atlas` \|.*$", TEXT, re.MULTILINE).group()
-    shown = [loss[recipe, depth] for recipe in ("complete_p", "pre_norm") for depth in (2, 32, 128, 512)]
+    shown = [loss[recipe, depth] for recipe in ("complete_p", "pre_norm") for depth in (2, 32, 128, 1024)]
     assert re.findall(r"\d\.\d\d", line) == [loss["pre_norm", 0], *shown, *spread]
-    for depth in (32, 128, 512):
+    for depth in (32, 128, 512, 1024):
         words = [row["word"] for (_, at), row in points.items() if at == depth]
         assert f"{words.count('trained')} of {len(words)}" in line
 

@@ -1,6 +1,6 @@
 """The atlas: every recipe from 0 to 1,024 layers, each at its own best learning rate, and what it costs.
 
-    python -m experiments.depth_atlas                    some eight hours of one core
+    python -m experiments.depth_atlas                    some nine hours of one core
     python -m experiments.depth_atlas --plan long --out runs/long_atlas    where depth pays: two hours of one core
     python -m experiments.depth_atlas --plan full        every rate and seed everywhere: days, or an accelerator and
         --d-model 256 --n-heads 8 --context 256 --batch 32 --steps 2000
