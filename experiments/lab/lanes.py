@@ -163,7 +163,7 @@ class Run:
         self.metrics: list[list[dict[str, Any]]] = [[] for _ in hypers]
         self.layers: list[list[dict[str, Any]]] = [[] for _ in hypers]
         self.step_seconds: list[float] = []
-        """Of each chunk, seconds a step and lane."""
+        """Seconds a step and lane took, for each chunk."""
 
     def begin(self) -> None:
         """Draw the parameters and evaluate them."""
