@@ -92,9 +92,9 @@ SECTIONS: dict[str, tuple[Figure, ...]] = {
             "cost",
             loss_chart.cost,
             "Compile time is that of a group of lanes (learning rates and seeds) and is missing where programs came "
-            "from the cache; the time of a step is the group's, divided by its lanes; where several groups ran at the "
-            "same time, both are of a shared machine. Memory is XLA's count of temporary bytes while training, of "
-            "one lane where they run one after another, else of all.",
+            "from the cache; the time of a step is the group's, divided by the lanes that took it; where several "
+            "groups ran at the same time, both are of a shared machine. Memory is XLA's count of temporary bytes "
+            "while training, of one lane where they run one after another, else of all.",
         ),
     ),
 }

@@ -128,7 +128,8 @@ class Trainer:
         optimizer: "adamw", "muon", or a dotted path, see `optimizer.optimizer_named`.
         schedule: of the learning rate after warm-up: "constant", or down to zero at the last step, "cosine" or
             "linear".
-        remat: what the backward pass recomputes; on CPUs "layer" is faster than "none".
+        remat: what the backward pass recomputes; on a CPU "layer" needs a fraction of the memory of "none", and up to a
+            fifth more time for shallow stacks.
         metrics: the dotted path of a function (task, params, batch) to {name: () or (L,) array}, whose means over the
             validation batches are recorded beside the loss; None for none.
         accumulate: parts of a batch whose gradients are computed one after another and averaged, in the memory of one.

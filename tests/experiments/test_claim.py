@@ -1,6 +1,7 @@
 """Claims: a worker that lives keeps its group, one that died does not, whatever its process id says."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import subprocess
@@ -8,12 +9,13 @@ import sys
 import threading
 import time
 
+import jax
 import pytest
 
 from experiments.depth_sweep import __main__ as depth_sweep
 from experiments.lab import claim, sweep
 from experiments.lab.command_line import OK, UNDONE
-from tests.experiments.conftest import LANES, arguments, prepared
+from tests.experiments.conftest import LANES, PART, arguments, prepared
 from tests.experiments.test_sweep import rows_of
 
 
@@ -248,3 +250,14 @@ def test_a_failure_after_a_group_was_taken_over_is_nobodys(tmp_path, corpus, mon
         monkeypatch.setattr(sweep.Run, "chunk", lose_and_fail)
         assert depth_sweep.main(command) == UNDONE
     assert not list(out.glob("cells/*/summary.json")) and not list(out.glob("cells/*/error.txt"))
+
+
+def test_all_who_share_a_folder_agree_on_the_order_of_lanes(tmp_path, corpus, monkeypatch):
+    """A machine with a GPU and one without name the same cells alike, those of rates that follow included."""
+    first = prepared(arguments(tmp_path / "out", corpus, *PART))
+    first.save(first.jobs())
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    second, fresh = (prepared(arguments(tmp_path / name, corpus, *PART)) for name in ("out", "new"))
+    assert [job.name for job in second.jobs()] == [job.name for job in first.jobs()]
+    wider = dataclasses.replace(second, grid=dataclasses.replace(second.grid, learning_rates=(1e-3,)))
+    assert {job.group.mode for job in wider.jobs()} == {"loop"} and {job.group.mode for job in fresh.jobs()} == {"vmap"}

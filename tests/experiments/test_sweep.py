@@ -200,17 +200,6 @@ def test_lanes_at_once_are_interrupted_and_resumed_too(tmp_path, corpus, monkeyp
     assert status == 0 and numbers(tmp_path / "out") == numbers(tmp_path / "whole")
 
 
-def test_all_who_share_a_folder_agree_on_the_order_of_lanes(tmp_path, corpus, monkeypatch):
-    """A machine with a GPU and one without name the same cells alike, those of rates that follow included."""
-    first = prepared(arguments(tmp_path / "out", corpus, *PART))
-    first.save(first.jobs())
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    second, fresh = (prepared(arguments(tmp_path / name, corpus, *PART)) for name in ("out", "new"))
-    assert [job.name for job in second.jobs()] == [job.name for job in first.jobs()]
-    wider = dataclasses.replace(second, grid=dataclasses.replace(second.grid, learning_rates=(1e-3,)))
-    assert {job.group.mode for job in wider.jobs()} == {"loop"} and {job.group.mode for job in fresh.jobs()} == {"vmap"}
-
-
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     "options",
