@@ -31,9 +31,11 @@ def measure(*, d_model: int, depth: int, batch: int, context: int, rounds: int, 
     hypers = [train.Hyper(learning_rate=rate, seed=seed, steps=10**6) for rate in RATES for seed in SEEDS]
     shape = (len(hypers), chunk, batch, context + 1)
     batches = np.random.default_rng(0).integers(0, 256, shape).astype(np.int32)
+    hyper = lanes.stack_hyper(hypers)
+    one, read = jax.tree.map(lambda x: x[0], (hyper, batches))
     jobs = {
-        "vmap": chunks(trainer, hypers, batches),
-        "one after another": chunks(trainer, hypers[:1], batches[:1]),
+        "vmap": chunks(lanes.compile_lanes(trainer, hyper, batches, batches[0]), hyper, batches),
+        "one after another": chunks(lanes.compile_lanes(trainer, one, read, read, mode="loop"), one, read),
     }
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(rounds):
@@ -47,11 +49,9 @@ def measure(*, d_model: int, depth: int, batch: int, context: int, rounds: int, 
     return {**size, "runs": len(hypers), "seconds": seconds}
 
 
-def chunks(trainer: train.Trainer, hypers: list[train.Hyper], batches: np.ndarray) -> Callable[[], None]:
-    """A function that takes a chunk of steps of all the runs, compiled and warm."""
-    hyper = lanes.stack_hyper(hypers)
-    programs = lanes.compile_lanes(trainer, hyper, batches, batches[0])
-    state = [programs.start(hyper, batches[:, 0])]
+def chunks(programs: lanes.Programs, hyper: train.Hyper, batches: np.ndarray) -> Callable[[], None]:
+    """A function that takes a chunk of steps, warm."""
+    state = [programs.start(hyper, batches[..., 0, :, :])]
 
     def advance() -> None:
         state[0], seen = programs.advance(hyper, state[0], batches)

@@ -27,8 +27,14 @@ Mode = Literal["vmap", "loop"]
 """All lanes at once by vmap; or one after another by a program of one lane, whatever their number, with the temporary
 memory of one."""
 
-RUNS_ONCE: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
+Options = dict[str, str | bool]
+
+RUNS_ONCE: Options = {"xla_backend_optimization_level": "0"}
 """Compiler options for a program that compiles for longer than it runs."""
+
+RUNS_OFTEN: Options = {"xla_backend_optimization_level": "1"}
+"""Compiler options on a CPU for a program that runs for longer than it compiles: more of LLVM's passes take a quarter
+more time to compile, and no less to run."""
 
 Feed = Callable[[int, int], Batch]
 """`feed(seed, step) -> batch`, a pure function."""
@@ -36,7 +42,7 @@ Feed = Callable[[int, int], Batch]
 
 @dataclass(frozen=True, kw_only=True)
 class Programs:
-    """The compiled programs of lanes that run at once.
+    """The compiled programs of lanes that run at once, with a leading axis of lanes, or of one lane, without.
 
     Args:
         start: (hyper, batches) -> states
@@ -56,7 +62,8 @@ class Programs:
 def best_mode(on: Mesh | None = None) -> Mode:
     """The mode by default: one lane after another on a CPU, elsewhere and on a mesh all at once.
 
-    On a CPU a vmap is no faster, and has another program for each number of lanes.
+    On a CPU a vmap, even of one lane, is slower, for its products of matrices have an axis of lanes; and it has another
+    program for each number of lanes.
 
     Args:
         on: the mesh of devices over which each lane is split; None is one device.
@@ -69,48 +76,57 @@ def behind(n: int, sharding: NamedSharding) -> NamedSharding:
     return NamedSharding(sharding.mesh, PartitionSpec(*(None,) * n, *sharding.spec))
 
 
-def compile_lanes(trainer: Trainer, hyper: Hyper, batches: Batch, valid: Batch, on: Mesh | None = None) -> Programs:
+def compile_lanes(
+    trainer: Trainer, hyper: Hyper, batches: Batch, valid: Batch, on: Mesh | None = None, *, mode: Mode = "vmap"
+) -> Programs:
     """Compile the programs of lanes that run at once.
 
     On a mesh, each device has its share of every lane's parameters, moments and batch, as `stackjax.shard` says.
 
     Args:
         trainer: what is run.
-        hyper: numbers with a leading axis of lanes.
-        batches: of one chunk, with leading axes of lanes and steps; only shapes are read.
+        hyper: numbers with a leading axis of lanes, or in the mode "loop" those of one lane.
+        batches: of one chunk, with leading axes of lanes and steps, or of steps; only shapes are read.
         valid: validation batches with a leading axis, the same for all lanes.
         on: the mesh of devices; None is one device.
+        mode: how the lanes are run.
     """
+    axes = int(mode == "vmap")
 
-    def evaluate(states: State, valid: Batch):
-        return jax.vmap(lambda state: trainer.evaluate_all(state, valid))(states)
+    def of_lanes(function: Callable, *in_axes: int | None) -> Callable:
+        return jax.vmap(function, in_axes) if axes else function
 
     began = time.perf_counter()
-    first = jax.tree.map(lambda x: x[:, 0], batches)
-    whole = lanes = rows = steps_of_rows = None
+    first = jax.tree.map(lambda x: x[(slice(None),) * axes + (0,)], batches)
+    whole = lanes = rows = rows_of_lanes = steps_of_rows = None
     if on is not None:
-        state = jax.eval_shape(trainer.start, *jax.tree.map(lambda x: x[0], (hyper, first)))
-        lanes = jax.tree.map(partial(behind, 1), sj.shard.state(trainer.task.model, on, state))
+        state = jax.eval_shape(trainer.start, *jax.tree.map(lambda x: x[(0,) * axes], (hyper, first)))
+        lanes = jax.tree.map(partial(behind, axes), sj.shard.state(trainer.task.model, on, state))
         whole, batch = NamedSharding(on, PartitionSpec()), sj.shard.batch(on)
-        rows, steps_of_rows = behind(1, batch), behind(2, batch)
+        rows, rows_of_lanes, steps_of_rows = (behind(n, batch) for n in (1, axes, axes + 1))
     with contextlib.nullcontext() if on is None else jax.set_mesh(on):
-        start = jax.jit(jax.vmap(trainer.start), in_shardings=(whole, rows), out_shardings=lanes).lower(hyper, first)
+        start = jax.jit(of_lanes(trainer.start, 0, 0), in_shardings=(whole, rows_of_lanes), out_shardings=lanes).lower(
+            hyper, first
+        )
         states = start.out_info
         advance = jax.jit(
-            jax.vmap(trainer.advance),
+            of_lanes(trainer.advance, 0, 0, 0),
             in_shardings=(whole, lanes, steps_of_rows),
             out_shardings=(lanes, whole),
             donate_argnums=1,
         ).lower(hyper, states, batches)
-        measure = jax.jit(evaluate, in_shardings=(lanes, rows), out_shardings=whole).lower(states, valid)
+        evaluate = jax.jit(
+            of_lanes(trainer.evaluate_all, 0, None), in_shardings=(lanes, rows), out_shardings=whole
+        ).lower(states, valid)
 
-    def compiled(program: jax.stages.Lowered, options: dict[str, str | bool]) -> tuple[jax.stages.Compiled, bool]:
+    def compiled(program: jax.stages.Lowered, options: Options) -> tuple[jax.stages.Compiled, bool]:
         with compile_cache.hits() as hits:
             return program.compile(compiler_options=options), bool(hits)
 
-    lowered = (start, advance, measure)
+    lowered = (start, advance, evaluate)
+    often = RUNS_OFTEN if jax.default_backend() == "cpu" else {}
     with ThreadPoolExecutor(len(lowered)) as pool:
-        programs, cached = zip(*pool.map(compiled, lowered, (RUNS_ONCE, {}, {})), strict=True)
+        programs, cached = zip(*pool.map(compiled, lowered, (RUNS_ONCE, often, often)), strict=True)
     memory = programs[1].memory_analysis()
     return Programs(
         start=programs[0],
@@ -154,11 +170,12 @@ class Run:
         self.trainer, self.hypers, self.feed, self.eval_every = trainer, tuple(hypers), feed, eval_every
         self.steps = int(hypers[0].steps)
         n = len(hypers)
-        self._at_once = [slice(n)] if mode == "vmap" else [slice(i, i + 1) for i in range(n)]
+        self._mode: Mode = mode
+        self._at_once: list[slice | int] = [slice(n)] if mode == "vmap" else list(range(n))
         self._hyper = stack_hyper(hypers)
         self._valid = jax.tree.map(jnp.asarray, valid)
         hyper, batches = _part((self._hyper, self._batches(0)), self._at_once[0])
-        self.programs = compile_lanes(trainer, hyper, batches, self._valid, on)
+        self.programs = compile_lanes(trainer, hyper, batches, self._valid, on, mode=mode)
         self.states: list[State] = []
         self.metrics: list[list[dict[str, Any]]] = [[] for _ in hypers]
         self.layers: list[list[dict[str, Any]]] = [[] for _ in hypers]
@@ -186,18 +203,20 @@ class Run:
     @property
     def state(self) -> State:
         """The state of all lanes, with a leading axis of them."""
-        return _joined(self.states) if len(self.states) > 1 else self.states[0]
+        return self._joined(self.states)
 
     @property
     def shapes(self) -> State:
         """The shapes and types of `state`."""
-        n = len(self.hypers)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype), self.programs.start.out_info)
+        states = self.programs.start.out_info
+        if self._mode == "vmap":
+            return states
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(self.hypers), *x.shape), x.dtype), states)
 
     @property
     def alive(self) -> np.ndarray:
         """(lanes,) False for those that diverged."""
-        return _joined([state.alive for state in self.states])
+        return np.asarray(self._joined([state.alive for state in self.states]))
 
     @property
     def step(self) -> int:
@@ -211,7 +230,7 @@ class Run:
 
     def chunk(self) -> None:
         """Take `eval_every` steps, or those that are left, and evaluate."""
-        batches, seen, living = self._batches(self.step), [], 0
+        batches, seen, taken = self._batches(self.step), [], 0
         began = time.perf_counter()
         for i, lanes in enumerate(self._at_once):
             if not np.any(self.states[i].alive):
@@ -220,9 +239,15 @@ class Run:
             hyper, read = _part((self._hyper, batches), lanes)
             self.states[i], steps = self.programs.advance(hyper, self.states[i], read)
             seen.append(jax.device_get(steps))
-            living += len(steps.made)
-        self.step_seconds.append((time.perf_counter() - began) / self.eval_every / max(living, 1))
-        self._record(_joined(seen))
+            taken += steps.made.size
+        self.step_seconds.append((time.perf_counter() - began) / max(taken, 1))
+        self._record(self._joined(seen))
+
+    def _joined(self, trees: Sequence[Any]) -> Any:
+        """Trees of arrays, one for each run of a program, as one with a leading axis of lanes."""
+        if self._mode == "vmap":
+            return trees[0]
+        return jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(trees))
 
     def _batches(self, step: int) -> Batch:
         """A chunk of batches with leading axes of lanes and steps; lanes of one seed read the same."""
@@ -234,12 +259,11 @@ class Run:
 
     def _record(self, seen: Steps | None) -> None:
         evaluate = self.programs.evaluate
-        losses, measures = _joined(
-            [
-                evaluate(state, self._valid) if np.any(state.alive) else _nothing(evaluate.out_info)
-                for state in self.states
-            ]
-        )
+        evaluated = [
+            evaluate(state, self._valid) if np.any(state.alive) else _nothing(evaluate.out_info)
+            for state in self.states
+        ]
+        losses, measures = jax.device_get(self._joined(evaluated))
         alive, first = self.alive, self.step
         for lane in range(len(self.hypers)):
             rows = []
@@ -260,19 +284,14 @@ class Run:
                 self.layers[lane].append({"step": rows[-1]["step"], **arrays})
 
 
-def _part(tree: Any, lanes: slice) -> Any:
-    """Some of the lanes of a tree of arrays with a leading axis of them."""
+def _part(tree: Any, lanes: slice | int) -> Any:
+    """Some of the lanes of a tree of arrays with a leading axis of them, or one of them without it."""
     return jax.tree.map(lambda x: x[lanes], tree)
 
 
 def _nothing(shapes: Any) -> Any:
     """Zeros in these shapes: what a lane that diverged adds to the rows."""
     return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-
-
-def _joined(trees: Sequence[Any]) -> Any:
-    """Trees of arrays with a leading axis of lanes as one, on the host."""
-    return jax.tree.map(lambda *xs: np.concatenate(jax.device_get(xs)), *trees)
 
 
 def _row(step: int, loss: Any, gradient_norm: Any) -> dict[str, Any]:
