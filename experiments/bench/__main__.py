@@ -210,12 +210,12 @@ class Bench:
     def sweep(self) -> None:
         """Runs side by side."""
         small = {"d_model": 16, "batch": 2, "context": 8, "depths": (2,), "rounds": 1}
-        usual = {"d_model": 64, "batch": 8, "context": 32, "depths": (2, 8), "rounds": self.options.rounds}
+        usual = {"d_model": 64, "batch": 8, "context": 64, "depths": (2, 10), "rounds": self.options.rounds}
         sizes: dict[str, Any] = small if self.options.quick else usual
-        for depth in sizes.pop("depths"):
-            row = vmapped.measure(depth=depth, **sizes)
+        for depth, recipe in itertools.product(sizes.pop("depths"), ("pre_norm", "hyper_connections")):
+            row = vmapped.measure(recipe=recipe, depth=depth, **sizes)
             self.results["sweep"].append(row)
-            self.say(f"{row['runs']} runs of {depth} layers: " + _seconds(row["seconds"]))
+            self.say(f"{row['runs']} runs of {recipe}, {depth} layers: " + _seconds(row["seconds"]))
 
     def decode(self) -> None:
         """Tokens a second."""

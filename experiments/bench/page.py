@@ -76,9 +76,11 @@ def sweep(results: dict[str, Any]) -> list[Row]:
     """Eight runs at once or one after another."""
     return [
         {
+            "recipe": row["recipe"],
             "layers": row["depth"],
             "width": row["d_model"],
-            **{f"{name}, s": f"{seconds:.3g}" for name, seconds in row["seconds"].items()},
+            **{f"compile, {name}, s": f"{seconds:.1f}" for name, seconds in row["compile_seconds"].items()},
+            **{f"step, {name}, s": f"{seconds:.3g}" for name, seconds in row["seconds"].items()},
             "vmap / one after another": f"{row['seconds']['vmap'] / row['seconds']['one after another']:.2f}",
         }
         for row in results["sweep"]

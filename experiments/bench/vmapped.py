@@ -8,17 +8,19 @@ import numpy as np
 
 import stackjax as sj
 
-from ..lab import lanes, train
+from ..lab import compile_cache, lanes, names, train
 from .machine import clock
 from .program import Row
 
 RATES, SEEDS = (3e-4, 1e-3, 3e-3, 1e-2), (0, 1)
 
 
-def measure(*, d_model: int, depth: int, batch: int, context: int, rounds: int, chunk: int = 4) -> Row:
-    """Seconds a step of all eight runs: vmapped, and as eight calls of a program for one.
+@compile_cache.off()
+def measure(*, recipe: str, d_model: int, depth: int, batch: int, context: int, rounds: int, chunk: int = 4) -> Row:
+    """Seconds a step of all eight runs: vmapped, and as eight calls of a program for one; and seconds to compile either.
 
     Args:
+        recipe: its name.
         d_model: D.
         depth: L.
         batch: B.
@@ -26,16 +28,21 @@ def measure(*, d_model: int, depth: int, batch: int, context: int, rounds: int, 
         rounds: chunks to time, in turn; the median counts.
         chunk: steps in a chunk.
     """
-    model = sj.decoder(vocab=256, d_model=d_model, depth=depth, n_heads=4, position=sj.position.Rotary())
+    sizes: Row = {"d_model": d_model, "depth": depth}
+    model = sj.decoder(vocab=256, n_heads=4, position=sj.position.Rotary(), recipe=names.recipe_named(recipe), **sizes)
     trainer = train.Trainer(task=train.NextToken(model=model))
     hypers = [train.Hyper(learning_rate=rate, seed=seed, steps=10**6) for rate in RATES for seed in SEEDS]
     shape = (len(hypers), chunk, batch, context + 1)
     batches = np.random.default_rng(0).integers(0, 256, shape).astype(np.int32)
     hyper = lanes.stack_hyper(hypers)
     one, read = jax.tree.map(lambda x: x[0], (hyper, batches))
+    programs = {
+        "vmap": lanes.compile_lanes(trainer, hyper, batches, batches[0]),
+        "one after another": lanes.compile_lanes(trainer, one, read, read, mode="loop"),
+    }
     jobs = {
-        "vmap": chunks(lanes.compile_lanes(trainer, hyper, batches, batches[0]), hyper, batches),
-        "one after another": chunks(lanes.compile_lanes(trainer, one, read, read, mode="loop"), one, read),
+        "vmap": chunks(programs["vmap"], hyper, batches),
+        "one after another": chunks(programs["one after another"], one, read),
     }
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(rounds):
@@ -45,8 +52,9 @@ def measure(*, d_model: int, depth: int, batch: int, context: int, rounds: int, 
             times[name].append((clock() - began) / chunk)
     seconds = {name: statistics.median(measured) for name, measured in times.items()}
     seconds["one after another"] *= len(hypers)
-    size = {"d_model": d_model, "depth": depth, "batch": batch, "context": context}
-    return {**size, "runs": len(hypers), "seconds": seconds}
+    compiling = {name: program.compile_seconds for name, program in programs.items()}
+    sizes |= {"recipe": recipe, "batch": batch, "context": context}
+    return {**sizes, "runs": len(hypers), "seconds": seconds, "compile_seconds": compiling}
 
 
 def chunks(programs: lanes.Programs, hyper: train.Hyper, batches: np.ndarray) -> Callable[[], None]:
