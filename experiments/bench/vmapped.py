@@ -17,7 +17,7 @@ RATES, SEEDS = (3e-4, 1e-3, 3e-3, 1e-2), (0, 1)
 
 @compile_cache.off()
 def measure(*, recipe: str, d_model: int, depth: int, batch: int, context: int, rounds: int, chunk: int = 4) -> Row:
-    """Seconds a step of all eight runs: vmapped, and as eight calls of a program for one; and seconds to compile either.
+    """Seconds a step of all eight runs, by vmap and as eight calls of a program for one, and seconds to compile either.
 
     Args:
         recipe: its name.
