@@ -67,7 +67,8 @@ def depths(rows: Sequence[Json], data: Json) -> alt.TopLevelMixin:
 
 
 def rates(rows: Sequence[Json]) -> alt.TopLevelMixin:
-    """The best learning rate of every recipe at every depth."""
+    """The best learning rate of every recipe at every depth at which it learned more than counting bytes does."""
+    rows = [{**row, "loss": None} if row["word"] == "stuck" else row for row in rows]
     shade = alt.Color("learning_rate:Q", scale=alt.Scale(type="log", range=["#dce6f5", "#f7d9b9"]), legend=None)
     return _tiles(rows, shade, "~g", "learning_rate", "false").properties(title="Best learning rate of those tried")
 

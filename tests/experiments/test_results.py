@@ -25,7 +25,7 @@ def test_a_result_is_a_page_and_a_file_for_programs(name):
     assert {"finding.md", "result.json"} <= {path.name for path in folder.iterdir()}
     assert not {"README.md", "results.json"} & {path.name for path in folder.iterdir()}
     result = json.loads((folder / "result.json").read_text())
-    assert any(result.get(part) for part in ("rows", "claims", "decode"))
+    assert any(result.get(part) for part in ("rows", "claims", "decode", "sweep"))
 
 
 @pytest.mark.parametrize("name", sorted({*FOLDERS, *PAGES}))
