@@ -12,7 +12,7 @@ that is had here. Killed, the same command goes on behind the last strategy that
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -83,13 +83,15 @@ def depths(options: Options) -> set[int]:
 
 def ended_of(name: str, strategy: Strategy, corpus: Corpus, options: Options, flops: dict[int, int]) -> Ended:
     """The end of a strategy, from its file if it has been run."""
+    kept = [field.name for field in fields(Ended)]
     same = {**plain(replace(options, out="")), **asdict(strategy), "data": corpus.sha256, **environment.versions()}
+    same["kept"] = kept
     path = Path(options.out) / "strategies" / f"{store.digest(same)}.json"
     record = store.read_sealed(path)
-    if record is None or "choice" not in record:
+    if record is None:
         record = asdict(trained(strategy, corpus, options, flops))
         store.write_sealed(path, {"name": name, **record})
-    return Ended(**{field: record[field] for field in ("choice", "loss", "steps", "flops")})
+    return Ended(**{name: record[name] for name in kept})
 
 
 def predictions(ended: dict[str, Ended], options: Options) -> list[Prediction]:
