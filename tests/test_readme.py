@@ -217,6 +217,7 @@ def test_what_is_said_of_the_atlas_is_what_it_found():
     (section,) = re.findall(r"^## How deep\n(.*?)^## ", told, re.MULTILINE | re.DOTALL)
     wanted = [("complete_p", depth) for depth in depths]
     wanted += [("rezero", depth) for depth in (1, 32, 1024)] + [("skip_init", depth) for depth in (1, 32, 512)]
+    wanted += [("dlcl", depth) for depth in (1, 32, 128)] + [("dense_former", 128)]
     wanted += [(recipe, depth) for recipe in ("pre_norm", "deepnorm") for depth in (32, 128, 512, 1024)]
     wanted += [("pre_norm", 2), ("deepnorm", 2), ("keel", 512), ("no_residual", 32)]
     assert re.findall(r"\d\.\d\d", section) == [*lowest, *(loss[at] for at in wanted)]
