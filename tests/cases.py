@@ -177,8 +177,8 @@ UNUSUAL = {
 }
 """Recipes whose stream, attention or parameters are not a plain sum of branches; the others behave as one of them."""
 
-DAILY = {"block_attention_residuals"}
-"""The recipe that every run of the tests tries whole: each sublayer reads what all before it made."""
+DAILY = {"dense_former"}
+"""The recipe that every run of the tests tries whole: each layer reads what all before it made."""
 
 BY_COST = [
     pytest.param(name, marks=[] if name in DAILY else pytest.mark.thorough if name in UNUSUAL else pytest.mark.slow)

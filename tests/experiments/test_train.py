@@ -72,9 +72,10 @@ def test_lanes_one_after_another_are_each_the_single_run_by_one_program():
     assert alone.programs.compile_seconds is None, "read from the cache"
     assert run.programs.start.out_info.alive.shape == ()
     assert list(run.alive) == [True] * 4 + [False] * 2
-    both = fit(learning_rates=(1e-3, 1e-2, 1e38), seeds=(0, 1), mode="vmap")
-    steps = [[[row["step"] for row in rows] for rows in way.metrics] for way in (run, both)]
-    assert steps[0] == steps[1] and jax.tree.map(np.shape, run.state) == jax.tree.map(np.shape, both.state)
+    one = run.programs.start.out_info
+    assert jax.tree.map(np.shape, run.state) == jax.tree.map(lambda x: (6, *x.shape), one)
+    lengths = [len(rows) for rows in run.metrics]
+    assert lengths[:4] == [8] * 4 and max(lengths[4:]) < 8
 
 
 def test_the_mode_by_default(monkeypatch):
