@@ -51,23 +51,21 @@ Modules by floor; a module imports only from floors below, and from modules to i
 Read from the ground up. `recipe` and `position` begin with one table of all that they hold.
 """
 
+import importlib
 import importlib.metadata
+from typing import TYPE_CHECKING, Any
 
 from stackjax import (
     abstract_model,
-    adapt,
     attention,
     backend,
-    beam,
     block,
     blockwise,
     boundary,
     by_layer,
     cache,
     check,
-    convert,
     cross_layer,
-    debug,
     decode,
     delta_rule,
     description,
@@ -75,10 +73,8 @@ from stackjax import (
     dot_product,
     edit,
     embedding,
-    exits,
     feed_forward,
     history,
-    interop,
     latent_attention,
     layer,
     loss,
@@ -86,12 +82,10 @@ from stackjax import (
     model,
     moe,
     norm,
-    optim,
     option,
     parallel,
     parameter,
     pin,
-    pipeline,
     position,
     probe,
     product,
@@ -110,10 +104,8 @@ from stackjax import (
     statistic,
     structure,
     sublayer,
-    surgery,
     tensor_file,
     tensor_parallel,
-    testing,
     turn,
     unrolled,
     wrapped,
@@ -137,6 +129,12 @@ from stackjax.seq2seq import EncoderDecoder, encoder_decoder
 from stackjax.serialization import load, save
 from stackjax.stack import Stack
 from stackjax.sublayer import Aux, Cache, Result, SideInputs, Sublayer
+
+if TYPE_CHECKING:
+    from stackjax import adapt, beam, convert, debug, exits, interop, optim, pipeline, surgery, testing
+
+LATER = ("adapt", "beam", "convert", "debug", "exits", "interop", "optim", "pipeline", "surgery", "testing")
+"""Modules that are imported where they are first named, for not every program needs them."""
 
 __all__ = [
     "Attention",
@@ -242,3 +240,13 @@ try:
     __version__ = importlib.metadata.version("stackjax")
 except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
     __version__ = "unknown"
+
+
+def __getattr__(name: str) -> Any:
+    if name in LATER:
+        return importlib.import_module(f"stackjax.{name}")
+    raise AttributeError(f"module 'stackjax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *LATER})

@@ -6,6 +6,8 @@ import inspect
 import pathlib
 import pkgutil
 import re
+import subprocess
+import sys
 from functools import partial
 
 import chex
@@ -291,3 +293,15 @@ def test_every_recipe_and_position_is_in_its_table():
 def test_files_stay_small():
     long = {path.name: n for path in ROOT.rglob("*.py") if (n := len(path.read_text().splitlines())) > 350}
     assert not long
+
+
+def test_what_only_some_programs_need_is_imported_where_it_is_named():
+    code = (
+        "import sys, stackjax as sj\n"
+        "assert not [name for name in sj.LATER if f'stackjax.{name}' in sys.modules], 'imported at once'\n"
+        "assert 'optax' not in sys.modules and set(sj.LATER) < set(dir(sj)) and set(sj.LATER) < set(sj.__all__)\n"
+        "assert all(getattr(sj, name) is sys.modules[f'stackjax.{name}'] for name in sj.LATER)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="module 'stackjax' has no attribute 'nothing'"):
+        sj.nothing  # noqa: B018
