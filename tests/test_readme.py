@@ -208,12 +208,14 @@ ATLAS = ROOT / "experiments" / "results" / "depth_atlas"
 
 def test_what_is_said_of_the_atlas_is_what_it_found():
     """Every loss in the discussion, in its order, and the line of the README."""
-    rows = json.loads((ATLAS / "result.json").read_text())["rows"]
+    result = json.loads((ATLAS / "result.json").read_text())
+    rows = result["rows"]
     points = {(row["recipe"], row["depth"]): row for row in rows if row["kind"] == "point"}
     loss = {key: f"{row['loss']:.2f}" for key, row in points.items() if row["loss"] is not None}
     depths = (1, 2, 8, 32, 128, 512, 1024)
     lowest = [min((value for (_, depth), value in loss.items() if depth == d), key=float) for d in depths]
     told = (ATLAS / "discussion.md").read_text()
+    assert told.split("```")[1].split("\n")[1:-1] == result["command"].split(" && ")
     (section,) = re.findall(r"^## How deep\n(.*?)^## ", told, re.MULTILINE | re.DOTALL)
     wanted = [("complete_p", depth) for depth in depths]
     wanted += [("rezero", depth) for depth in (1, 32, 1024)] + [("skip_init", depth) for depth in (1, 32, 512)]
@@ -225,7 +227,7 @@ def test_what_is_said_of_the_atlas_is_what_it_found():
         assert {row["word"] for (recipe, depth), row in points.items() if recipe == name and depth} == {"trained"}
     for name in ("pre_norm", "deepnorm"):
         assert all(points[name, depth]["word"] == "no better than no layers" for depth in (32, 128, 512, 1024))
-    best = [row for (_, depth), row in points.items() if depth]
+    best = [row for (_, depth), row in points.items() if depth and row["learning_rate"] is not None]
     assert f"Of {len(best)} best rates {sum(bool(row['edge']) for row in best)} are" in told
     assert {points["complete_p", depth]["learning_rate"] for depth in depths} == {0.016}
     checks = [row for row in rows if row["kind"] == "check" and row["depth"] == 1024 and row["compile_seconds"]]

@@ -209,8 +209,9 @@ class Bench:
 
     def sweep(self) -> None:
         """Runs side by side."""
-        small = {"d_model": 16, "batch": 2, "context": 8, "depths": (2,), "rounds": 1}
-        usual = {"d_model": 64, "batch": 8, "context": 64, "depths": (2, 10), "rounds": self.options.rounds}
+        small = {"d_model": 16, "batch": 2, "context": 8, "depths": (2,), "rounds": 1, "compiles": 1}
+        usual = {"d_model": 64, "batch": 8, "context": 64, "depths": (2, 10)}
+        usual |= {"rounds": self.options.rounds, "compiles": 3}
         sizes: dict[str, Any] = small if self.options.quick else usual
         for depth, recipe in itertools.product(sizes.pop("depths"), ("pre_norm", "hyper_connections")):
             row = vmapped.measure(recipe=recipe, depth=depth, **sizes)

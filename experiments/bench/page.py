@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 
 from ..lab import chart, environment, store
-from ..lab.finding import table
+from ..lab.finding import Estimate, table
 from .program import Row
 from .verdict import TORCH, best_peer, groups, judge
 
@@ -81,7 +81,7 @@ def sweep(results: dict[str, Any]) -> list[Row]:
             "width": row["d_model"],
             **{f"compile, {name}, s": f"{seconds:.1f}" for name, seconds in row["compile_seconds"].items()},
             **{f"step, {name}, s": f"{seconds:.3g}" for name, seconds in row["seconds"].items()},
-            "vmap / one after another": f"{row['seconds']['vmap'] / row['seconds']['one after another']:.2f}",
+            "step, vmap / one after another": str(Estimate.of(row["ratios"])),
         }
         for row in results["sweep"]
     ]

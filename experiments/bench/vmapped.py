@@ -1,5 +1,6 @@
 """Eight runs of a sweep at once, by vmap, against the same eight one after another."""
 
+import math
 import statistics
 from collections.abc import Callable
 
@@ -16,8 +17,10 @@ RATES, SEEDS = (3e-4, 1e-3, 3e-3, 1e-2), (0, 1)
 
 
 @compile_cache.off()
-def measure(*, recipe: str, d_model: int, depth: int, batch: int, context: int, rounds: int, chunk: int = 4) -> Row:
-    """Seconds a step of all eight runs, by vmap and as eight calls of a program for one, and seconds to compile either.
+def measure(
+    *, recipe: str, d_model: int, depth: int, batch: int, context: int, rounds: int, compiles: int, chunk: int = 4
+) -> Row:
+    """Seconds a step of eight runs, by one vmap, and one after another by a vmap of one and by a program of one.
 
     Args:
         recipe: its name.
@@ -25,7 +28,8 @@ def measure(*, recipe: str, d_model: int, depth: int, batch: int, context: int, 
         depth: L.
         batch: B.
         context: T.
-        rounds: chunks to time, in turn; the median counts.
+        rounds: chunks to time, in turn; the medians count.
+        compiles: of each way, in turn; the medians count.
         chunk: steps in a chunk.
     """
     sizes: Row = {"d_model": d_model, "depth": depth}
@@ -34,27 +38,34 @@ def measure(*, recipe: str, d_model: int, depth: int, batch: int, context: int, 
     hypers = [train.Hyper(learning_rate=rate, seed=seed, steps=10**6) for rate in RATES for seed in SEEDS]
     shape = (len(hypers), chunk, batch, context + 1)
     batches = np.random.default_rng(0).integers(0, 256, shape).astype(np.int32)
-    hyper = lanes.stack_hyper(hypers)
-    one, read = jax.tree.map(lambda x: x[0], (hyper, batches))
-    programs = {
-        "vmap": lanes.compile_lanes(trainer, hyper, batches, batches[0]),
-        "one after another": lanes.compile_lanes(trainer, one, read, read, mode="loop"),
+    every = (lanes.stack_hyper(hypers), batches)
+    ways: dict[str, tuple[lanes.Mode, tuple[train.Hyper, np.ndarray]]] = {
+        "vmap": ("vmap", every),
+        "by a vmap of one": ("vmap", jax.tree.map(lambda x: x[:1], every)),
+        "one after another": ("loop", jax.tree.map(lambda x: x[0], every)),
     }
-    jobs = {
-        "vmap": chunks(programs["vmap"], hyper, batches),
-        "one after another": chunks(programs["one after another"], one, read),
-    }
-    times: dict[str, list[float]] = {name: [] for name in jobs}
+    runs = {name: len(hypers) // np.atleast_1d(read[0].seed).size for name, (_, read) in ways.items()}
+    jobs: dict[str, Callable[[], None]] = {}
+    compiling: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(compiles):
+        for name, (mode, (hyper, read)) in ways.items():
+            programs = lanes.compile_lanes(trainer, hyper, read, batches[0], mode=mode)
+            compiling[name].append(programs.compile_seconds or math.nan)
+            jobs[name] = chunks(programs, hyper, read)
+    times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, job in jobs.items():
             began = clock()
             job()
-            times[name].append((clock() - began) / chunk)
-    seconds = {name: statistics.median(measured) for name, measured in times.items()}
-    seconds["one after another"] *= len(hypers)
-    compiling = {name: program.compile_seconds for name, program in programs.items()}
-    sizes |= {"recipe": recipe, "batch": batch, "context": context}
-    return {**sizes, "runs": len(hypers), "seconds": seconds, "compile_seconds": compiling}
+            times[name].append(runs[name] * (clock() - began) / chunk)
+    pairs = zip(times["vmap"], times["one after another"], strict=True)
+    return {
+        **sizes,
+        **{"recipe": recipe, "batch": batch, "context": context, "runs": len(hypers)},
+        "seconds": {name: statistics.median(measured) for name, measured in times.items()},
+        "compile_seconds": {name: statistics.median(measured) for name, measured in compiling.items()},
+        "ratios": [at_once / in_turn for at_once, in_turn in pairs],
+    }
 
 
 def chunks(programs: lanes.Programs, hyper: train.Hyper, batches: np.ndarray) -> Callable[[], None]:

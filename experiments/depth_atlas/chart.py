@@ -26,7 +26,7 @@ CURVES = 8
 
 
 def order(rows: Sequence[Json]) -> list[str]:
-    """Recipes by their loss at the greatest depth that most of them were run at; those that ended badly there last."""
+    """Recipes by their loss at the greatest depth that most were run at; those without one there last."""
     names = list(dict.fromkeys(row["recipe"] for row in rows))
     counted = Counter(row["depth"] for row in rows)
     shared = max(depth for depth, n in counted.items() if 2 * n >= len(names))
@@ -61,23 +61,24 @@ def depths(rows: Sequence[Json], data: Json) -> alt.TopLevelMixin:
         legend=alt.Legend(gradientLength=200, format="+.1f"),
     )
     light = f"abs(datum.change) > {0.7 * MOST_SHADED}"
-    return _tiles([*compared, *badly], shade, ".2f", "loss", light).properties(
+    return _tiles([*compared, *badly], order(rows), shade, ".2f", "loss", light).properties(
         title="Final validation loss at the best learning rate; blue is better than the same recipe without layers"
     )
 
 
 def rates(rows: Sequence[Json]) -> alt.TopLevelMixin:
     """The best learning rate of every recipe at every depth at which it learned more than counting bytes does."""
-    rows = [{**row, "loss": None} if row["word"] == "stuck" else row for row in rows]
+    learned = [{**row, "loss": None} if row["word"] == "stuck" else row for row in rows]
     shade = alt.Color("learning_rate:Q", scale=alt.Scale(type="log", range=["#dce6f5", "#f7d9b9"]), legend=None)
-    return _tiles(rows, shade, "~g", "learning_rate", "false").properties(title="Best learning rate of those tried")
+    tiles = _tiles(learned, order(rows), shade, "~g", "learning_rate", "false")
+    return tiles.properties(title="Best learning rate of those tried")
 
 
-def _tiles(rows: Sequence[Json], shade: alt.Color, form: str, field: str, light: str) -> Any:
-    names = ("recipe", "depth", "loss", "learning_rate", "word", "gain")
-    values = [{**{name: row[name] for name in names}, "change": row.get("change")} for row in rows]
+def _tiles(rows: Sequence[Json], names: Sequence[str], shade: alt.Color, form: str, field: str, light: str) -> Any:
+    shown = ("recipe", "depth", "loss", "learning_rate", "word", "gain")
+    values = [{**{name: row[name] for name in shown}, "change": row.get("change")} for row in rows]
     x = alt.X("depth:O", title="depth (layers)", axis=alt.Axis(labelAngle=0, orient="top"))
-    y = alt.Y("recipe:N", title=None, sort=order(rows), axis=alt.Axis(labelLimit=220))
+    y = alt.Y("recipe:N", title=None, sort=list(names), axis=alt.Axis(labelLimit=220))
     base = alt.Chart(alt.Data(values=values)).encode(x=x, y=y)
     ended = base.transform_filter("datum.loss != null")
     tip = ["recipe:N", "depth:O", "word:N", alt.Tooltip("loss:Q", format=".4f"), "gain:Q", "learning_rate:Q"]

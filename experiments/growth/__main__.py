@@ -85,13 +85,13 @@ def ended_of(name: str, strategy: Strategy, corpus: Corpus, options: Options, fl
     """The end of a strategy, from its file if it has been run."""
     kept = [field.name for field in fields(Ended)]
     same = {**plain(replace(options, out="")), **asdict(strategy), "data": corpus.sha256, **environment.versions()}
-    same["kept"] = kept
+    same |= {"kept": kept}
     path = Path(options.out) / "strategies" / f"{store.digest(same)}.json"
     record = store.read_sealed(path)
     if record is None:
         record = asdict(trained(strategy, corpus, options, flops))
         store.write_sealed(path, {"name": name, **record})
-    return Ended(**{name: record[name] for name in kept})
+    return Ended(**{field: record[field] for field in kept})
 
 
 def predictions(ended: dict[str, Ended], options: Options) -> list[Prediction]:

@@ -27,14 +27,14 @@ Mode = Literal["vmap", "loop"]
 """All lanes at once by vmap; or one after another by a program of one lane, whatever their number, with the temporary
 memory of one."""
 
-Options = dict[str, str | bool]
+CompilerOptions = dict[str, str | bool]
 
-RUNS_ONCE: Options = {"xla_backend_optimization_level": "0"}
+RUNS_ONCE: CompilerOptions = {"xla_backend_optimization_level": "0"}
 """Compiler options for a program that compiles for longer than it runs."""
 
-RUNS_OFTEN: Options = {"xla_backend_optimization_level": "1"}
-"""Compiler options on a CPU for a program that runs for longer than it compiles: more of LLVM's passes take a quarter
-more time to compile, and no less to run."""
+RUNS_OFTEN: CompilerOptions = {"xla_backend_optimization_level": "1"}
+"""Compiler options on a CPU for a program that runs for longer than it compiles: with more of LLVM's passes it compiles
+for a quarter longer and runs no faster."""
 
 Feed = Callable[[int, int], Batch]
 """`feed(seed, step) -> batch`, a pure function."""
@@ -79,14 +79,14 @@ def behind(n: int, sharding: NamedSharding) -> NamedSharding:
 def compile_lanes(
     trainer: Trainer, hyper: Hyper, batches: Batch, valid: Batch, on: Mesh | None = None, *, mode: Mode = "vmap"
 ) -> Programs:
-    """Compile the programs of lanes that run at once.
+    """Compile the programs of lanes that run at once, or of one lane.
 
     On a mesh, each device has its share of every lane's parameters, moments and batch, as `stackjax.shard` says.
 
     Args:
         trainer: what is run.
-        hyper: numbers with a leading axis of lanes, or in the mode "loop" those of one lane.
-        batches: of one chunk, with leading axes of lanes and steps, or of steps; only shapes are read.
+        hyper: numbers with a leading axis of lanes; in the mode "loop" those of one lane.
+        batches: of one chunk, with leading axes of lanes and steps, in the mode "loop" of steps; only shapes are read.
         valid: validation batches with a leading axis, the same for all lanes.
         on: the mesh of devices; None is one device.
         mode: how the lanes are run.
@@ -97,7 +97,7 @@ def compile_lanes(
         return jax.vmap(function, in_axes) if axes else function
 
     began = time.perf_counter()
-    first = jax.tree.map(lambda x: x[(slice(None),) * axes + (0,)], batches)
+    first = jax.tree.map(lambda x: x.take(0, axes), batches)
     whole = lanes = rows = rows_of_lanes = steps_of_rows = None
     if on is not None:
         state = jax.eval_shape(trainer.start, *jax.tree.map(lambda x: x[(0,) * axes], (hyper, first)))
@@ -105,9 +105,8 @@ def compile_lanes(
         whole, batch = NamedSharding(on, PartitionSpec()), sj.shard.batch(on)
         rows, rows_of_lanes, steps_of_rows = (behind(n, batch) for n in (1, axes, axes + 1))
     with contextlib.nullcontext() if on is None else jax.set_mesh(on):
-        start = jax.jit(of_lanes(trainer.start, 0, 0), in_shardings=(whole, rows_of_lanes), out_shardings=lanes).lower(
-            hyper, first
-        )
+        draw = jax.jit(of_lanes(trainer.start, 0, 0), in_shardings=(whole, rows_of_lanes), out_shardings=lanes)
+        start = draw.lower(hyper, first)
         states = start.out_info
         advance = jax.jit(
             of_lanes(trainer.advance, 0, 0, 0),
@@ -115,11 +114,10 @@ def compile_lanes(
             out_shardings=(lanes, whole),
             donate_argnums=1,
         ).lower(hyper, states, batches)
-        evaluate = jax.jit(
-            of_lanes(trainer.evaluate_all, 0, None), in_shardings=(lanes, rows), out_shardings=whole
-        ).lower(states, valid)
+        look = jax.jit(of_lanes(trainer.evaluate_all, 0, None), in_shardings=(lanes, rows), out_shardings=whole)
+        evaluate = look.lower(states, valid)
 
-    def compiled(program: jax.stages.Lowered, options: Options) -> tuple[jax.stages.Compiled, bool]:
+    def compiled(program: jax.stages.Lowered, options: CompilerOptions) -> tuple[jax.stages.Compiled, bool]:
         with compile_cache.hits() as hits:
             return program.compile(compiler_options=options), bool(hits)
 
