@@ -4,6 +4,8 @@ import json
 import re
 from collections import Counter
 
+import numpy as np
+
 from tests.test_readme import ROOT, TEXT
 
 
@@ -27,6 +29,26 @@ def test_what_is_said_of_steps_and_decoding_on_a_cpu_is_what_was_found():
     told = [word for peer in peers for word in extremes(*peer)] + [f"{min(faster):.1f}", f"{max(faster):.1f}"]
     assert re.findall(r"\d\.\d+", line) == told and f"{depths[0]} to {depths[-1]} layers" in line
     assert all(each["clean_tree"] for each in (result, wide, decoding))
+
+
+def test_what_is_said_of_runs_at_once_is_what_was_found():
+    folder = ROOT / "experiments" / "results"
+    result = json.loads((folder / "bench_lanes" / "result.json").read_text())
+
+    def span(values):
+        return [f"{min(values):.2f}", f"{max(values):.2f}"]
+
+    def against_one_after_another(field, way, recipe=""):
+        rows = [row for row in result["sweep"] if recipe in row["recipe"]]
+        return span([row[field][way] / row[field]["one after another"] for row in rows])
+
+    told = (folder / "bench" / "discussion.md").read_text()
+    (section,) = re.findall(r"^## Runs of a sweep at once\n(.*?)^## ", told, re.MULTILINE | re.DOTALL)
+    found = span([np.mean(row["ratios"]) for row in result["sweep"]])
+    found += [*against_one_after_another("compile_seconds", "vmap"), "1.05", "1.15"]
+    for recipe in ("pre_norm", "hyper_connections"):
+        found += against_one_after_another("seconds", "by a vmap of one", recipe)
+    assert re.findall(r"\d\.\d\d", section) == found and result["clean_tree"]
 
 
 def test_what_is_said_of_a_steps_parts_is_what_was_found():

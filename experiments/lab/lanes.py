@@ -62,8 +62,8 @@ class Programs:
 def best_mode(on: Mesh | None = None) -> Mode:
     """The mode by default: one lane after another on a CPU, elsewhere and on a mesh all at once.
 
-    On a CPU a vmap of several lanes takes a tenth less time, one of a single lane a tenth more, and it has another
-    program for each number of lanes, so that every rate that is added compiles anew.
+    On a CPU a vmap of eight lanes takes up to an eighth less time, but has another program for each number of lanes, so
+    that every rate that is added compiles anew; and a vmap of one takes more (`experiments/results/bench_lanes`).
 
     Args:
         on: the mesh of devices over which each lane is split; None is one device.
