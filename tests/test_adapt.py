@@ -67,7 +67,7 @@ def test_adapters_begin_at_nothing_and_merge_to_the_same(x64, recipe, kind):
     assert largest_difference(after, before) > 1e-3
 
 
-@pytest.mark.parametrize("kind", daily(["decoder", "experts"], "experts"))
+@pytest.mark.parametrize("kind", daily(["decoder", "experts"], "decoder"))
 def test_magnitudes_begin_at_nothing_and_merge_to_the_same(x64, kind):
     model = described(kind=kind)
     params = perturbed(model.init(jax.random.key(0), jnp.float64))

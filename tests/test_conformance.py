@@ -38,7 +38,7 @@ def test_position(name):
 
 
 @pytest.mark.parametrize("depth", [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow), 2])
-@pytest.mark.parametrize("kind", daily(KINDS, "local_global", "looped"))
+@pytest.mark.parametrize("kind", daily(KINDS, "local_global"))
 def test_kind(kind, depth):
     testing.check_scan(plain(kind, depth), subject=f"{kind} of {depth} layers")
 

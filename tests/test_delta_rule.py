@@ -158,6 +158,7 @@ def test_decoding_keeps_one_state_and_goes_on_behind_padding(x64):
         assert largest_difference(model.logits(params, x)[real], expected[real]) < 1e-12
 
 
+@pytest.mark.thorough
 def test_the_state_is_in_float32_where_the_stream_is_not():
     model = decoder()
     params, prompt = model.init(jax.random.key(0)), jnp.array([[3, 1, 4]])

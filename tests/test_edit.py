@@ -189,6 +189,7 @@ def test_weights_that_are_edited_are_those_that_meet_the_values(x64):
     np.testing.assert_allclose(heads, jnp.broadcast_to(heads[:, :, :1], heads.shape), rtol=1e-12)
 
 
+@pytest.mark.thorough
 def test_every_layer_and_head_patched_by_vmap_equals_the_loop(x64):
     model, params, tokens = small()
     others = jnp.roll(tokens, 2)
@@ -231,6 +232,7 @@ def test_the_stream_of_another_input_gives_its_output(x64, recipe):
     assert largest_difference(plain, y) > 1e-2
 
 
+@pytest.mark.thorough
 def test_measures_read_what_edits_see():
     """In an eager loop the two can be compared, value by value, at every site."""
     model = described("resi_dual", "parallel")
@@ -328,6 +330,7 @@ def test_nothing_is_compiled_for_edits_that_nobody_asks_for():
     assert plain == empty
 
 
+@pytest.mark.thorough
 def test_generation_is_steered_and_a_new_direction_compiles_nothing(x64):
     model, params, tokens = small()
 

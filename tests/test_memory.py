@@ -28,6 +28,7 @@ def pages(word: str) -> list[int]:
     return list(map(int, done.stdout.split()))
 
 
+@pytest.mark.thorough
 def test_pages_are_asked_for_once():
     kept, whole, fewest = pages("keep")
     if not kept:

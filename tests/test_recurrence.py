@@ -147,6 +147,7 @@ def test_one_turn_of_a_sum_is_the_model_without_a_loop():
     np.testing.assert_allclose(logits, PLAIN.apply(params, tokens)[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_the_loop_starts_from_noise_in_training_alone():
     model = looped(sj.recipe.InputInjection(noise=0.6)).stack
     params, x = perturbed(model.init(jax.random.key(0))), normal(1, T, D).astype(jnp.float32)

@@ -193,7 +193,7 @@ def cost_of_a_step(model, on=None, rules=shard.RULES, shape=(8, 64)):
     ("kind", "sizes", "rules"),
     [
         pytest.param("decoder", {"data": 8}, DATA_PARALLEL, marks=pytest.mark.thorough),
-        ("decoder", {"data": 8}, shard.RULES),
+        pytest.param("decoder", {"data": 8}, shard.RULES, marks=pytest.mark.thorough),
         ("decoder", {"data": 4, "model": 2}, shard.RULES),
         pytest.param("decoder", {"data": 2, "model": 4}, shard.RULES, marks=pytest.mark.thorough),
         *(
@@ -225,6 +225,7 @@ def test_activations_are_pinned_without_a_mesh_in_context(x64):
     assert apply(params, tokens).sharding.shard_shape((8, 6, 32))[0] == 1
 
 
+@pytest.mark.thorough
 def test_decoding_with_a_sharded_cache():
     """Each device holds its rows of the cache, and the tokens are those of one device."""
     on = shard.mesh(data=8)

@@ -81,6 +81,7 @@ def test_an_installed_sweep_runs_and_its_record_names_the_command(installed, pro
     assert "stackjax depth-sweep" in (project / "out" / "report.html").read_text()
 
 
+@pytest.mark.thorough
 def test_a_checkout_has_the_same_command(project):
     """In a checkout, the same module is the same package under another name."""
     done = started([sys.executable, "-m", "stackjax", "depth-sweep", *SWEEP, "--dry-run"], project, ROOT)

@@ -52,7 +52,10 @@ def test_plain_lines_are_not_silent_for_long(sweeping, monkeypatch):
     assert [line.split()[3] for line in moving] == ["0,", "3,", "6,"]
 
 
-@pytest.mark.parametrize("show", [progress.Plain, lambda: progress.Screen(Console(file=io.StringIO()))])
+@pytest.mark.parametrize(
+    "show",
+    [pytest.param(progress.Plain, marks=pytest.mark.thorough), lambda: progress.Screen(Console(file=io.StringIO()))],
+)
 def test_losses_that_are_no_numbers_from_the_start_can_be_shown(tmp_path, corpus, monkeypatch, show):
     monkeypatch.setattr(progress, "SILENCE", 0.0)
     sweeping = described(tmp_path / "out", corpus, "tests.experiments.own:Endless")

@@ -238,6 +238,7 @@ def test_killed_at_any_moment_and_resumed(finished, tmp_path, corpus, options):
     assert numbers(out) == part_of(finished)
 
 
+@pytest.mark.thorough
 def test_groups_on_several_devices_are_those_of_one_device(finished, tmp_path, corpus, in_pairs, capsys):
     """Two groups take every chunk at the same time, on two devices; the third device is said to be idle."""
     out = tmp_path / "out"
@@ -292,6 +293,7 @@ def test_a_torn_checkpoint_is_begun_again(tmp_path, corpus, finished, monkeypatc
     assert numbers(out) == part_of(finished)
 
 
+@pytest.mark.thorough
 def test_a_notebook_sweeps_recipes_that_no_table_knows(finished, tmp_path, corpus):
     """Objects by names of one's own: the same numbers as by their names in the table, in cells with names of theirs."""
     sweeping = prepared(arguments(tmp_path / "out", corpus, "--depths", 2, "--recipes", "pre_norm", *LANES))

@@ -55,7 +55,8 @@ def test_rows_are_the_steps_with_evaluations_between(pair):
         assert len(layers[-1]["stream_gradient"]) == 3
 
 
-@pytest.mark.parametrize("mode", daily(["vmap", "loop"], "vmap"))
+@pytest.mark.thorough
+@pytest.mark.parametrize("mode", ["vmap", "loop"])
 def test_a_lane_is_the_single_run(pair, mode):
     single = fit(learning_rates=(1e-2,), seeds=(1,), warmup=2, mode=mode)
     for one, other in ((single.metrics[0], pair.metrics[3]), (single.layers[0], pair.layers[3])):
@@ -217,6 +218,7 @@ def test_a_recipe_that_looks_at_data_sees_the_first_batch():
     assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), found, drawn)))
 
 
+@pytest.mark.thorough
 def test_a_recipe_that_constrains_is_heard_after_every_step():
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Own(sj.recipe.PreNorm):
@@ -228,6 +230,7 @@ def test_a_recipe_that_constrains_is_heard_after_every_step():
     np.testing.assert_allclose(run.state.params["head"]["unembed"], 7.0, rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_running_statistics_run():
     batch_normed = sj.recipe.PreNorm(residual=sj.residual.Pre(norm=sj.BatchNorm()))
     own = trainer(recipe=batch_normed)

@@ -181,6 +181,7 @@ def test_grouped_keys_equal_repeated_ones(x64):
     np.testing.assert_allclose(output(grouped, params, x), output(full, repeated, x), atol=1e-12)
 
 
+@pytest.mark.thorough
 def test_inside_another_recipe():
     net = sj.decoder(vocab=V, d_model=D, depth=2, n_heads=H, recipe=StochasticDepth(base=NGPT()))
     params, _ = train(net, sj.optim.adamw(net, learning_rate=0.01), steps=2)
