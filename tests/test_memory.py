@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import pytest
+
+from stackjax import memory
 
 PROGRAM = """
 import resource, sys
@@ -19,6 +22,14 @@ for _ in range(6):
     program(x).block_until_ready()
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 print(int(kept), temporaries // resource.getpagesize(), min(faults[1:]))
+"""
+
+
+TWICE = """
+import jax.numpy as jnp, stackjax as sj
+print(sj.memory.keep())
+jnp.zeros(3) + 1
+print(sj.memory.keep())
 """
 
 
@@ -42,8 +53,17 @@ def test_they_would_be_asked_for_at_every_call():
     assert not kept and (fewest > whole // 2 or not sys.platform.startswith("linux"))
 
 
-def test_where_there_is_no_such_library(monkeypatch):
-    from stackjax import memory
+def test_too_late_is_said():
+    """Once is enough: JAX has begun in this process, and in one that kept its memory before it did nothing is said."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("not GNU's C library")
+    jnp.zeros(3).block_until_ready()
+    with pytest.warns(UserWarning, match=r"memory is not kept: .* call keep\(\) before"):
+        assert memory.keep.__wrapped__() is False
+    done = subprocess.run([sys.executable, "-W", "error", "-c", TWICE], capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "True"], done.stderr
 
+
+def test_where_there_is_no_such_library(monkeypatch):
     monkeypatch.setattr(memory.sys, "platform", "darwin")
-    assert memory.keep() is False
+    assert memory.keep.__wrapped__() is False
