@@ -128,7 +128,8 @@ def _refuse_mixing(form: Form | None) -> None:
 def bounded(x: jax.Array, cache: Cache, position: Positions) -> jax.Array:
     """x, NaN in the rows of the batch whose new tokens do not fit into the cache.
 
-    A sublayer that sees everything keeps as many tokens as the cache has room for, one for each index.
+    A sublayer that sees everything keeps as many tokens as the cache has room for, one for each index; one that is
+    there already would be seen beside the new one.
 
     Args:
         x: (B, ...), what the new tokens become.
@@ -140,6 +141,8 @@ def bounded(x: jax.Array, cache: Cache, position: Positions) -> jax.Array:
     """
     new = jnp.sort(position["index"], -1)
     fits = ~jnp.any((new[:, 1:] == new[:, :-1]) & (new[:, 1:] >= 0), -1)
+    for n, held in cache.position.items():
+        fits &= ~jnp.any((jnp.take_along_axis(held["index"], new % n, -1) == new) & (new >= 0), -1)
     if cache.limit is not None:
         index = jnp.concatenate((cache.position[cache.limit]["index"], new), -1)
         newest = jnp.max(index, -1)

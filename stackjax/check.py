@@ -1,5 +1,6 @@
 """Checks at the library's doors: a mistake is a `ValueError` where it can be seen, and NaN where it is traced."""
 
+import difflib
 import math
 import re
 from collections.abc import Mapping
@@ -131,6 +132,17 @@ def whole(**sizes: Any) -> None:
             raise ValueError(f"{name} must be an integer; got {shown(size)}")
 
 
+def boolean(name: str, mask: jax.Array) -> jax.Array:
+    """The mask, if it is one of booleans, not of numbers that are elsewhere added to logits.
+
+    Raises:
+        ValueError: an array of anything but booleans.
+    """
+    if mask.dtype != bool:
+        raise ValueError(f"{name} must be booleans, True where a query may look; got {shown(mask)}")
+    return mask
+
+
 def floating(name: str, dtype: Any) -> None:
     """Refuse a dtype in which a stream or a parameter would be rounded to whole numbers, or be complex.
 
@@ -195,12 +207,15 @@ def checked_positions(name: str, position: Any, shape: tuple[int, ...]) -> dict[
         shape: of the tokens, (..., T); one position, (T,) or (1, .., T), may serve all leading axes.
 
     Raises:
-        ValueError: no dict of arrays with an index; entries of other shapes; an index, a segment or a path that holds
-            no integers; an index below -1.
+        ValueError: no dict of arrays with an index; entries of other shapes, or misspelt; an index, a segment or a
+            path that holds no integers; an index below -1.
     """
     if not isinstance(position, Mapping) or "index" not in position:
         got = f"a dict of {sorted(position)}" if isinstance(position, Mapping) else shown(position)
         raise ValueError(f"{name} must be a dict with the entry 'index' (..., T), and perhaps others; got {got}")
+    for entry in position.keys() - INTEGER_POSITIONS:
+        if meant := difflib.get_close_matches(str(entry), INTEGER_POSITIONS, 1, 0.75):
+            raise ValueError(f"{name} has an entry {entry!r}, which nothing reads; is {meant[0]!r} meant?")
     position = {entry: x if isinstance(x, jax.Array) else np.asarray(x) for entry, x in position.items()}
     shapes = {entry: jnp.shape(x) for entry, x in position.items()}
     index = shapes["index"]

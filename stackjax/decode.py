@@ -21,7 +21,7 @@ from jax.tree_util import Partial
 from stackjax import edit as editing
 from stackjax import sample
 from stackjax.cache import after, bounded, write
-from stackjax.check import instance
+from stackjax.check import instance, shown
 from stackjax.model import Model
 from stackjax.option import DecodeOptions
 from stackjax.prompt import begin, checked_prompt
@@ -43,13 +43,16 @@ def pad(
         Tokens (B, T), 0 where padded, and side inputs with their positions, -1 there.
 
     Raises:
-        ValueError: an empty prompt, or one longer than `length`.
+        ValueError: an empty prompt, one longer than `length`, or one of anything but integers.
     """
     lengths = [len(prompt) for prompt in prompts]
     length = max(lengths, default=0) if length is None else length
     if not lengths or not 0 < min(lengths) <= max(lengths) <= length:
         got = f"{min(lengths)} to {max(lengths)}" if lengths else "no prompts"
         raise ValueError(f"prompts must have 1 to length={length} tokens; got {got}")
+    for prompt in prompts:
+        if not np.issubdtype(np.asarray(prompt).dtype, np.integer):
+            raise ValueError(f"prompts must be lists of integer tokens; got {shown(prompt)}")
     tokens = np.zeros((len(prompts), length), np.int32)
     index = np.full((len(prompts), length), -1, np.int32)
     for row, prompt in enumerate(prompts):
@@ -82,10 +85,12 @@ def extend(
         NaN.
 
     Raises:
-        ValueError: no position; tokens that are known not to fit into the cache.
+        ValueError: no position; a memory; tokens that are known not to fit into the cache.
     """
     shape = model.embedding.shape(tokens, model.stack.d_model)
     instance("side_inputs", side_inputs, SideInputs)
+    if side_inputs.memory is not None or side_inputs.memory_position is not None:
+        raise ValueError("the cache holds all that is needed of a memory: give it to cache.empty, and none here")
     position = checked(side_inputs, shape).position
     if position is None or position["index"].shape != shape:
         got = "none" if position is None else position["index"].shape

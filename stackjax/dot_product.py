@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from stackjax.check import known
+from stackjax.check import boolean, known
 from stackjax.norm import upcast
 from stackjax.product import wide_einsum
 from stackjax.sequence import shards, split
@@ -67,7 +67,7 @@ def attention_logits(
         query: (B, T, H, K)
         key: (B, S, G, K), perhaps in `Parts`; each key head serves H / G query heads.
         scale: of the dot products, normally 1/sqrt(K).
-        mask: (B or 1, H or 1, T, S) booleans, True where a query may look.
+        mask: (B or 1, H or 1, T, S) booleans, True where a query may look; numbers to be added are refused.
         score: (B or 1, H or 1, T, S) content-dependent position logits, added before the scale.
         bias: (B or 1, H or 1, T, S) position logits, added after the scale and the cap.
         soft_cap: c in c tanh(logits / c) (Gemma 2, arXiv:2408.00118, section 2).
@@ -91,7 +91,7 @@ def attention_logits(
         logits = soft_cap * jnp.tanh(logits / soft_cap)
     if bias is not None:
         logits = logits + upcast(bias)
-    return logits if mask is None else jnp.where(mask, logits, -jnp.inf)
+    return logits if mask is None else jnp.where(boolean("mask", mask), logits, -jnp.inf)
 
 
 def attention_weights(

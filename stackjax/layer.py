@@ -8,7 +8,7 @@ import jax
 from flax import struct
 
 from stackjax import tensor_parallel
-from stackjax.check import hashable, shown
+from stackjax.check import hashable, instance, shown
 from stackjax.description import Description
 from stackjax.history import fill, without_histories
 from stackjax.recipe.base import Geometry, Recipe
@@ -144,6 +144,17 @@ class Layer(Description):
             new, aux = _checked(self.outer, joined)
         before, after = self.view(stream), self.view(new)
         return new, aux, Trace(stream=stream, before=before, after=after, intermediates=aux.intermediates)
+
+
+def bare(layer: Any) -> None:
+    """Refuse what is no layer without forms, which a recipe is to give it.
+
+    Raises:
+        ValueError: as said.
+    """
+    instance("a stack's layer", layer, Layer)
+    if layer.forms or layer.outer:
+        raise ValueError("the recipe gives layers their forms: give Stack.of layers without forms and outer")
 
 
 def _on_all_tokens(

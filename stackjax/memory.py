@@ -41,7 +41,7 @@ def keep() -> bool:
 
 
 def _begun() -> bool:
-    """Whether this process has threads of XLA."""
+    """True where this process has threads of XLA."""
     for name in Path("/proc/self/task").glob("*/comm"):
         with contextlib.suppress(OSError):  # a thread that has just ended
             if name.read_text().startswith("tf_XLA"):

@@ -327,9 +327,10 @@ class MixtureOfExperts(Sublayer):
         run = run_dense if dense else run_ragged
         options = {"activation": self.activation, "up_activation": self.up_activation, "norm": self.inner_norm}
         y = run(params, rows, weights, chosen, **options).reshape(x.shape)
-        y = self.dropped(y, side_inputs)
         if self.shared_expert is not None:
-            y = y + self.shared_expert.apply(params["shared"], x, side_inputs)[0]
+            key = None if side_inputs.key is None else jax.random.fold_in(side_inputs.key, 1)
+            y = y + self.shared_expert.apply(params["shared"], x, replace(side_inputs, key=key))[0]
+        y = self.dropped(y, side_inputs)
 
         hits = expert_hits(chosen, counted, self.n_experts)
         load = hits / jnp.maximum(jnp.sum(hits), 1)

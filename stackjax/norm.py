@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
+from stackjax.check import floating
 from stackjax.description import Description
 from stackjax.parameter import Constant, Spec, ones, zeros
 
@@ -52,9 +53,13 @@ def layer_norm(params: Params, x: Float[Array, "... D"], *, eps: float = 1e-5) -
     Returns:
         (..., D), dtype of x.
 
+    Raises:
+        ValueError: x of whole numbers, to which the result would be rounded.
+
     Source: Ba et al. 2016, eq. (4), arXiv:1607.06450.
     """
     chex.assert_axis_dimension_gt(x, -1, 0)
+    floating("x", x.dtype)
     h = upcast(x)
     h = unit_rms(h - jnp.mean(h, -1, keepdims=True), eps)
     return _affine(params, h).astype(x.dtype)
@@ -71,9 +76,13 @@ def rms_norm(params: Params, x: Float[Array, "... D"], *, eps: float = 1e-6) -> 
     Returns:
         (..., D), dtype of x.
 
+    Raises:
+        ValueError: x of whole numbers, to which the result would be rounded.
+
     Source: Zhang & Sennrich 2019, eq. (4), arXiv:1910.07467.
     """
     chex.assert_axis_dimension_gt(x, -1, 0)
+    floating("x", x.dtype)
     return _affine(params, unit_rms(upcast(x), eps)).astype(x.dtype)
 
 

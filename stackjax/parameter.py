@@ -306,7 +306,11 @@ def linear(params: Any, name: str, x: jax.Array) -> jax.Array:
 
     Returns:
         (..., O), dtype of x.
+
+    Raises:
+        ValueError: x of whole numbers, to which the weights would be rounded.
     """
+    floating("x", x.dtype)
     weight = params[name].astype(x.dtype)
     y = (as_rows(x) @ weight).reshape(*x.shape[:-1], weight.shape[-1])
     bias = params.get(f"{name}_bias")

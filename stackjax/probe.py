@@ -201,6 +201,9 @@ def layer_norms(tree: Params, declaration: Any, depth: int) -> jax.Array:
         tree: like the parameters.
         declaration: the same tree of `Declared`.
         depth: L.
+
+    Raises:
+        ValueError: a depth of fewer layers than are declared.
     """
     return _norms(_pairs(tree, declaration), depth)
 
@@ -220,6 +223,8 @@ def _norms(pairs: list[tuple[jax.Array, Declared]], depth: int) -> jax.Array:
             square = jnp.square(upcast(leaf))
             each = jnp.sum(square, tuple(range(1, leaf.ndim))) if declared.stacked else jnp.sum(square)
             sums[layers] = sums[layers] + each if layers in sums else each
+    if (deepest := max((max(layers) for layers in sums), default=-1)) >= depth:
+        raise ValueError(f"depth must be the stack's, {deepest + 1} or more; got {depth}")
     squares = jnp.zeros(depth, jnp.result_type(jnp.float32, *sums.values()))
     for layers, each in sums.items():
         squares = squares.at[jnp.asarray(layers)].add(each)

@@ -40,7 +40,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
-from stackjax.check import shown
+from stackjax.check import known, shown
 from stackjax.layer import Layer
 from stackjax.model import Model
 from stackjax.recipe.base import Loop, Recipe
@@ -111,8 +111,13 @@ def draw_turns(key: jax.Array, *, mean: float, most: int, spread: float = 0.5) -
     Returns:
         () integer, 1 .. most.
 
+    Raises:
+        ValueError: a mean that is known not to be positive.
+
     Source: Geiping et al. 2025, section 3.3, arXiv:2502.05171.
     """
+    if (number := known(mean)) is not None and not number > 0:
+        raise ValueError(f"mean must be positive; got {number}")
     rate_key, key = jax.random.split(key)
     rate = jnp.exp(jnp.log(mean) - spread**2 / 2 + spread * jax.random.normal(rate_key))
     return jnp.minimum(1 + jax.random.poisson(key, rate), most)

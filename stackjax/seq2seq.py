@@ -180,8 +180,13 @@ class EncoderDecoder(AbstractModel):
 
         Returns:
             The memory (..., S, D), and the encoder's `Result`.
+
+        Raises:
+            ValueError: side inputs for a memory, which is made here.
         """
         params = self.checked(params)
+        if isinstance(side_inputs, SideInputs) and (side_inputs.memory, side_inputs.memory_position) != (None, None):
+            raise ValueError("encode reads the source, whose padding is side_inputs.position; it takes no memory")
         reader = Model(embedding=self.source or self.decoder.embedding, stack=self.encoder)
         embedding = params["decoder"]["embedding"] if self.source is None else params["source"]
         if self.shared_tokens:
@@ -259,7 +264,7 @@ def encoder_decoder(
     attention: Attention | None = None,
     feed_forward: Sublayer = FeedForward(),
     tied: bool = False,
-    dropout: float = 0.0,
+    dropout: float | None = None,
 ) -> EncoderDecoder:
     """Describe an encoder-decoder; a decoder layer is self-attention, cross-attention, feed-forward.
 
@@ -272,10 +277,10 @@ def encoder_decoder(
         n_heads: H; None takes the attention's, or 4.
         recipe: the depth treatment of both; its constants know both depths.
         position: put where it acts, on both streams or inside both self-attentions.
-        attention: for what the other arguments do not say; position, causality and dropout are set here.
+        attention: for what the other arguments do not say; position and causality are set here.
         feed_forward: the feed-forward sublayer.
         tied: whether the output uses the target embedding's matrix.
-        dropout: rate after the embeddings and in every sublayer, while training.
+        dropout: rate after the embeddings and in every sublayer, while training; None keeps the sublayers' own.
 
     Raises:
         ValueError: sizes or choices that do not fit together.
@@ -289,19 +294,19 @@ def encoder_decoder(
     instance("feed_forward", feed_forward, Sublayer)
     if n_heads not in (None, attention.n_heads):
         raise ValueError(f"n_heads={n_heads}, but attention has n_heads={attention.n_heads}; give it once")
-    attention = replace(attention, dropout=dropout)
+    if dropout is not None:
+        attention, feed_forward = replace(attention, dropout=dropout), replace(feed_forward, dropout=dropout)
     attention.spec(d_model)
     reading, writing = (
         replace(attention, position=inside.for_attention(causal=causal), causal=causal) for causal in (False, True)
     )
-    forward = replace(feed_forward, dropout=dropout)
     across = replace(attention, name="cross_attention", cross=True, window=None, chunk=None, position=NoPosition())
     n_read = depth if encoder_depth is None else encoder_depth
-    reader = Layer(sublayers=(reading, forward))
-    writer = Layer(sublayers=(writing, across, forward))
+    reader = Layer(sublayers=(reading, feed_forward))
+    writer = Layer(sublayers=(writing, across, feed_forward))
     sizes = {"d_model": d_model, "recipe": recipe}
     decoder = Stack.of(writer, depth=depth, side="decoder", other_depth=n_read, **sizes)
-    embedding = Embedding(vocab=vocab, position=on_stream, dropout=dropout)
+    embedding = Embedding(vocab=vocab, position=on_stream, dropout=dropout or 0.0)
     return EncoderDecoder(
         encoder=Stack.of(reader, depth=n_read, side="encoder", other_depth=depth, **sizes),
         decoder=Model(embedding=embedding, stack=decoder, head=Head(tied=tied)),

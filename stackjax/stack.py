@@ -22,7 +22,7 @@ from stackjax.abstract_model import AbstractModel
 from stackjax.by_layer import Numbers
 from stackjax.check import first_axis, floating, hashable, instance, prng_key, whole
 from stackjax.display import block, stack_lines
-from stackjax.layer import Layer
+from stackjax.layer import Layer, bare
 from stackjax.option import RunOptions
 from stackjax.parameter import declare, is_spec, realise, restrict, share
 from stackjax.pin import pin
@@ -48,6 +48,9 @@ class Stack(AbstractModel):
 
     def __post_init__(self):
         layers = [layer for segment in self.segments for layer in segment.layers]
+        depth = sum(segment.depth for segment in self.segments)
+        if depth != self.geometry.depth:
+            raise ValueError(f"a stack of {depth} layers says depth={self.geometry.depth}: make it with Stack.of")
         for kinds in (
             {form.kind for layer in layers for form in layer.forms},
             {None if layer.outer is None else layer.outer.kind for layer in layers},
@@ -90,19 +93,16 @@ class Stack(AbstractModel):
             other_depth: layers in the stack on the other side of an encoder-decoder.
 
         Raises:
-            ValueError: a depth below 0, or not whole patterns when looped; forms that cannot meet or be looped.
+            ValueError: a depth below 0, or not whole patterns when looped; layers that have forms already; forms that
+                cannot meet or be looped.
         """
         whole(depth=depth, d_model=d_model)
         instance("recipe", recipe, Recipe)
         hashable("recipe", recipe)
         for layer in layers:
-            instance("a stack's layer", layer, Layer)
+            bare(layer)
         if not layers:
             raise ValueError("a stack needs at least one layer description, also at depth 0")
-        if depth < 0:
-            raise ValueError(f"depth must be 0 or more; got {depth}")
-        if d_model < 1:
-            raise ValueError(f"d_model must be positive; got {d_model}")
         if looped and depth % len(layers):
             raise ValueError(f"a looped stack repeats whole patterns; got depth={depth}, pattern={len(layers)}")
         geometry = Geometry(

@@ -178,7 +178,11 @@ def test_modules_have_the_names_of_another_library(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"r": 4}, {"lora_alpha": 16}, {"use_dora": True}, {"bias": "all"}, {"rank_pattern": {"q": 8}}]
+    "change",
+    [
+        *({"r": 4}, {"lora_alpha": 16}, {"use_dora": True}, {"bias": "all"}, {"rank_pattern": {"q": 8}}),
+        *({"init_lora_weights": "pissa"}, {"alora_invocation_tokens": [1, 2]}, {"layer_replication": [[0, 1]]}),
+    ],
 )
 def test_another_kind_of_adapter_is_refused(change, tmp_path):
     _, _, adapted, params = pair()

@@ -105,6 +105,19 @@ def test_shared_expert_is_added(x64):
     assert largest_difference(sublayer.apply(params, x, sj.SideInputs())[0], y) < 1e-15
 
 
+def test_dropout_is_of_the_whole_output_and_the_shared_expert_has_a_mask_of_its_own():
+    shared = sj.FeedForward(d_hidden=3)
+    params, x = parameters(replace(SUB, shared_expert=shared), jnp.float32), normal(200, D, key=1, dtype=jnp.float32)
+    alone, key = {**params, "down": jnp.zeros_like(params["down"])}, jax.random.key(2)
+
+    def zeros(params, outer, inner):
+        sublayer = replace(SUB, dropout=outer, shared_expert=replace(shared, dropout=inner))
+        return float((sublayer.apply(params, x, sj.SideInputs(key=key))[0] == 0).mean())
+
+    assert abs(zeros(params, 0.5, 0.0) - 0.5) < 0.05
+    assert abs(zeros(alone, 0.5, 0.5) - 0.75) < 0.05
+
+
 @pytest.mark.thorough
 def test_losses(x64):
     """1 for a uniform router, E for one that sends everything to one expert; padding does not count."""

@@ -255,7 +255,7 @@ HOSTILE = {
     "lacking": (lambda c: c["description"]["fields"].pop("stack"), "cannot be made"),
     "wrong type": (lambda c: c["description"]["fields"].update(stack=3), "."),
     "long": (lambda c: segment(c).update(n=10**15), "a segment repeats"),
-    "other depth": (lambda c: segment(c).update(n=3), "must have shape"),
+    "other depth": (lambda c: segment(c).update(n=3), "a stack of 3 layers says depth=2"),
     "class as function": (lambda c: c.update(description={"function": "stackjax.norm:RMSNorm"}), "no function"),
 }
 

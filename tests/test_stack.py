@@ -211,7 +211,7 @@ def test_state_of_batch_norm_and_its_way_back():
 def test_mistakes(layers, options, message):
     with pytest.raises(ValueError, match=message):
         sj.Stack.of(*layers, d_model=D, recipe=sj.recipe.PreNorm(), **options)
-    with pytest.raises(ValueError, match="d_model must be positive"):
+    with pytest.raises(ValueError, match="d_model must be 1 or more"):
         sj.Stack.of(LAYER, depth=1, d_model=0, recipe=sj.recipe.PreNorm())
     with pytest.raises(ValueError, match="distinct names"):
         sj.Layer(sublayers=(sj.FeedForward(), sj.FeedForward()))

@@ -8,7 +8,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Literal
 
@@ -35,6 +35,9 @@ RUNS_ONCE: CompilerOptions = {"xla_backend_optimization_level": "0"}
 RUNS_OFTEN: CompilerOptions = {"xla_backend_optimization_level": "1"}
 """Compiler options on a CPU for a program that runs for longer than it compiles: with more of LLVM's passes it compiles
 for a quarter longer and runs no faster."""
+
+WHOLE = ("seed", "steps", "warmup")
+"""The numbers of a run that are integers."""
 
 Feed = Callable[[int, int], Batch]
 """`feed(seed, step) -> batch`, a pure function."""
@@ -136,9 +139,12 @@ def compile_lanes(
 
 
 def stack_hyper(lanes: Sequence[Hyper]) -> Hyper:
-    """Numbers of several runs with a leading axis of lanes."""
-    as_array = {int: jnp.int32, float: jnp.float32}
-    return jax.tree.map(lambda *xs: jnp.asarray(xs, as_array[type(xs[0])]), *lanes)
+    """Numbers of several runs with a leading axis of lanes: seeds and steps as integers, all others as floats."""
+
+    def stacked(name: str) -> jax.Array:
+        return jnp.asarray([getattr(lane, name) for lane in lanes], jnp.int32 if name in WHOLE else jnp.float32)
+
+    return Hyper(**{field.name: stacked(field.name) for field in fields(Hyper)})
 
 
 class Run:

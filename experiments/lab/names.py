@@ -135,7 +135,11 @@ def dotted(name: str, kind: str) -> Any:
 
 
 def describe(value: Any) -> Any:
-    """A frozen description (a recipe, a model, a task) as plain JSON, equal for equal descriptions."""
+    """A frozen description (a recipe, a model, a task) as plain JSON, equal for equal descriptions.
+
+    Raises:
+        ValueError: a function that has no name of its own, such as a lambda, which another might share.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {"is": f"{type(value).__module__}:{type(value).__qualname__}", **fields}
@@ -143,6 +147,14 @@ def describe(value: Any) -> Any:
         return [describe(item) for item in value]
     if isinstance(value, Mapping):
         return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, functools.partial):
+        return {"is": describe(value.func), "arguments": describe(value.args), "options": describe(value.keywords)}
     if callable(value):
-        return f"{value.__module__}:{getattr(value, '__qualname__', type(value).__qualname__)}"
+        name = f"{value.__module__}:{getattr(value, '__qualname__', type(value).__qualname__)}"
+        if "<" in name:
+            raise ValueError(
+                f"{name} has no name by which its results could be found again: define the function in a module, and "
+                "give it numbers by functools.partial"
+            )
+        return name
     return value

@@ -52,7 +52,8 @@ def summary(setting: Setting, run: Run, lane: int, flops_per_step: int) -> Json:
 def halves(losses: Sequence[float]) -> Json:
     """The two halves of the validation batches: those by which a learning rate is chosen, and those that are reported.
 
-    They alternate, so that both are spread over all of the text, and have no window in common.
+    They alternate, so that both are spread over all of the text, and have no batch in common. Windows are drawn from
+    the validation text, so where that is short, tokens of one half are in the other too.
 
     Args:
         losses: of each validation batch, in order.

@@ -300,8 +300,11 @@ def load_params(path: Path, model: Model) -> Params:
     try:
         with np.load(path) as saved:
             params = jax.tree_util.tree_map_with_path(lambda key, _: saved[path_name(key)], shapes)
+            more = set(saved.files) - {path_name(key) for key, _ in jax.tree_util.tree_leaves_with_path(shapes)}
     except DAMAGED as error:
         raise ValueError(f"{path} is damaged, or another model's: {error}") from error
+    if more:
+        raise ValueError(f"{path} is another model's: it has {min(more)} besides")
     given, wanted = (jax.tree_util.tree_leaves_with_path(tree) for tree in (params, shapes))
     for (key, array), (_, leaf) in zip(given, wanted, strict=True):
         if array.shape != leaf.shape:

@@ -176,10 +176,17 @@ def _changed(stack: Stack, change: Callable[[Sublayer], Sublayer]) -> Stack:
 
 
 def held_by(value: Any) -> LowRank:
-    """An adapted sublayer of a description; all of them have the same rank and alpha."""
-    if (held := next(_adapted_in(value), None)) is None:
+    """An adapted sublayer of a description.
+
+    Raises:
+        ValueError: there is none, or there are several of different rank or alpha.
+    """
+    every = list(_adapted_in(value))
+    if not every:
         raise ValueError("the model is not adapted; make it so with low_rank")
-    return held
+    if len(kinds := {(one.rank, one.alpha) for one in every}) > 1:
+        raise ValueError(f"all adapters of a model have one rank and alpha; got {sorted(kinds)}")
+    return every[0]
 
 
 def _adapted_in(value: Any) -> Iterator[LowRank]:

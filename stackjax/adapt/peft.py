@@ -19,6 +19,17 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PLAIN = {"bias": "none", "fan_in_fan_out": False, "use_dora": False, "use_rslora": False, "modules_to_save": None}
 """PEFT's options that change what an adapter computes, with the only values that are written and read."""
 
+DRAWN = (None, True, False, "gaussian", "eva", "orthogonal")
+"""PEFT's `init_lora_weights` that leave the base model's own matrices as they are."""
+
+INERT = {
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"),
+    *("exclude_modules", "layers_pattern", "layers_to_transform", "target_modules"),
+    *("corda_config", "eva_config", "init_lora_weights", "lora_dropout", "megatron_core", "qalora_group_size"),
+    *("rank_pattern", "alpha_pattern", "runtime_config"),
+}
+"""PEFT's options that change nothing once the factors are drawn, or are looked at by themselves."""
+
 
 def save(
     folder: str | os.PathLike[str], adapted: AbstractModel, params: Params, *, names: Mapping[str, str] | None = None
@@ -92,6 +103,11 @@ def load(
             raise ValueError(f"the adapter has {key}={config[key]!r}; this model needs {value!r}")
     if patterns := [key for key in ("rank_pattern", "alpha_pattern") if config.get(key)]:
         raise ValueError(f"the adapter has {patterns[0]}, other ranks for some matrices, which is not read")
+    if config.get("init_lora_weights") not in DRAWN:
+        changed = config["init_lora_weights"]
+        raise ValueError(f"the adapter has init_lora_weights={changed!r}, beside a base model with other matrices")
+    if unknown := sorted(key for key in config.keys() - wanted.keys() - INERT if config[key]):
+        raise ValueError(f"the adapter has {unknown[0]}={config[unknown[0]]!r}, which is not read")
     if not (folder / WEIGHTS).is_file():
         raise ValueError(f"{folder} lacks {WEIGHTS}")
     stored, expected = tensor_file.read_header(folder / WEIGHTS), _tensors(adapted, names or {})

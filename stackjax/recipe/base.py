@@ -20,6 +20,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from stackjax.check import whole
 from stackjax.description import Description
 from stackjax.embedding import Head
 from stackjax.norm import NoNorm
@@ -67,6 +68,14 @@ class Geometry:
     side: Literal["encoder", "decoder"] = "decoder"
     other_depth: int = 0
     loop: Loop | None = None
+
+    def __post_init__(self):
+        if self.side not in ("encoder", "decoder"):
+            raise ValueError(f"side must be 'encoder' or 'decoder'; got {self.side!r}")
+        whole(depth=self.depth, d_model=self.d_model, other_depth=self.other_depth)
+        for name, least in (("depth", 0), ("d_model", 1), ("other_depth", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more; got {getattr(self, name)}")
 
     @property
     def encoder_depth(self) -> int:

@@ -109,7 +109,8 @@ class SphereHead(Head):
     """
 
     def spec(self, d_model: int, vocab: int) -> dict[str, Any]:
-        scale = Spec(shape=(vocab,), role="final_norm", init=Constant(d_model**-0.5))
+        n_outputs = vocab if self.n_outputs is None else self.n_outputs
+        scale = Spec(shape=(n_outputs,), role="final_norm", init=Constant(d_model**-0.5))
         return {**super().spec(d_model, vocab), "scale": scale}
 
     def scaled(self, params: Params, logits: jax.Array, d_model: int) -> jax.Array:

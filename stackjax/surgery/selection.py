@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stackjax.abstract_model import AbstractModel, Path, put
+from stackjax.check import shown
 from stackjax.parameter import Gain
 from stackjax.recipe.around import Around
 from stackjax.recipe.base import Coefficients, Geometry, Loop, Multiplier
@@ -26,8 +27,11 @@ def existing(depth: int, layers: Sequence[int]) -> list[int]:
     """The layers that are named, if a stack of this depth has them.
 
     Raises:
-        ValueError: it has not; numbers from the end are none.
+        ValueError: it has not; numbers from the end are none, nor are booleans.
     """
+    numbers = np.asarray(layers)
+    if numbers.size and not np.issubdtype(numbers.dtype, np.integer):
+        raise ValueError(f"layers must be named by integers, a mask by np.flatnonzero(mask); got {shown(layers)}")
     if wrong := [layer for layer in layers if not 0 <= layer < depth]:
         raise ValueError(f"layers must be 0 .. {depth - 1}; got {wrong[0]}")
     return [int(layer) for layer in layers]

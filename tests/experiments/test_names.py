@@ -1,7 +1,10 @@
 """Words on the command line to objects."""
 
+import functools
+
 import pytest
 
+import stackjax as sj
 from experiments import length_extrapolation
 from experiments.lab import names
 from stackjax import recipe
@@ -67,3 +70,16 @@ def test_descriptions_are_equal_exactly_for_equal_recipes():
     assert names.describe(recipe.DeepNorm()) == names.describe(recipe.DeepNorm())
     assert names.describe(recipe.CompleteP(alpha=0.5)) != names.describe(recipe.CompleteP())
     assert "0x" not in str(names.describe(recipe.CompleteP()))
+    inits = [functools.partial(gauss, std=std) for std in (0.02, 0.02, 2.0)]
+    one, again, other = (names.describe(recipe.PreNorm(default_init=init)) for init in inits)
+    assert one == again != other
+
+
+def gauss(spec, std):
+    return sj.parameter.Normal(std)
+
+
+def test_functions_without_a_name_of_their_own_are_refused():
+    """Two of one factory would share the name, and the results."""
+    with pytest.raises(ValueError, match=r"<lambda> has no name .*functools\.partial"):
+        names.describe(recipe.PreNorm(default_init=lambda spec: sj.parameter.Normal(1.0)))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from stackjax.check import floating
 from stackjax.interop.hf.architecture import Architecture
 from stackjax.interop.hf.architectures import ARCHITECTURES
 from stackjax.interop.hf.config import Config, without
@@ -72,6 +73,7 @@ def load(
             misshapen, truncated or of another kind than floating point; the message names it. A name to ignore that
             ignores nothing.
     """
+    floating("dtype", dtype)
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(f"dtype={np.dtype(dtype)} needs jax.enable_x64")
     path = locate(source)

@@ -1,0 +1,107 @@
+"""What was once accepted, and silently ignored or read as something else, is refused."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import stackjax as sj
+from tests.doors import BOTH, BOTH_PARAMS, MODEL, PARAMS, TOKENS, at
+
+LAYER = MODEL.stack.segments[0].layers[0]
+HEADS = jnp.ones((1, 4, 2, 8))
+ROWS = jnp.arange(8).reshape(2, 4)
+INDEX = np.broadcast_to(np.arange(TOKENS.shape[1]), TOKENS.shape)
+
+
+def cut(layers):
+    return sj.surgery.select(MODEL, PARAMS, layers, coefficients="new")
+
+
+def stack(*layers, side="decoder"):
+    return sj.Stack.of(*layers, depth=2, d_model=8, recipe=sj.recipe.PreNorm(), side=side)
+
+
+def with_two_ranks():
+    roles = ("query", "up")
+    one, two = (sj.adapt.low_rank(MODEL, rank=n, roles=roles).stack.segments[0].layers[0].sublayers for n in (2, 3))
+    segment = MODEL.stack.segments[0]
+    layer = dataclasses.replace(segment.layers[0], sublayers=(one[0], two[1]))
+    segment = dataclasses.replace(segment, layers=(layer,))
+    return dataclasses.replace(MODEL, stack=dataclasses.replace(MODEL.stack, segments=(segment,)))
+
+
+def other_depth():
+    geometry = dataclasses.replace(MODEL.stack.geometry, depth=8)
+    return dataclasses.replace(MODEL.stack, geometry=geometry)
+
+
+REFUSED = {
+    "a mask for layers": (lambda: cut(np.array([True, False])), r"np\.flatnonzero\(mask\)"),
+    "fractions for layers": (lambda: cut([0, 1.9]), "layers must be named by integers"),
+    "a misspelt position": (lambda: MODEL.apply(PARAMS, TOKENS, at(index=INDEX, segment_ids=INDEX)), "is 'segment' m"),
+    "a side that is none": (lambda: sj.decoder(vocab=9, d_model=8, depth=1, n_heads=2, side="dec"), "side must be"),
+    "a side of a stack": (lambda: stack(sj.Layer(sublayers=LAYER.sublayers), side="Encoder"), "side must be"),
+    "another depth": (other_depth, "a stack of 2 layers says depth=8"),
+    "layers with forms": (lambda: stack(LAYER), "give Stack.of layers without forms"),
+    "an additive mask": (
+        lambda: sj.dot_product.attention_weights(HEADS, HEADS, scale=1.0, mask=jnp.zeros((1, 1, 4, 4))),
+        "mask must be booleans",
+    ),
+    "whole numbers in a norm": (lambda: sj.norm.layer_norm({}, ROWS), "x must be of a floating-point dtype"),
+    "whole numbers in a product": (lambda: sj.parameter.linear({"up": jnp.ones((4, 2))}, "up", ROWS), "x must be of a"),
+    "fractions in a prompt": (lambda: sj.decode.pad([[1.7, 2.9]]), "prompts must be lists of integer tokens"),
+    "text for a prompt": (lambda: sj.decode.pad(["12"]), "prompts must be lists of integer tokens"),
+    "padding of a memory, in its encoder": (
+        lambda: BOTH.encode(BOTH_PARAMS, TOKENS, sj.SideInputs(memory_position={"index": INDEX})),
+        "whose padding is side_inputs.position",
+    ),
+    "means of different shapes": (
+        lambda: sj.surgery.average([{"a": jnp.ones((1, 3))}, {"a": jnp.ones((4, 3))}]),
+        r"a must have one shape in all trees; got \(1, 3\), \(4, 3\)",
+    ),
+    "between different shapes": (lambda: sj.surgery.interpolate(jnp.ones(1), jnp.ones(4), 0.5), "must have one shape"),
+    "fewer layers than there are": (lambda: sj.probe.layer_norms(PARAMS, MODEL.declaration(), 1), "2 or more; got 1"),
+    "a bias of no gate": (lambda: sj.Attention(n_heads=2, bias=("gate",)), "if there is one, gate; got .*gate"),
+    "no turns": (lambda: sj.recurrence.draw_turns(jax.random.key(0), mean=-1.0, most=4), "mean must be positive"),
+    "adapters of two ranks": (lambda: sj.adapt.merge(with_two_ranks(), {}), "have one rank and alpha"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_it_is_refused(name):
+    call, said = REFUSED[name]
+    with pytest.raises(ValueError, match=said):
+        call()
+
+
+def test_a_memory_beside_a_cache():
+    where = at(index=np.zeros((2, 1), int))
+    cache = sj.cache.empty(MODEL.stack, PARAMS["stack"], where, 2)
+    with pytest.raises(ValueError, match="the cache holds all that is needed of a memory"):
+        sj.decode.extend(MODEL, PARAMS, TOKENS[:, :1], dataclasses.replace(where, memory=jnp.ones((2, 3, 8))), cache)
+
+
+def test_a_traced_index_that_the_cache_holds_is_nan():
+    start = jax.jit(lambda tokens: sj.prompt.start(MODEL, PARAMS, tokens, None, 4))(TOKENS)
+    follow = jax.jit(lambda token, index, cache: sj.decode.follow(MODEL, PARAMS, token, index, cache)[0])
+    right, again = (follow(TOKENS[:, 0], start.index - n, start.cache) for n in (0, 1))
+    assert np.isfinite(right).all() and np.isnan(again).all()
+
+
+def test_an_encoder_decoder_keeps_the_dropout_of_its_sublayers():
+    forward = sj.FeedForward(d_hidden=8, dropout=0.3)
+    for given, wanted in ((None, [0.0, 0.0, 0.3]), (0.1, [0.1] * 3)):
+        model = sj.encoder_decoder(vocab=9, d_model=8, depth=1, n_heads=2, feed_forward=forward, dropout=given)
+        (layer,) = model.decoder.stack.segments[0].layers
+        assert [sublayer.dropout for sublayer in layer.sublayers] == wanted
+        assert model.encoder.segments[0].layers[0].sublayers[-1].dropout == wanted[-1]
+
+
+def test_the_sphere_has_a_factor_for_each_of_fewer_outputs():
+    model = sj.decoder(vocab=9, d_model=8, depth=1, n_heads=2, recipe=sj.recipe.NGPT())
+    model = dataclasses.replace(model, head=sj.Head(n_outputs=1))
+    params = model.init(jax.random.key(0))
+    assert model.apply(params, TOKENS % 9)[0].shape == (*TOKENS.shape, 1)
