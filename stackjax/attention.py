@@ -92,9 +92,7 @@ class Attention(Sublayer):
         if self.cross and (self.window or self.chunk):
             raise ValueError(f"cross-attention sees all of the memory; got window={self.window}, chunk={self.chunk}")
         if unknown := set(self.bias) - {"query", "key", "value", "out", "gate" if self.gate else "out"}:
-            raise ValueError(
-                f"bias names projections: query, key, value, out and, if there is one, gate; got {sorted(unknown)}"
-            )
+            raise ValueError(f"bias names projections: query, key, value, out, gate if any; got {sorted(unknown)}")
         if not self.position.acts_on(ATTENTION_HOOKS) and type(self.position) is not NoPosition:
             raise ValueError(f"{self.position!r} does not act inside attention; give it to the model's embedding")
         if self.backend == "blockwise" and not self._plain_weights:

@@ -103,8 +103,11 @@ def _layer_drop(result):
         row["recipe"]: np.mean([rise[int(idle)] for rise, idle in zip(row["together"], row["idle"], strict=True)])
         for row in result["rows"]
     }
-    both = [round(together[recipe], 2) for recipe in ("pre_norm", "deepnorm")]
-    return [len(costs["pre_norm"]), cheap["pre_norm"], len(costs["pre_norm"]), 0.01, cheap["deepnorm"], *both]
+    shown = ("pre_norm", "deepnorm")
+    idle = {row["recipe"]: [int(n) for n in row["idle"]] for row in result["rows"]}
+    spans = [n for recipe in shown for n in (min(idle[recipe]), max(idle[recipe]))]
+    both, depth = [round(together[recipe], 2) for recipe in shown], len(costs["pre_norm"])
+    return [depth, cheap["pre_norm"], depth, cheap["deepnorm"], 0.01, *spans, *both]
 
 
 def _norm_gains(result):

@@ -64,7 +64,7 @@ REFUSED = {
     ),
     "between different shapes": (lambda: sj.surgery.interpolate(jnp.ones(1), jnp.ones(4), 0.5), "must have one shape"),
     "fewer layers than there are": (lambda: sj.probe.layer_norms(PARAMS, MODEL.declaration(), 1), "2 or more; got 1"),
-    "a bias of no gate": (lambda: sj.Attention(n_heads=2, bias=("gate",)), "if there is one, gate; got .*gate"),
+    "a bias of no gate": (lambda: sj.Attention(n_heads=2, bias=("gate",)), "gate if any; got .*gate"),
     "no turns": (lambda: sj.recurrence.draw_turns(jax.random.key(0), mean=-1.0, most=4), "mean must be positive"),
     "adapters of two ranks": (lambda: sj.adapt.merge(with_two_ranks(), {}), "have one rank and alpha"),
 }
