@@ -120,7 +120,7 @@ def draw_turns(key: jax.Array, *, mean: float, most: int, spread: float = 0.5) -
         raise ValueError(f"mean must be positive; got {number}")
     rate_key, key = jax.random.split(key)
     rate = jnp.exp(jnp.log(mean) - spread**2 / 2 + spread * jax.random.normal(rate_key))
-    return jnp.minimum(1 + jax.random.poisson(key, rate), most)
+    return 1 + jnp.minimum(jax.random.poisson(key, rate), most - 1)
 
 
 def _stack(model: Stack | Model) -> Stack:

@@ -96,7 +96,7 @@ class Stack(AbstractModel):
             ValueError: a depth below 0, or not whole patterns when looped; layers that have forms already; forms that
                 cannot meet or be looped.
         """
-        whole(depth=depth, d_model=d_model)
+        whole(depth=depth)
         instance("recipe", recipe, Recipe)
         hashable("recipe", recipe)
         for layer in layers:

@@ -328,27 +328,3 @@ def test_nothing_is_compiled_for_edits_that_nobody_asks_for():
         for edit in (None, {})
     )
     assert plain == empty
-
-
-@pytest.mark.thorough
-def test_generation_is_steered_and_a_new_direction_compiles_nothing(x64):
-    model, params, tokens = small()
-
-    def steer(direction, layer, stream):
-        return stream + jnp.where(layer == 2, direction, 0)
-
-    def generate(scale):
-        direction = scale * jax.random.normal(jax.random.key(3), (D,))
-        edit = {"feed_forward/stream": jax.tree_util.Partial(steer, direction)}
-        new = sj.decode.generate(model, params, tokens, n_tokens=4, edit=edit, dtype=jnp.float64).tokens
-        both = jnp.concatenate((tokens, new), 1)
-        return new, jnp.argmax(run(model, params, both, edit=edit)[:, T - 1 : -1], -1)
-
-    plain, _ = generate(0.0)
-    compiled = sj.decode._generate._cache_size()
-    steered, expected = generate(10.0)
-    assert sj.decode._generate._cache_size() == compiled
-    np.testing.assert_array_equal(steered, expected)
-    assert np.any(steered != plain)
-    with pytest.raises(ValueError, match="an edit names sites"):
-        sj.decode.generate(model, params, tokens, n_tokens=1, edit={"attention/head": steer})

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import stackjax as sj
+from stackjax.interop import hf
 from tests.doors import BOTH, BOTH_PARAMS, MODEL, PARAMS, TOKENS, at
 
 LAYER = MODEL.stack.segments[0].layers[0]
@@ -58,6 +59,11 @@ REFUSED = {
         lambda: BOTH.encode(BOTH_PARAMS, TOKENS, sj.SideInputs(memory_position={"index": INDEX})),
         "whose padding is side_inputs.position",
     ),
+    "a memory, in its encoder": (
+        lambda: BOTH.encode(BOTH_PARAMS, TOKENS, sj.SideInputs(memory=jnp.ones((2, 3, 8)))),
+        "it takes no memory",
+    ),
+    "whole numbers for weights": (lambda: hf.load("nowhere", dtype=jnp.int8), "dtype must be of a floating-point"),
     "means of different shapes": (
         lambda: sj.surgery.average([{"a": jnp.ones((1, 3))}, {"a": jnp.ones((4, 3))}]),
         r"a must have one shape in all trees; got \(1, 3\), \(4, 3\)",
@@ -105,3 +111,7 @@ def test_the_sphere_has_a_factor_for_each_of_fewer_outputs():
     model = dataclasses.replace(model, head=sj.Head(n_outputs=1))
     params = model.init(jax.random.key(0))
     assert model.apply(params, TOKENS % 9)[0].shape == (*TOKENS.shape, 1)
+
+
+def test_turns_are_cut_however_large_their_mean():
+    assert sj.recurrence.draw_turns(jax.random.key(0), mean=1e12, most=4) == 4

@@ -209,11 +209,9 @@ class Bench:
 
     def sweep(self) -> None:
         """Runs side by side."""
-        small = {"d_model": 16, "batch": 2, "context": 8, "depths": (2,), "rounds": 1, "compiles": 1}
-        usual = {"d_model": 64, "batch": 8, "context": 64, "depths": (2, 10)}
-        usual |= {"rounds": self.options.rounds, "compiles": 3}
-        sizes: dict[str, Any] = small if self.options.quick else usual
-        for depth, recipe in itertools.product(sizes.pop("depths"), ("pre_norm", "hyper_connections")):
+        quick = self.options.quick
+        sizes = vmapped.QUICK if quick else vmapped.USUAL | {"rounds": self.options.rounds}
+        for depth, recipe in itertools.product((2,) if quick else (2, 10), ("pre_norm", "hyper_connections")):
             row = vmapped.measure(recipe=recipe, depth=depth, **sizes)
             self.results["sweep"].append(row)
             self.say(f"{row['runs']} runs of {recipe}, {depth} layers: " + _seconds(row["seconds"]))

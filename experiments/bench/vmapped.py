@@ -14,6 +14,9 @@ from .machine import clock
 from .program import Row
 
 RATES, SEEDS = (3e-4, 1e-3, 3e-3, 1e-2), (0, 1)
+QUICK: Row = {"d_model": 16, "batch": 2, "context": 8, "rounds": 1, "compiles": 1}
+USUAL: Row = {"d_model": 64, "batch": 8, "context": 64, "compiles": 3}
+"""Sizes of `measure`."""
 
 
 @compile_cache.off()
@@ -38,17 +41,17 @@ def measure(
     hypers = [train.Hyper(learning_rate=rate, seed=seed, steps=10**6) for rate in RATES for seed in SEEDS]
     shape = (len(hypers), chunk, batch, context + 1)
     batches = np.random.default_rng(0).integers(0, 256, shape).astype(np.int32)
-    every = (lanes.stack_hyper(hypers), batches)
-    ways: dict[str, tuple[lanes.Mode, tuple[train.Hyper, np.ndarray]]] = {
-        "vmap": ("vmap", every),
-        "by a vmap of one": ("vmap", jax.tree.map(lambda x: x[:1], every)),
-        "one after another": ("loop", jax.tree.map(lambda x: x[0], every)),
+    every = (train.stack_hyper(hypers), batches)
+    one, alone = (jax.tree.map(lambda x, at=at: x[at], every) for at in (slice(1), 0))
+    ways: dict[str, tuple[lanes.Mode, tuple[train.Hyper, np.ndarray], int]] = {
+        "vmap": ("vmap", every, 1),
+        "by a vmap of one": ("vmap", one, len(hypers)),
+        "one after another": ("loop", alone, len(hypers)),
     }
-    runs = {name: len(hypers) // np.atleast_1d(read[0].seed).size for name, (_, read) in ways.items()}
     jobs: dict[str, Callable[[], None]] = {}
     compiling: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(compiles):
-        for name, (mode, (hyper, read)) in ways.items():
+        for name, (mode, (hyper, read), _) in ways.items():
             programs = lanes.compile_lanes(trainer, hyper, read, batches[0], mode=mode)
             compiling[name].append(programs.compile_seconds or math.nan)
             jobs[name] = chunks(programs, hyper, read)
@@ -57,7 +60,7 @@ def measure(
         for name, job in jobs.items():
             began = clock()
             job()
-            times[name].append(runs[name] * (clock() - began) / chunk)
+            times[name].append(ways[name][2] * (clock() - began) / chunk)
     pairs = zip(times["vmap"], times["one after another"], strict=True)
     return {
         **sizes,

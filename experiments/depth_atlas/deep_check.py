@@ -13,11 +13,11 @@ from stackjax.recipe import Recipe
 from ..lab import compile_cache
 from ..lab.corpus import Corpus
 from ..lab.grid import Setting
-from ..lab.lanes import RUNS_ONCE, number, stack_hyper
+from ..lab.lanes import RUNS_ONCE, number
 from ..lab.made import Made
 from ..lab.outcome import failure
 from ..lab.store import Json
-from ..lab.train import Batch, Trainer
+from ..lab.train import Batch, Trainer, stack_hyper
 
 REMATS: tuple[Literal["none", "layer", "nested"], ...] = ("none", "layer", "nested")
 

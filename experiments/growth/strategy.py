@@ -9,10 +9,10 @@ import numpy as np
 
 import stackjax as sj
 
-from ..lab import cost, lanes
+from ..lab import cost
 from ..lab.corpus import Corpus
 from ..lab.options import Finding, Sizes, at_least, one_or_more
-from ..lab.train import Hyper, NextToken, State, Trainer
+from ..lab.train import Hyper, NextToken, State, Trainer, stack_hyper
 
 How = Literal["copy", "identity"]
 """Layers are doubled by copies in the same order, or by one behind each that passes the stream on."""
@@ -171,7 +171,7 @@ def trained(strategy: Strategy, corpus: Corpus, options: Options, flops: dict[in
     parts = chunks(strategy, options, flops)
     steps = options.chunk * sum(n for _, n in parts)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    hyper = lanes.stack_hyper(
+    hyper = stack_hyper(
         [
             Hyper(learning_rate=rate, seed=seed, steps=steps, warmup=max(1, steps // 20))
             for rate in options.learning_rates

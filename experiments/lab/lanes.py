@@ -8,7 +8,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ import stackjax as sj
 
 from . import compile_cache
 from .corpus import Corpus
-from .train import Batch, Hyper, State, Steps, Trainer
+from .train import Batch, Hyper, State, Steps, Trainer, stack_hyper
 
 Mode = Literal["vmap", "loop"]
 """All lanes at once by vmap; or one after another by a program of one lane, whatever their number, with the temporary
@@ -35,9 +35,6 @@ RUNS_ONCE: CompilerOptions = {"xla_backend_optimization_level": "0"}
 RUNS_OFTEN: CompilerOptions = {"xla_backend_optimization_level": "1"}
 """Compiler options on a CPU for a program that runs for longer than it compiles: with more of LLVM's passes it compiles
 for a quarter longer and runs no faster."""
-
-WHOLE = ("seed", "steps", "warmup")
-"""The numbers of a run that are integers."""
 
 Feed = Callable[[int, int], Batch]
 """`feed(seed, step) -> batch`, a pure function."""
@@ -136,15 +133,6 @@ def compile_lanes(
         compile_seconds=None if any(cached) else time.perf_counter() - began,
         temp_bytes=0 if memory is None else memory.temp_size_in_bytes,
     )
-
-
-def stack_hyper(lanes: Sequence[Hyper]) -> Hyper:
-    """Numbers of several runs with a leading axis of lanes: seeds and steps as integers, all others as floats."""
-
-    def stacked(name: str) -> jax.Array:
-        return jnp.asarray([getattr(lane, name) for lane in lanes], jnp.int32 if name in WHOLE else jnp.float32)
-
-    return Hyper(**{field.name: stacked(field.name) for field in fields(Hyper)})
 
 
 class Run:

@@ -4,7 +4,8 @@ What changes the graph is in the frozen `Trainer`; what changes only numbers is 
 rate, seed or warm-up recompiles anything, and `lanes` can vmap over them.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol
 
 import jax
@@ -83,6 +84,19 @@ class Hyper:
     warmup: Any = 0
     weight_decay: Any = 0.1
     clip_norm: Any = 1.0
+
+
+WHOLE = ("seed", "steps", "warmup")
+"""The numbers of a run that are integers."""
+
+
+def stack_hyper(runs: Sequence[Hyper]) -> Hyper:
+    """Numbers of several runs with a leading axis of runs: seeds and steps as integers, all others as floats."""
+
+    def stacked(name: str) -> jax.Array:
+        return jnp.asarray([getattr(run, name) for run in runs], jnp.int32 if name in WHOLE else jnp.float32)
+
+    return Hyper(**{field.name: stacked(field.name) for field in fields(Hyper)})
 
 
 @struct.dataclass

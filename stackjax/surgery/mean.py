@@ -22,9 +22,8 @@ def average(trees: Sequence[Any], weights: Sequence[Any] | None = None) -> Any:
     weights = [1.0] * len(trees) if weights is None else list(weights)
     if not trees or len(weights) != len(trees):
         raise ValueError(f"an average needs one weight for each tree; got {len(trees)} trees, {len(weights)} weights")
-    total = sum(weights)
-
     _same_shapes(*trees)
+    total = sum(weights)
 
     def mean(*leaves: jax.Array) -> jax.Array:
         return jnp.asarray(sum(w / total * x for w, x in zip(weights, leaves, strict=True)), leaves[0].dtype)

@@ -68,7 +68,7 @@ def test_what_is_grown_keeps_its_lanes_its_moments_and_its_function(how):
     options = dataclasses.replace(growth.QUICK, depth=4)
     small, large = (strategy.model_of(options, depth, 11) for depth in (2, 4))
     trainer = strategy.Stable(task=strategy.NextToken(model=small))
-    hyper = strategy.lanes.stack_hyper([strategy.Hyper(learning_rate=0.1, seed=s, steps=9, warmup=1) for s in (0, 1)])
+    hyper = strategy.stack_hyper([strategy.Hyper(learning_rate=0.1, seed=s, steps=9, warmup=1) for s in (0, 1)])
     state = jax.vmap(trainer.start)(hyper, jnp.zeros((2, 1, 9), jnp.int32))
     ones = jax.tree.map(lambda a: jnp.ones_like(a) if jnp.issubdtype(a.dtype, jnp.inexact) else a, state.optimizer)
     state = dataclasses.replace(state, params=perturbed(state.params), optimizer=ones)

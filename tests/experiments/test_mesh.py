@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import stackjax as sj
 from experiments.depth_sweep import __main__ as depth_sweep
-from experiments.lab import lanes, names, progress, results, store, sweep
+from experiments.lab import lanes, names, progress, results, store, sweep, train
 from experiments.lab.grid import Setting
 from tests.experiments.conftest import LANES, arguments, prepared
 from tests.experiments.test_sweep import numbers
@@ -157,7 +157,7 @@ def test_each_device_computes_its_share(sizes):
     """An eighth of the FLOPs of a chunk and of an evaluation, and of the temporaries of a chunk."""
     setting = Setting(batch=64, steps=3, eval_every=3)
     trainer = setting.trainer(names.recipe_named("pre_norm"), 2, 64)
-    hyper = lanes.stack_hyper([setting.hyper(learning_rate=rate, seed=0) for rate in (1e-3, 1e-2)])
+    hyper = train.stack_hyper([setting.hyper(learning_rate=rate, seed=0) for rate in (1e-3, 1e-2)])
     batches = np.zeros((2, 3, setting.batch, setting.context + 1), np.int32)
     one, eight = (lanes.compile_lanes(trainer, hyper, batches, batches[0], on) for on in (None, sj.shard.mesh(**sizes)))
     for program in ("advance", "evaluate"):

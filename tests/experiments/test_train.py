@@ -151,7 +151,7 @@ def test_numbers_do_not_recompile():
         return own.advance(hyper, state, batches)
 
     batches = jnp.zeros((2, 2, 7), jnp.int32)
-    hyper = lanes.stack_hyper([train.Hyper(learning_rate=1e-3, seed=0, steps=4)])
+    hyper = train.stack_hyper([train.Hyper(learning_rate=1e-3, seed=0, steps=4)])
     for change in (
         {},
         {"learning_rate": [1.0]},
@@ -248,3 +248,11 @@ def test_running_statistics_run():
 
     declaration = own.task.model.declaration()
     jax.tree.map(check, declaration, after.params, expected, before.params, is_leaf=sj.parameter.is_spec)
+
+
+def test_numbers_of_a_run_have_types_of_their_own_however_they_are_written():
+    """An integer rate once made those beside it integers, so that 0.1 was 0."""
+    runs = [train.Hyper(learning_rate=rate, seed=0, steps=4, weight_decay=0) for rate in (1, 0.1, np.float64(0.2))]
+    stacked = train.stack_hyper(runs)
+    np.testing.assert_allclose(stacked.learning_rate, [1, 0.1, 0.2], rtol=1e-6)
+    assert (stacked.weight_decay.dtype, stacked.seed.dtype, stacked.steps.dtype) == (np.float32, np.int32, np.int32)
