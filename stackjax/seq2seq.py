@@ -185,7 +185,7 @@ class EncoderDecoder(AbstractModel):
             ValueError: side inputs for a memory, which is made here.
         """
         params = self.checked(params)
-        given = () if side_inputs is None else (side_inputs.memory, side_inputs.memory_position)
+        given = [getattr(side_inputs, name, None) for name in ("memory", "memory_position")]
         if any(x is not None for x in given):
             raise ValueError("encode reads the source, whose padding is side_inputs.position; it takes no memory")
         reader = Model(embedding=self.source or self.decoder.embedding, stack=self.encoder)
