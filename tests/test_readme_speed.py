@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 
-from tests.test_readme import ROOT, TEXT
+from tests.test_readme import ROOT, TEXT, prose
 
 
 def test_what_is_said_of_steps_and_decoding_on_a_cpu_is_what_was_found():
@@ -58,7 +58,7 @@ def test_what_is_said_of_a_steps_parts_is_what_was_found():
     for row in profile["rows"]:
         if row["way"] == "kept":
             parts[row["kind"].partition(",")[0]] += row["milliseconds"]
-    told = (folder / "bench" / "discussion.md").read_text()
+    told = prose((folder / "bench" / "discussion.md").read_text())
     shares = sorted((round(100 * part / parts.total()) for part in parts.values()), reverse=True)
     paragraph = told[told.index("What is left of a step") : told.index("If all but the products")]
     assert [int(n) for n in re.findall(r"(\d+) %", paragraph)] == shares
@@ -89,7 +89,7 @@ def test_what_is_said_of_the_gpu_is_what_was_found():
     words += [f"{ratio[1, 16]:.1f} times", f"{ratio[32, 512]:.1f} times"]
     again, plain = rows["stackjax", "layer"], rows["stackjax", "none"]
     costs = again["step_seconds"] / plain["step_seconds"] - 1, 1 - again["temp_bytes"] / plain["temp_bytes"]
-    (said,) = re.findall(r"costs (\d+) % of the time\s+and saves (\d+) % of the temporaries", TEXT)
+    (said,) = re.findall(r"costs (\d+) % of the time and saves (\d+) % of the temporaries", prose(TEXT))
     assert said == tuple(f"{100 * cost:.0f}" for cost in costs)
     places = [line.find(word) for word in words]
     assert -1 not in places and places == sorted(places), (words, places)
