@@ -43,6 +43,7 @@ import jax.numpy as jnp
 from stackjax.check import known, shown
 from stackjax.layer import Layer
 from stackjax.model import Model
+from stackjax.recipe.around import Around
 from stackjax.recipe.base import Loop, Recipe
 from stackjax.stack import Stack
 
@@ -57,7 +58,8 @@ def looped(model: _Looped, *, turns: int, before: int = 0, after: int = 0, recip
         turns: how many times; at most, where `apply` is told to run fewer.
         before: layers in front of the loop.
         after: layers behind it.
-        recipe: the depth treatment, such as `recipe.InputInjection` around the model's own; None keeps that.
+        recipe: the depth treatment, such as `recipe.InputInjection` around the model's own; None keeps that. Another
+            in its place needs one that changes nothing inside sublayers, for what it changed would stay.
 
     Returns:
         The same kind of model, `before + (L - before - after) * turns + after` layers deep; the recipe's numbers are
@@ -65,7 +67,7 @@ def looped(model: _Looped, *, turns: int, before: int = 0, after: int = 0, recip
 
     Raises:
         ValueError: a model with a loop or with two stacks, no layers to loop, no turns; a recipe that treats the layers
-            in the loop differently.
+            in the loop differently, or is not around one that changed the sublayers.
     """
     stack = _stack(model)
     length = stack.depth - before - after
@@ -75,7 +77,15 @@ def looped(model: _Looped, *, turns: int, before: int = 0, after: int = 0, recip
             f"got a stack of {stack.depth}{', with a loop' if stack.looped else ''}"
         )
     loop = Loop(before=before, length=length, turns=_count(turns))
-    return _with_loop(model, _layers(stack), loop, after, stack.recipe if recipe is None else recipe)
+    if recipe is None:
+        return _with_loop(model, _layers(stack), loop, after, stack.recipe)
+    own = _nested(stack.recipe)
+    if stack.recipe not in _nested(recipe) and any(type(r).adapt not in (Recipe.adapt, Around.adapt) for r in own):
+        raise ValueError(
+            f"{shown(stack.recipe)} changed the sublayers of this model, which {shown(recipe)} would keep: give a "
+            "recipe around the model's own, or make the model with the new one"
+        )
+    return _with_loop(model, _layers(stack), loop, after, recipe)
 
 
 def with_turns(model: _Looped, turns: int) -> _Looped:
@@ -128,6 +138,11 @@ def _stack(model: Stack | Model) -> Stack:
     if len(stacks) != 1:
         raise ValueError(f"a loop is made in a model of one stack; got {shown(type(model).__name__)}")
     return next(iter(stacks.values()))
+
+
+def _nested(recipe: Recipe) -> list[Recipe]:
+    """A recipe and those underneath it."""
+    return [recipe, *(_nested(recipe.base) if isinstance(recipe, Around) else [])]
 
 
 def _layers(stack: Stack) -> list[Layer]:

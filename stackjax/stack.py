@@ -38,7 +38,7 @@ class Stack(AbstractModel):
 
     Args:
         segments: what is scanned, in order; with the sublayers and forms that the recipe gives them.
-        recipe: the depth treatment.
+        recipe: the depth treatment that they are from; for another, make the stack anew.
         geometry: depth, width and side.
     """
 

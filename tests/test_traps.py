@@ -12,6 +12,7 @@ from stackjax.interop import hf
 from tests.doors import BOTH, BOTH_PARAMS, MODEL, PARAMS, TOKENS, at
 
 LAYER = MODEL.stack.segments[0].layers[0]
+ON_SPHERE = sj.decoder(vocab=9, d_model=8, depth=2, n_heads=2, recipe=sj.recipe.NGPT())
 HEADS = jnp.ones((1, 4, 2, 8))
 ROWS = jnp.arange(8).reshape(2, 4)
 INDEX = np.broadcast_to(np.arange(TOKENS.shape[1]), TOKENS.shape)
@@ -46,6 +47,10 @@ REFUSED = {
     "a side that is none": (lambda: sj.decoder(vocab=9, d_model=8, depth=1, n_heads=2, side="dec"), "side must be"),
     "a side of a stack": (lambda: stack(sj.Layer(sublayers=LAYER.sublayers), side="Encoder"), "side must be"),
     "another depth": (other_depth, "a stack of 2 layers says depth=8"),
+    "a recipe in place of one inside sublayers": (
+        lambda: sj.recurrence.looped(ON_SPHERE, turns=2, recipe=sj.recipe.PreNorm()),
+        "NGPT.* changed the sublayers of this model",
+    ),
     "layers with forms": (lambda: stack(LAYER), "give Stack.of layers without forms"),
     "an additive mask": (
         lambda: sj.dot_product.attention_weights(HEADS, HEADS, scale=1.0, mask=jnp.zeros((1, 1, 4, 4))),
