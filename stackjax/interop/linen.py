@@ -32,7 +32,8 @@ class Wrapped(nn.Module):
         """`described.apply(params, *inputs, **options)`, with the key for dropout from the RNG named dropout, if given.
 
         Returns:
-            Output and `Result`.
+            Output and `Result`. Running statistics are parameters here; after the optimiser's step
+            `described.update_statistics(params, result.state)` gives the parameters with new ones.
         """
         names = list(self.described.declaration())
         if self.is_initializing() and not self.has_variable("params", names[0]):

@@ -46,9 +46,18 @@ class Wrapped(nnx.Module):
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """`described.apply(params, *inputs, **options)`: output and `Result`.
 
-        While training, give `key=rngs.dropout()`; without a key there is no dropout.
+        While training, give `key=rngs.dropout()`; without a key there is no dropout. Running statistics stay as they
+        are until `update_statistics`.
         """
         return self.described.apply(self.pure(), *inputs, **options)
+
+    def update_statistics(self, state: Params) -> None:
+        """Set each `nnx.BatchStat`, after the optimiser's step, to what a forward pass returned as `Result.state`."""
+        new = self.described.update_statistics(self.pure(), state)
+        variables = jax.tree.leaves(self.params, is_leaf=_is_variable)
+        for variable, value in zip(variables, jax.tree.leaves(new), strict=True):
+            if isinstance(variable, nnx.BatchStat):
+                variable[...] = value
 
 
 def transform(described: AbstractModel, inner: optax.GradientTransformation) -> optax.GradientTransformation:

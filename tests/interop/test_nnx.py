@@ -143,3 +143,22 @@ def test_our_optimisers_train_it_step_for_step_as_outside():
     assert largest_difference(module.pure(), params) < 1e-3
     leaves = jax.tree.leaves(module.params, is_leaf=lambda x: isinstance(x, nnx.Variable))
     assert {type(leaf) for leaf in leaves} == {nnx.Param, nnx.BatchStat}
+
+
+def test_running_statistics_are_set_and_nothing_else():
+    rule = sj.recipe.PreNorm(residual=sj.residual.Pre(norm=sj.BatchNorm()))
+    described = sj.decoder(vocab=7, d_model=D, depth=2, n_heads=H, recipe=rule)
+    module = Wrapped(described, rngs=nnx.Rngs(0))
+    before = module.pure()
+
+    @nnx.jit
+    def step(module):
+        _, result = module(TOKENS)
+        module.update_statistics(result.state)
+        return result.state
+
+    expected = described.update_statistics(before, step(module))
+    assert largest_difference(module.pure(), expected) < 1e-6 < largest_difference(before, expected)
+    leaves = jax.tree.leaves(module.params, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    changed = [leaf for leaf, old in zip(leaves, jax.tree.leaves(before), strict=True) if jnp.any(leaf[...] != old)]
+    assert changed and {type(leaf) for leaf in changed} == {nnx.BatchStat}
