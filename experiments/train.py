@@ -170,8 +170,13 @@ def prepare(words: Sequence[str], line: str) -> Run:
         mesh=mesh,
     )
     begun = store.read_sealed(Path(options.out) / "run.json")
-    if begun is not None and begun["determined_by"] != json.loads(json.dumps(run.determined_by)):
-        raise ValueError(f"--out {options.out} holds another run, {begun['command']}; give another folder")
+    if begun is not None:
+        then, now = begun["determined_by"], json.loads(json.dumps(run.determined_by))
+        if changed := [name for name in now if then.get(name) != now[name]]:
+            raise ValueError(
+                f"--out {options.out} holds another run, with another {' and '.join(changed)}: {begun['command']}; "
+                "give another folder"
+            )
     command_line.make_folder(options.out)
     return run
 

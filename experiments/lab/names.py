@@ -3,12 +3,15 @@
 Anything that is not in a table is named by its dotted path, `my.module:thing`.
 """
 
+import ast
 import dataclasses
 import difflib
 import functools
+import hashlib
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +19,8 @@ from stackjax import position, recipe
 from stackjax.interop import hf
 from stackjax.position.base import Position
 from stackjax.recipe.base import Recipe
+
+from .environment import PACKAGES
 
 POSITIONS: Mapping[str, Callable[[int], Position]] = {
     "none": lambda context: position.NoPosition(),
@@ -137,12 +142,17 @@ def dotted(name: str, kind: str) -> Any:
 def describe(value: Any) -> Any:
     """A frozen description (a recipe, a model, a task) as plain JSON, equal for equal descriptions.
 
+    What is defined outside the packages whose versions are on record holds a hash of the module that it is defined in,
+    without comments: results of one formula are not taken for those of another. Modules that it imports are not read.
+
     Raises:
-        ValueError: a function that has no name of its own, such as a lambda, which another might share.
+        ValueError: a function that has no name of its own, such as a lambda, which another might share; something
+            defined where its code cannot be read, such as a cell of a notebook.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"is": f"{type(value).__module__}:{type(value).__qualname__}", **fields}
+        kind = type(value)
+        return {"is": f"{kind.__module__}:{kind.__qualname__}", **_code(kind.__module__, kind), **fields}
     if isinstance(value, (tuple, list)):
         return [describe(item) for item in value]
     if isinstance(value, Mapping):
@@ -156,5 +166,25 @@ def describe(value: Any) -> Any:
                 f"{name} has no name by which its results could be found again: define the function in a module, and "
                 "give it numbers by functools.partial"
             )
-        return name
+        code = _code(value.__module__, value)
+        return {"is": name, **code} if code else name
     return value
+
+
+@functools.cache
+def _code(module: str, thing: Any) -> dict[str, str]:
+    """{"code": a hash of the module that a thing is defined in}; nothing where versions say it.
+
+    It is taken once for each class and function, so a file that is edited while a sweep runs changes no name in it.
+    """
+    root = module.partition(".")[0]
+    if root in PACKAGES or root in sys.stdlib_module_names:
+        return {}
+    try:
+        source = inspect.getsource(sys.modules[module])
+    except (KeyError, OSError, TypeError):
+        raise ValueError(
+            f"the code of {thing!r} cannot be read, by which its results could be told from those of another version: "
+            "define it in a module"
+        ) from None
+    return {"code": hashlib.sha256(ast.unparse(ast.parse(source)).encode()).hexdigest()[:10]}

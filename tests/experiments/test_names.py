@@ -1,6 +1,9 @@
 """Words on the command line to objects."""
 
 import functools
+import importlib
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -83,3 +86,27 @@ def test_functions_without_a_name_of_their_own_are_refused():
     """Two of one factory would share the name, and the results."""
     with pytest.raises(ValueError, match=r"<lambda> has no name .*functools\.partial"):
         names.describe(recipe.PreNorm(default_init=lambda spec: sj.parameter.Normal(1.0)))
+
+
+def test_a_change_of_ones_own_code_is_another_recipe(tmp_path, monkeypatch):
+    """Comments are none, and what the module's file holds later does not reach a class that is there."""
+    source = Path(importlib.import_module("experiments.own_recipe").__file__).read_text()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    path, seen = tmp_path / "mine_once.py", []
+    for text in (source, source + "# a comment\n", source.replace("s / (s + 1)", "s / (s + 2)")):
+        path.write_text(text)
+        importlib.invalidate_caches()
+        monkeypatch.delitem(sys.modules, "mine_once", raising=False)
+        mine = names.recipe_named("mine_once:recipe")
+        seen.append(names.describe(mine))
+        path.write_text("")
+        assert names.describe(mine) == seen[-1]
+    assert seen[0] == seen[1] != seen[2]
+
+
+def test_code_that_cannot_be_read_is_refused():
+    space = {"__name__": "a_cell"}
+    exec("def init(spec):\n    return spec\n", space)
+    with pytest.raises(ValueError, match=r"the code of <function init at .*> cannot be read"):
+        names.describe(recipe.PreNorm(default_init=space["init"]))

@@ -134,7 +134,7 @@ def test_what_cannot_be_is_refused(stopped, corpus, tmp_path, capsys):
         assert train.main(words(tmp_path / "out", corpus, *more)) == 2
         assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
     assert train.main(words(stopped, corpus, seed=1)) == 2
-    assert "holds another run" in capsys.readouterr().err
+    assert "holds another run, with another seed:" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(corpus, tmp_path):
