@@ -1,1 +1,1 @@
-"""The claims of the founding text: one claim, one file; `suite` lists them, `report` writes the page."""
+"""Common claims about deep Transformers: one claim, one file; `suite` lists them, `report` writes the page."""

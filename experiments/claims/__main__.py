@@ -1,4 +1,4 @@
-"""The claims of the founding text, each put to a test that it could fail.
+"""Common claims about deep Transformers, each put to a test it could fail.
 
     python -m experiments.claims
     python -m experiments.claims --only staircase
@@ -20,7 +20,7 @@ from .claim import Claim
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Put each claim of the founding text to its test, and write the verdicts on one page.
+    """Put common claims about deep Transformers to their tests, and write the verdicts on one page.
 
     Exit status: 0 done, whatever the verdicts; 1 something failed; 2 bad usage; 130 interrupted.
     """

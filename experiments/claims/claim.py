@@ -1,4 +1,4 @@
-"""A claim of the founding text: what it says, what would refute it, and the numbers that decide."""
+"""A claim about deep Transformers: what it says, what would refute it, and the numbers that decide."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from ..lab.store import Json
 Rows = Mapping[str, Json]
 """The numbers of each unit that has been run, by its name."""
 
-About = Literal["text", "correction", "control", "beyond"]
+About = Literal["claim", "correction", "control", "beyond"]
 Relation = Literal["below", "above"]
 Word = Literal["holds", "corrected", "false", "not settled"]
 
@@ -54,9 +54,9 @@ class Check:
 
     Args:
         claim: in words.
-        about: "text" if the founding text says so; "correction" if it is said against the text; "control" if the
-            experiment means nothing unless it is so; "beyond" if it is ours and the text does not speak of it: it
-            does not decide the verdict.
+        about: "claim" if it follows from the claim; "correction" if it contradicts the claim; "control" if the
+            experiment means nothing unless it is so; "beyond" if the claim does not speak of it: it does not decide
+            the verdict.
         relation: that the claim says the numbers have to the threshold.
         threshold: the number, committed before the run.
         needs: names of the units that it reads.
@@ -84,15 +84,15 @@ class Claim:
 
     Args:
         name: one word for the command line.
-        part: of the founding text.
+        part: of a Transformer, that the claim is about.
         title: a short sentence.
-        says: what the text says.
+        says: the claim in full.
         refuted_by: what would refute it.
         protocol: what is measured, and how.
         control: what should not work, and why that matters.
         units: what is run, in this order; called with whether the run is a quick one.
         checks: the predictions.
-        figure: from the numbers that are there.
+        figure: from the numbers that are there; its docstring is the caption.
         lesson: a paragraph for a student, from all numbers.
     """
 
@@ -112,9 +112,9 @@ class Claim:
 def judge(judged: Sequence[tuple[Check, Prediction | None]]) -> Word:
     """The verdict on a claim.
 
-    It is `holds` if all that the text says was supported, `false` if all was contradicted, `corrected` if part of it
-    was supported and part contradicted. It is `not settled` where a number is missing, a control did not behave, or an
-    interval lies across a threshold.
+    It is `not settled` where a number is missing or a control did not behave. Else it is `corrected` if part of the
+    claim was supported and part contradicted, whatever else is inconclusive; `not settled` if anything is inconclusive
+    or a contradiction was refuted; `holds` if all of the claim was supported, `false` if all was contradicted.
 
     Args:
         judged: each check, with its prediction.
@@ -124,11 +124,11 @@ def judge(judged: Sequence[tuple[Check, Prediction | None]]) -> Word:
     verdicts = [(check.about, made.verdict) for check, made in judged if made is not None and check.about != "beyond"]
     if any(about == "control" and verdict != "supported" for about, verdict in verdicts):
         return "not settled"
-    agrees = ("text", "supported") in verdicts
-    contradicts = ("text", "refuted") in verdicts or ("correction", "supported") in verdicts
+    agrees = ("claim", "supported") in verdicts
+    contradicts = ("claim", "refuted") in verdicts or ("correction", "supported") in verdicts
     if agrees and contradicts:
         return "corrected"
-    settled = {("text", "supported"), ("text", "refuted"), ("correction", "supported"), ("control", "supported")}
+    settled = {("claim", "supported"), ("claim", "refuted"), ("correction", "supported"), ("control", "supported")}
     if not set(verdicts) <= settled:
         return "not settled"
     return "holds" if agrees else "false"

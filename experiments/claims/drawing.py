@@ -18,62 +18,62 @@ def color(field: str, names: Sequence[str]) -> alt.Color:
     return alt.Color(f"{field}:N", title=None, scale=alt.Scale(domain=list(names), range=colors))
 
 
-def dots(
-    values: dict[str, Sequence[float]], *, title: str, line: tuple[float, str] | None = None, log: bool = False
-) -> alt.TopLevelMixin:
+def dots(values: dict[str, Sequence[float]], *, title: str, log: bool = False) -> alt.TopLevelMixin:
     """One row for each arm: every seed a dot, the mean a tick, its 95 % interval a bar.
 
     Args:
         values: one number a seed, by arm, top to bottom.
         title: of the axis.
-        line: a number to compare with, and what it is called.
         log: whether the axis is logarithmic.
     """
     names = list(values)
     seeds = [{"arm": name, "value": float(x)} for name, each in values.items() for x in each]
     ends = [
-        {"arm": name, "low": estimate.low, "high": estimate.high, "value": estimate.mean}
+        {"arm": name, "low": estimate.low, "high": estimate.high, "mean": estimate.mean}
         for name, each in values.items()
         if (estimate := Estimate.of(each)).n > 1
     ]
     scale = alt.Scale(type="log") if log else alt.Scale(zero=False)
     x = alt.X("value:Q", title=title, scale=scale, axis=POWERS if log else alt.Axis())
-    y = alt.Y("arm:N", title=None, sort=names)
-    layers: list[Any] = [
+    y = alt.Y("arm:N", title=None, sort=names, axis=alt.Axis(labelLimit=0))
+    layers = [
         alt.Chart(alt.Data(values=ends))
         .mark_rule(strokeWidth=4, opacity=0.35)
         .encode(x=alt.X("low:Q"), x2="high:Q", y=y, color=color("arm", names).legend(None)),
+        alt.Chart(alt.Data(values=ends))
+        .mark_tick(thickness=2, size=18)
+        .encode(x="mean:Q", y=y, color=color("arm", names).legend(None)),
         alt.Chart(alt.Data(values=seeds))
         .mark_circle(size=50, opacity=0.8)
         .encode(x=x, y=y, color=color("arm", names).legend(None)),
     ]
-    if line is not None:
-        layers.append(
-            alt.Chart(alt.Data(values=[{"value": line[0], "label": line[1]}]))
-            .mark_rule(strokeDash=[5, 4])
-            .encode(x="value:Q", tooltip="label:N")
-        )
-        layers.append(
-            alt.Chart(alt.Data(values=[{"value": line[0], "label": line[1]}]))
-            .mark_text(align="left", dx=4, baseline="top")
-            .encode(x="value:Q", y=alt.value(2), text="label:N")
-        )
     return alt.layer(*layers).properties(width=560, height=alt.Step(34))
 
 
-def curves(points: Sequence[dict], *, x: alt.X, y: alt.Y, arms: Sequence[str]) -> Any:
+def dashed(name: str) -> Any:
+    """A line's dashes: only those of the arm of this name, so that a line below it can be seen."""
+    return alt.condition(alt.datum.arm == name, alt.value([6, 6]), alt.value([1, 0]))
+
+
+def curves(points: Sequence[dict], *, x: alt.X, y: alt.Y, arms: Sequence[str], dash: str = "") -> Any:
     """A line through the means of each arm and a dot for each seed.
+
+    On an axis of categories the arms stand side by side.
 
     Args:
         points: rows with `arm` and the fields of the axes.
         x: axis.
         y: axis.
         arms: in order.
+        dash: the arm whose line is dashed.
     """
     base = alt.Chart(alt.Data(values=list(points))).encode(x=x, color=color("arm", arms))
+    if str(x.shorthand).endswith(":O"):
+        side_by_side = alt.XOffset("arm:N", sort=list(arms))
+        base = base.encode(x=x.scale(paddingInner=0.7, paddingOuter=0.5), xOffset=side_by_side)
     average = y.copy(deep=False)
     average.shorthand = f"mean({str(y.shorthand).removesuffix(':Q')}):Q"
-    line = base.mark_line(strokeWidth=2.2).encode(y=average)
+    line = base.mark_line(strokeWidth=2.2).encode(y=average, strokeDash=dashed(dash))
     return (line + base.mark_circle(size=36, opacity=0.75).encode(y=y)).properties(width=560, height=280)
 
 

@@ -21,6 +21,7 @@ FACTS_PER_PARAMETER = 0.66
 EXPOSURES = 1000
 LINEAR = "4 D hidden, without activation"
 FIRST = "4 D hidden, without activation, first run"
+FIRST_BOUND = 0.05
 SECOND_SEEDS = tuple(range(30, 38))
 """Seeds of all but the first run, whose control missed a threshold from a pilot."""
 LINEAR_MAP = 0.5 / log(2) / (2 * TIMES[-1])
@@ -114,7 +115,7 @@ def check(about: About, unit: str, relation: Relation, threshold: float) -> Chec
 
 
 CHECKS = (
-    *(check("text", name(times), "above", 0.9) for times in TIMES),
+    *(check("claim", name(times), "above", 0.9) for times in TIMES),
     Check(
         claim="4 D hidden: what is left without activation, as a share of the bits",
         about="control",
@@ -123,10 +124,10 @@ CHECKS = (
         needs=(LINEAR, name(TIMES[-1])),
         values=lambda rows: per_parameter(rows, LINEAR) / per_parameter(rows, name(TIMES[-1])),
     ),
-    check("beyond", FIRST, "below", 0.05),
+    check("beyond", FIRST, "below", FIRST_BOUND),
     Check(
         claim="R² of a line through bits against parameters",
-        about="text",
+        about="claim",
         relation="above",
         threshold=0.98,
         needs=tuple(name(times) for times in TIMES),
@@ -136,7 +137,7 @@ CHECKS = (
 
 
 def figure(rows: Rows) -> alt.TopLevelMixin:
-    """Bits against parameters."""
+    """Bits remembered against parameters, for hidden layers of 1, 2 and 4 times the width."""
     points = [
         {
             "arm": "GELU" if unit in map(name, TIMES) else "without activation",
@@ -146,8 +147,9 @@ def figure(rows: Rows) -> alt.TopLevelMixin:
         for unit, row in rows.items()
         for bits in row["bits"]
     ]
-    x = alt.X("parameters:Q", title="parameters of the feed-forward network", axis=alt.Axis(format="~s"))
-    y = alt.Y("bits:Q", title="bits remembered", axis=alt.Axis(format="~s"))
+    axis = alt.Axis(format=",d", values=sorted({point["parameters"] for point in points}))
+    x = alt.X("parameters:Q", title="parameters of the feed-forward network", axis=axis, scale=alt.Scale(zero=True))
+    y = alt.Y("bits:Q", title="bits remembered", axis=alt.Axis(format=",d"))
     return drawing.curves(points, x=x, y=y, arms=["GELU", "without activation"])
 
 
@@ -156,16 +158,16 @@ def lesson(rows: Rows) -> str:
     each = ", ".join(f"{per_parameter(rows, name(times)).mean():.2f}" for times in TIMES)
     widest = rows[name(TIMES[-1])]
     return (
-        f"Give a feed-forward network random facts to learn by heart ({widest['facts']:,} for the widest), each key "
-        "one of 64 values, and count how far its loss falls below guessing: that is what it remembers, in bits. "
-        f"Hidden layers of {', '.join(map(str, TIMES))} times the width hold {each} bits a parameter: the memory grows "
-        "along a straight line that does not begin at zero, so that the narrowest holds least for each parameter. The "
-        f"same network without its activation holds {per_parameter(rows, LINEAR).mean():.2f}: a linear map has D² "
-        "numbers to fit, and fitting a number to noise is worth about half a nat, "
-        f"{LINEAR_MAP:.2f} bits a parameter in all. In a first run the control was held to less than that, to a number "
-        "from a pilot, and missed it, which left the claim open; now it is a share of what the network holds "
-        "with its activation, stated before the run that is shown, with other seeds. That the width should be four "
-        "times D is a habit; nothing here singles it out."
+        f"Give a feed-forward network random facts to learn by heart ({widest['facts']:,} for the widest), each a key "
+        "that has one of 64 values, and count how far its loss falls below guessing: that is what it remembers, in "
+        f"bits. Hidden layers of {', '.join(map(str, TIMES))} times the width hold {each} bits a parameter: the "
+        "memory grows along a straight line that does not begin at zero, so that the narrowest holds least for each "
+        f"parameter. The same network without its activation holds {per_parameter(rows, LINEAR).mean():.2f}: a linear "
+        f"map has D² numbers to fit, and fitting a number to noise is worth about half a nat, {LINEAR_MAP:.2f} bits a "
+        f"parameter in all. In a first run the control had to stay below {FIRST_BOUND}, a number from a pilot that is "
+        "less than that, and missed it, which left the claim open; it was then stated as a share of what the network "
+        "holds with its activation, and run again with other seeds. That the hidden layer should be four times as "
+        "wide is a habit; nothing here singles it out."
     )
 
 
@@ -175,8 +177,8 @@ CLAIM = Claim(
     title="More hidden dimensions hold more",
     says="The feed-forward network's larger hidden layer (four times the width) gives it capacity to remember.",
     refuted_by="A memory that does not grow in step with the hidden width, or that a linear network has as well.",
-    protocol="One pre-norm feed-forward layer, D = 32, learns random keys by heart, 0.66 facts a parameter, each a "
-    "thousand times; bits = facts x log2 64 minus the loss in bits.",
+    protocol="One pre-norm feed-forward layer, D = 32, learns the values of random keys by heart, 0.66 facts a "
+    "parameter, each about a thousand times; bits = facts x log2 64 minus the loss in bits.",
     control="The same network without its activation must remember less than a fifth of what it does with it.",
     units=units,
     checks=CHECKS,

@@ -55,16 +55,18 @@ def check(about: About, unit: str, relation: Relation, threshold: float) -> Chec
 
 
 CHECKS = (
-    check("text", ENCODER, "below", 1e-5),
+    check("claim", ENCODER, "below", 1e-5),
     check("correction", DECODER, "above", 1e-2),
     check("control", ROTARY, "above", 1e-2),
 )
 
 
 def figure(rows: Rows) -> alt.TopLevelMixin:
-    """Figure of what the order changes, on a logarithmic axis."""
+    """Relative difference that the order of the tokens makes to the outputs, which are put back in order."""
     values = {unit: np.maximum(row["difference"], 1e-9) for unit, row in rows.items()}
-    return drawing.dots({unit: list(each) for unit, each in values.items()}, title="relative difference", log=True)
+    return drawing.dots(
+        {unit: list(each) for unit, each in values.items()}, title="relative difference that the order makes", log=True
+    )
 
 
 def lesson(rows: Rows) -> str:
@@ -74,11 +76,12 @@ def lesson(rows: Rows) -> str:
         return f"{np.mean(rows[unit]['difference']):.1g}"
 
     return (
-        "Shuffle the tokens, run the model, and put the outputs back in order. An encoder without positions gives what "
-        f"it gave before, to rounding error (relative difference {difference(ENCODER)}): for it a sentence is a bag of "
-        "words, as the text says. A decoder without positions does not "
-        f"({difference(DECODER)}): its mask lets the third token see two others and the tenth nine, and how much one "
-        "sees tells where one stands. The text is right for attention and wrong for the models that most people use."
+        "Shuffle the tokens, run the model, and put the outputs back in order. An encoder without positions gives "
+        f"what it gave before, to rounding error (relative difference {difference(ENCODER)}): for it a sentence is a "
+        f"bag of words, as the claim says. A decoder without positions does not ({difference(DECODER)}): its mask "
+        "lets the third token see two others and the tenth nine, so that what a token sees depends on where it "
+        "stands. The claim is right for attention without a mask and wrong for decoders, which most language models "
+        "are."
     )
 
 
@@ -88,7 +91,8 @@ CLAIM = Claim(
     title="Attention is blind to order",
     says="Attention treats its input as a set and cannot tell the order of the tokens.",
     refuted_by="A stack without positions whose outputs change by more than their order when the tokens are shuffled.",
-    protocol="Exact: four layers at birth, random tokens in a random order; |f(P x) - P f(x)| over |f(x)|.",
+    protocol="Exact: four layers at birth, D = 64, T = 24, random tokens in a random order P; |f(P x) - P f(x)| over "
+    "|f(x)|.",
     control="Rotary positions in the same encoder: the order must matter there.",
     units=units,
     checks=CHECKS,

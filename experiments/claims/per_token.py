@@ -61,7 +61,7 @@ def check(about: About, norm: str, what: str, relation: Relation, threshold: flo
 
 
 CHECKS = (
-    check("text", "layer norm", SAMPLES, "below", 1e-6),
+    check("claim", "layer norm", SAMPLES, "below", 1e-6),
     check("correction", "layer norm", TOKENS, "below", 1e-6),
     check("control", "layer norm", OWN, "above", 0.1),
     check("control", "batch norm", SAMPLES, "above", 0.1),
@@ -69,19 +69,20 @@ CHECKS = (
 
 
 def figure(rows: Rows) -> alt.TopLevelMixin:
-    """Mean change for each norm and replacement."""
+    """Mean over five seeds of the change at one token, for each norm and replacement."""
     points = [
         {"norm": norm, "replaced": what, "change": float(np.mean(each))}
         for norm, row in rows.items()
         for what, each in row.items()
     ]
-    y = alt.Y("replaced:N", title="what is replaced", sort=[SAMPLES, TOKENS, OWN])
+    order = [SAMPLES, TOKENS, OWN]
+    y = alt.Y("replaced:N", title="what is replaced", sort=order, axis=alt.Axis(labelLimit=0))
     offset = alt.YOffset("norm:N", sort=list(rows))
     x = alt.X("change:Q", title="relative change of the output at one token")
-    bars = alt.Chart(alt.Data(values=points)).mark_bar()
-    return bars.encode(x=x, y=y, yOffset=offset, color=drawing.color("norm", list(rows))).properties(
-        width=460, height=170
-    )
+    base = alt.Chart(alt.Data(values=points)).encode(x=x, y=y, yOffset=offset)
+    bars = base.mark_bar().encode(color=drawing.color("norm", list(rows)))
+    numbers = base.mark_text(align="left", dx=4).encode(text=alt.Text("change:Q", format=".2f"))
+    return (bars + numbers).properties(width=460, height=170)
 
 
 def lesson(rows: Rows) -> str:
@@ -93,9 +94,9 @@ def lesson(rows: Rows) -> str:
     return (
         "A norm subtracts a mean and divides by a deviation, and the question is over what these are taken. Replace "
         f"all other samples of a batch and a layer norm's output changes by {change('layer norm', SAMPLES)}, a batch "
-        f"norm's by {change('batch norm', SAMPLES)}: so far the text. But replace all other tokens of the same sample "
-        f"and the layer norm's output still changes by {change('layer norm', TOKENS)}. It knows one token at a time: "
-        "its statistics run over the features of that token, and not over the sample."
+        f"norm's by {change('batch norm', SAMPLES)}: so far the claim is right. But replace all other tokens of the "
+        f"same sample and the layer norm's output still changes by {change('layer norm', TOKENS)}. It knows one token "
+        "at a time: its statistics run over the features of that token, and not over the sample."
     )
 
 

@@ -125,7 +125,7 @@ def set_to(factor: float, relation: Relation, threshold: float) -> Check:
     unit = f"factor {factor:g}"
     return Check(
         claim=f"set to {factor:g} a layer: factor by which the gradient changes in a layer",
-        about="text",
+        about="claim",
         relation=relation,
         threshold=round(threshold, 3),
         needs=(unit,),
@@ -154,14 +154,16 @@ CHECKS = (
 
 
 def figure(rows: Rows) -> alt.TopLevelMixin:
-    """The gradient of each layer over that of the last, every seed a line."""
+    """Gradient with respect to the stream behind each layer, over that at the top; a line for each of eight seeds."""
     points = [
         {"arm": unit, "seed": seed, "layer": layer, "gradient": value}
         for unit, row in rows.items()
         for seed, lane in enumerate(row["gradient"])
         for layer, value in enumerate(lane)
     ]
-    y = alt.Y("gradient:Q", title="gradient at layer / at the top", scale=alt.Scale(type="log"), axis=drawing.POWERS)
+    y = alt.Y(
+        "gradient:Q", title="gradient at the layer / at the top", scale=alt.Scale(type="log"), axis=drawing.POWERS
+    )
     return (
         alt.Chart(alt.Data(values=points))
         .mark_line(strokeWidth=1.3, opacity=0.7)
@@ -179,12 +181,14 @@ def lesson(rows: Rows) -> str:
     depth = len(rows["pre-norm"]["gradient"][0]) - 1
     return (
         f"Without a skip a gradient passes through every layer, and each multiplies it. If each of {depth} layers "
-        f"passes on nine tenths, {0.9**depth:.1e} should be left, and in a real stack {small:.1e} is; with one tenth "
-        f"more a layer, {1.1**depth:,.0f} should come of it, and {large:,.0f} does; set to 1 it is {even:.2f}. With "
-        "skips and norms the same depth changes the gradient by a factor of "
-        f"{float(np.exp(np.abs(np.log(total(rows, 'pre-norm'))).mean())):.1f}. One thing the product leaves out: where "
-        "the signal grows it also grows inside attention's softmax, which then turns hard, and in a first run that let "
-        f"it do so the gradient came to {wild:.0e}, and in one seed to {total(rows, GROWING).max():.0e}."
+        f"passes on nine tenths, a gradient of 1 at the top should come to {0.9**depth:.1e} at the bottom, and in a "
+        f"stack that was set so it came to {small:.1e} (a geometric mean over seeds, as all that follow); with one "
+        f"tenth more a layer it should come to {1.1**depth:,.0f}, and came to {large:,.0f}; set to 1 a layer, to "
+        f"{even:.2f}. With skips and norms (pre-norm) the same depth changes the gradient by a factor of "
+        f"{float(np.exp(np.abs(np.log(total(rows, 'pre-norm'))).mean())):.1f}. One thing the product leaves out: a "
+        "growing signal also grows inside attention's softmax. In a first run, half as wide, nothing stopped it "
+        f"there: one tenth more a layer then came to {wild:.0e}, and to {total(rows, GROWING).max():.0e} in the seed "
+        "with the largest."
     )
 
 

@@ -12,8 +12,29 @@ from ..lab.finding import Prediction
 from ..lab.store import Json, write
 from . import suite
 from .claim import Check, Claim, Rows, judge
+from .training import ends_of_grid
 
-TITLE = "The claims of the founding text, each put to a test it could fail"
+TITLE = "Common claims about deep Transformers, each put to a test it could fail"
+
+LEGEND = (
+    "Each claim is often made about Transformers. Its experiment and thresholds were committed before it was run, on "
+    "seeds that no pilot had used; where a part was run a second time, its section says so. In the tables, what was "
+    "found is the mean over seeds with its 95 % interval by Student's t. A prediction is supported or refuted where "
+    "the whole interval lies on one side of the threshold that it must be above or below, and else inconclusive.",
+    "A prediction is about the claim, from which it follows; against it, if it contradicts the claim; a control, "
+    "without which the experiment means nothing; or beyond the claim, which decides nothing. A claim holds if all that "
+    "follows from it was supported, is false if all was contradicted, and is corrected if part was supported and part "
+    "contradicted, even where one more prediction is inconclusive.",
+    "D is the width of a model, T the number of tokens in a window, L the number of layers. At birth means with fresh "
+    "weights, before any training. The stream is what the skips carry from layer to layer. Pre-norm is x + f(norm(x)); "
+    "post-norm, the arrangement of the Transformer of 2017, is norm(x + f(x)). Text is the standard library of "
+    "Python, byte by byte, and losses on it are those of validation text after the last step, in nats a byte; counting "
+    "single bytes means to know how often each byte occurs and nothing of those before it. Learning rates are peaks, "
+    "after a warm-up over a tenth of the steps unless it is said otherwise. All trained models are small, and all "
+    "runs short; what is found speaks of such.",
+    "In the figures a dot or a thin line is one seed, a thick line or a tick the mean, and a bar its 95 % interval.",
+)
+"""Terms and conventions of the page, a paragraph each."""
 
 WITHOUT_PROTOCOL = {
     "Stacking: lower layers capture what is local, and several heads give several views": "no protocol was found that "
@@ -21,10 +42,9 @@ WITHOUT_PROTOCOL = {
     "Stacking: an encoder and a decoder, each in N layers": "not run. The library's tests train such models; what the "
     "depth of either is worth has not been measured.",
 }
-"""Claims of the text that no experiment stands for, and why."""
+"""Claims that no experiment stands for, and why."""
 
-
-ABOUT = {"text": "the text", "correction": "against it", "control": "control", "beyond": "beyond the text"}
+ABOUT = {"claim": "the claim", "correction": "against it", "control": "control", "beyond": "beyond the claim"}
 """Subject of a check, in words."""
 
 
@@ -82,7 +102,8 @@ def write_all(out: Path, quick: bool, command: str) -> Path:
             chart.export(out / "figures", each.claim.name, figures[each.claim.name].to_dict(validate=False))
     write(out / "result.json", json.dumps(result(judged, command), indent=1, allow_nan=False) + "\n")
     write(out / "finding.md", markdown(judged, figures, quick, command))
-    body = summary(judged) + "".join(section(each, figures, specs) for each in judged) + unproven()
+    legend = "".join(f"<p>{html.escape(words)}</p>" for words in LEGEND)
+    body = legend + summary(judged) + "".join(section(each, figures, specs) for each in judged) + unproven()
     counted = ", ".join(f"{n} {word}" for word, n in tally(judged).items())
     made = origin(judged, command)
     facts = {**made.pop("versions"), **{name: value for name, value in made.items() if name != "command"}}
@@ -153,27 +174,31 @@ def result(judged: Sequence[Judged], command: str) -> Json:
     }
 
 
-def described(claim: Claim) -> dict[str, str]:
-    """Everything that was fixed beforehand, by heading."""
-    return {
-        "The text says": claim.says,
-        "It would be refuted by": claim.refuted_by,
-        "Protocol": claim.protocol,
-        "Control": claim.control,
+def described(each: Judged) -> dict[str, str]:
+    """The claim with its experiment, by heading."""
+    terms = {
+        "The claim": each.claim.says,
+        "It would be refuted by": each.claim.refuted_by,
+        "Protocol": each.claim.protocol,
+        "Control": each.claim.control,
     }
+    ends = {unit: ends_of_grid(row) for unit, row in each.rows.items() if "choose" in row}
+    outside = "; ".join(f"{unit} ({', '.join(f'{rate:g}' for rate in rates)})" for unit, rates in ends.items() if rates)
+    limit = "the best learning rate is the lowest or the highest of those tried, so that a better one may lie outside:"
+    return {**terms, "Limit": f"For these {limit} {outside}."} if outside else terms
 
 
 def markdown(judged: Sequence[Judged], figures: dict[str, Any], quick: bool, command: str) -> str:
     """`finding.md`."""
     overview = [{"part": each.claim.part, "claim": each.claim.title, "verdict": f"**{each.word}**"} for each in judged]
-    parts = [f"# {TITLE}", *([finding.QUICK.strip()] if quick else []), finding.table(overview)]
+    parts = [f"# {TITLE}", *([finding.QUICK.strip()] if quick else []), *LEGEND, finding.table(overview)]
     for each in judged:
         parts.append(f"## {each.claim.title}: {each.word}")
         parts += [each.paragraph]
-        parts += [f"- *{heading}*: {words}" for heading, words in described(each.claim).items()]
+        parts += [f"- *{heading}*: {words}" for heading, words in described(each).items()]
         parts.append(finding.table(each.table()))
         if each.claim.name in figures:
-            parts.append(f"![{each.claim.title}](figures/{each.claim.name}.svg)")
+            parts += [f"![{each.claim.title}](figures/{each.claim.name}.svg)", f"*{caption(each.claim)}*"]
         parts.append(f"{each.seconds / 60:.1f} minutes of CPU.")
     parts.append("## Without a test")
     parts += [f"- {claim}: {why}" for claim, why in WITHOUT_PROTOCOL.items()]
@@ -181,12 +206,17 @@ def markdown(judged: Sequence[Judged], figures: dict[str, Any], quick: bool, com
     return "\n\n".join(parts) + "\n"
 
 
+def caption(claim: Claim) -> str:
+    """Caption of a claim's figure, in one line."""
+    return " ".join((inspect.getdoc(claim.figure) or "").split())
+
+
 def summary(judged: Sequence[Judged]) -> str:
     """Every claim with its verdict, and a link to it."""
     rows = "".join(
-        f"<tr><td class='word'>{html.escape(each.claim.part)}</td>"
-        f"<td class='word'><a href='#{each.claim.name}'>{html.escape(each.claim.title)}</a></td>"
-        f"<td class='word'><b>{each.word}</b></td></tr>"
+        f"<tr><td class='word'>{html.escape(each.claim.part)}</td><td class='word'><a "
+        f"href='#{each.claim.name}'>{html.escape(each.claim.title)}</a></td><td "
+        f"class='word'><b>{each.word}</b></td></tr>"
         for each in judged
     )
     heads = "".join(f"<th class='word'>{head}</th>" for head in ("part", "claim", "verdict"))
@@ -196,12 +226,8 @@ def summary(judged: Sequence[Judged]) -> str:
 def section(each: Judged, figures: dict[str, Any], specs: dict[str, Json]) -> str:
     """One claim."""
     claim = each.claim
-    terms = "".join(f"<p><b>{heading}.</b> {html.escape(words)}</p>" for heading, words in described(claim).items())
-    drawn = (
-        page.figure({"": (f"chart_{claim.name}", figures[claim.name])}, inspect.getdoc(claim.figure) or "", specs)
-        if each.rows
-        else ""
-    )
+    terms = "".join(f"<p><b>{heading}.</b> {html.escape(words)}</p>" for heading, words in described(each).items())
+    drawn = page.figure({"": (f"chart_{claim.name}", figures[claim.name])}, caption(claim), specs) if each.rows else ""
     columns = list(each.table()[0])
     heads = "".join(f"<th class='word'>{html.escape(column)}</th>" for column in columns)
     rows = "".join(

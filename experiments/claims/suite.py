@@ -1,4 +1,4 @@
-"""All claims, in the order of the text, and the loop that runs what has not been run."""
+"""All claims, in the order of the page, and the loop that runs what has not been run."""
 
 import json
 import time
@@ -49,7 +49,7 @@ CLAIMS: tuple[Claim, ...] = tuple(
         tree,
     )
 )
-"""Claims in the order of the text."""
+"""Claims in the order of the page."""
 
 RUN_ORDER = (
     product,

@@ -126,16 +126,37 @@ def train(
     return {**trained, "choose": plain(read(0)["loss"]), **{name: plain(values) for name, values in reported.items()}}
 
 
-def best(row: Json, name: str = "loss", *, of: slice = slice(None)) -> np.ndarray:
-    """One number a seed at the learning rate with the lowest mean loss on the half that chooses.
+def chosen(row: Json, of: slice = slice(None)) -> int:
+    """Index of the learning rate with the lowest mean loss on the half that chooses.
 
-    A learning rate at which any seed diverged is not chosen unless all are such; then the numbers are infinite.
+    A learning rate at which any seed diverged is not chosen unless all are such.
+
+    Args:
+        row: as `train` returns it.
+        of: the rates among which to choose.
+    """
+    choose = np.array(row["choose"], float)[of]
+    means = np.where(np.isnan(choose).any(1), np.inf, np.nan_to_num(choose, nan=np.inf).mean(1))
+    return int(np.argmin(means))
+
+
+def ends_of_grid(row: Json) -> list[float]:
+    """Best learning rates that are the lowest or the highest of several: a better one may lie outside.
+
+    Args:
+        row: as `train` returns it, with one warm-up or more.
+    """
+    rates, n = row["rates"], len(row["rates"])
+    best_ones = {chosen(row, slice(i, i + n)) for i in range(0, len(row["choose"]), n)}
+    return [rates[i] for i in sorted(best_ones & {0, n - 1})] if n > 1 else []
+
+
+def best(row: Json, name: str = "loss", *, of: slice = slice(None)) -> np.ndarray:
+    """One number a seed at the learning rate that is `chosen`; infinite where it diverged.
 
     Args:
         row: as `train` returns it.
         name: which of its numbers.
         of: the rates among which to choose.
     """
-    choose = np.array(row["choose"], float)[of]
-    means = np.where(np.isnan(choose).any(1), np.inf, np.nan_to_num(choose, nan=np.inf).mean(1))
-    return np.nan_to_num(np.array(row[name], float)[of][int(np.argmin(means))], nan=np.inf)
+    return np.nan_to_num(np.array(row[name], float)[of][chosen(row, of)], nan=np.inf)

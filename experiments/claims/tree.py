@@ -67,8 +67,8 @@ def check(
 
 
 CHECKS = (
-    check("text", f"{TREE}: share right", (TREE,), "above", 0.97, lambda rows: right(rows, TREE)),
-    check("text", f"{LINE}: share right", (LINE,), "below", 0.85, lambda rows: right(rows, LINE)),
+    check("claim", f"{TREE}: share right", (TREE,), "above", 0.97, lambda rows: right(rows, TREE)),
+    check("claim", f"{LINE}: share right", (LINE,), "below", 0.85, lambda rows: right(rows, LINE)),
     check(
         "control",
         f"{WRONG} minus {LINE}: share right",
@@ -81,8 +81,8 @@ CHECKS = (
 
 
 def figure(rows: Rows) -> alt.TopLevelMixin:
-    """Share right for each arm."""
-    return drawing.dots({arm: list(right(rows, arm)) for arm in rows}, title="share of grandparents right")
+    """Share of nodes that name their grandparent's colour rightly."""
+    return drawing.dots({arm: list(right(rows, arm)) for arm in rows}, title="share of right answers")
 
 
 def lesson(rows: Rows) -> str:
@@ -94,9 +94,9 @@ def lesson(rows: Rows) -> str:
     return (
         "A tree is written down as a line with a token that closes each node, and every node must say its "
         f"grandparent's colour. With rotary positions, which know distances along the line, {share(LINE)} are right "
-        f"after {rows[LINE]['steps']} steps: the tree is there to be counted out, and counting is hard. With a learned "
-        f"number for each way up and down the tree {share(TREE)} are. With another text's tree, which has as many "
-        f"numbers to learn, {share(WRONG)} are: it is the right tree that helps, not the parameters."
+        f"after {rows[LINE]['steps']} steps, although the tree can be read off by counting. With a learned number for "
+        f"each way up and down the tree {share(TREE)} are. With another text's tree, which has as many numbers to "
+        f"learn, {share(WRONG)} are: it is the right tree that helps, not the parameters."
     )
 
 
@@ -110,7 +110,8 @@ CLAIM = Claim(
     protocol="Random trees of 20 to 44 nodes in eight colours, written in order with closing tokens; each node says "
     "its grandparent's colour. Three-layer encoders, D = 64, 600 steps of 24 trees, learning rate 2e-3; rotary "
     "positions with and without a bias for each way through the tree.",
-    control="The tree of another text in the batch: it must help by less than 0.05, or it was the parameters.",
+    control="The tree of another text, that is of another example of the batch: it must help by less than 0.05, or it "
+    "was the parameters.",
     units=units,
     checks=CHECKS,
     figure=figure,

@@ -1,4 +1,4 @@
-"""The claims of the founding text: verdicts, what is run and what is not, and the page."""
+"""Common claims about deep Transformers: verdicts, what is run and what is not, and the page."""
 
 import json
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.claims import __main__ as command
-from experiments.claims import keeps_input, report, suite, training
+from experiments.claims import keeps_input, norms_rates, report, suite, training
 from experiments.claims.claim import FIRST_SEED, Check, judge
 from experiments.lab.finding import Estimate, Prediction
 from tests.experiments.browser import use
@@ -31,17 +31,17 @@ def judged(*checks):
 @pytest.mark.parametrize(
     ("checks", "word"),
     [
-        ([("text", "supported"), ("control", "supported")], "holds"),
-        ([("text", "refuted"), ("control", "supported")], "false"),
+        ([("claim", "supported"), ("control", "supported")], "holds"),
+        ([("claim", "refuted"), ("control", "supported")], "false"),
         ([("correction", "supported")], "false"),
-        ([("text", "supported"), ("correction", "supported")], "corrected"),
-        ([("text", "supported"), ("text", "refuted"), ("text", "inconclusive")], "corrected"),
-        ([("text", "supported"), ("beyond", "refuted"), ("beyond", "inconclusive")], "holds"),
-        ([("text", "supported"), ("text", "inconclusive")], "not settled"),
-        ([("text", "supported"), ("correction", "refuted")], "not settled"),
-        ([("text", "refuted"), ("text", "inconclusive")], "not settled"),
-        ([("text", "supported"), ("control", "inconclusive")], "not settled"),
-        ([("text", "supported"), ("correction", "supported"), ("control", "refuted")], "not settled"),
+        ([("claim", "supported"), ("correction", "supported")], "corrected"),
+        ([("claim", "supported"), ("claim", "refuted"), ("claim", "inconclusive")], "corrected"),
+        ([("claim", "supported"), ("beyond", "refuted"), ("beyond", "inconclusive")], "holds"),
+        ([("claim", "supported"), ("claim", "inconclusive")], "not settled"),
+        ([("claim", "supported"), ("correction", "refuted")], "not settled"),
+        ([("claim", "refuted"), ("claim", "inconclusive")], "not settled"),
+        ([("claim", "supported"), ("control", "inconclusive")], "not settled"),
+        ([("claim", "supported"), ("correction", "supported"), ("control", "refuted")], "not settled"),
     ],
 )
 def test_a_verdict_is_one_of_three_words_or_none_yet(checks, word):
@@ -49,7 +49,7 @@ def test_a_verdict_is_one_of_three_words_or_none_yet(checks, word):
 
 
 def test_a_number_that_is_missing_settles_nothing():
-    (check, _), other = judged(("text", "supported"), ("text", "supported"))
+    (check, _), other = judged(("claim", "supported"), ("claim", "supported"))
     assert judge([(check, None), other]) == "not settled"
 
 
@@ -219,3 +219,18 @@ def test_the_best_rate_is_chosen_on_one_half_and_reported_on_the_other():
     np.testing.assert_array_equal(training.best(row, of=slice(0, 1)), [5.0, 6.0])
     dead = {"choose": [[None, None]], "loss": [[None, None]]}
     assert np.isinf(training.best(dead)).all()
+
+
+def test_a_best_rate_at_the_end_of_those_tried_is_named():
+    row = {"rates": [1.0, 2.0, 3.0], "choose": [[2.0], [1.0], [3.0]]}
+    assert training.ends_of_grid(row) == []
+    assert training.ends_of_grid({**row, "choose": [*row["choose"], [2.0], [1.5], [1.0]]}) == [3.0]
+    assert training.ends_of_grid({"rates": [1.0], "choose": [[2.0]]}) == []
+
+
+def test_rates_are_told_by_the_seed_where_seeds_differ():
+    rates = norms_rates.RATES
+    loss = [[3.0 if rate < 0.003 else 9.0, 9.0, None] for rate in rates]
+    largest = norms_rates.largest({"arm": {"loss": loss}}, "arm")
+    assert norms_rates.told(largest) == "0.002 with 1 of 3 seeds and none of those tried with 2 of 3 seeds"
+    assert norms_rates.told(largest[:1]) == "0.002"
