@@ -217,7 +217,17 @@ def run(options: Options, command: str) -> Path:
         }
         for row in rows
     ]
-    text = f"B = {options.batch}, T = {options.context}, D = {options.d_model}. Temporaries are XLA's own count."
+    text = (
+        f"The gradient of a loss through a stack, with B = {options.batch}, T = {options.context}, "
+        f"D = {options.d_model}. dense_former and both kinds of attention_residuals read the outputs of all earlier "
+        "layers, or of blocks of them, from a buffer that goes through the scan; pre_norm has no such buffer. Ways: "
+        "*one copy* is stackjax's own, which keeps one copy of the buffer for the backward pass; *scan* a plain "
+        "`jax.lax.scan`, which keeps the buffer of every layer, with its rematerialisation (none, of each layer, "
+        "nested); *loop* a Python loop without rematerialisation, compiled up to "
+        f"{options.loop_depth} layers. Temporaries are XLA's own count of temporary memory, in the next column in "
+        "units of one (B, T, D) array of activations; seconds are of the wall, those of a gradient the median of "
+        f"{options.repeats}."
+    )
     return finding.write(
         options.out,
         question="What does a memory of all earlier layers cost in a scan?",

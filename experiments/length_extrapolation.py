@@ -263,9 +263,13 @@ def run(work: tuple[Options, Corpus], command: str) -> Path:
             row = {"encoding": name, "length": length, "loss": numbers["mean"]}
             rows.append({**row, "low": numbers["low"], "high": numbers["high"], "losses": losses.tolist()})
     text = (
-        f"Trained on windows of T = {options.context} bytes of {corpus.name}. Loss in nats of the last {READ} bytes of "
-        f"{options.eval_windows} validation windows, which are the same bytes at every length; 95 % intervals over "
-        f"{options.seeds} seeds."
+        f"Decoders with {options.depth} layers of D = {options.d_model} and {options.n_heads} heads, trained for "
+        f"{options.steps} steps of B = {options.batch} windows of T = {options.context} bytes of {corpus.name}, at a "
+        f"learning rate of {options.learning_rate:g} (ten times that for tables of logits). Loss in nats of the last "
+        f"{READ} bytes of {options.eval_windows} validation windows of T, 2 T, 4 T and 8 T bytes, which are the same "
+        f"bytes at every length; 95 % intervals over {options.seeds} seeds. *Undefined*: the encoding has a table of T "
+        "places and no more. *rotary, linear* to *rotary, yarn* are the trained rotary model with its frequencies "
+        "changed afterwards."
     )
     return finding.write(
         options.out,

@@ -237,6 +237,7 @@ def report(results: Results, options: Options, text_facts: Json) -> Path:
     text = (
         f"D = {options.d_model}, {options.steps} steps of B = {options.batch} windows of {options.context} bytes, "
         f"{options.seeds} seeds, of which seed 0 had been seen in a pilot of KEEL and DeepNorm at 128 layers. "
+        "*Gains learned*: norms with a learned scale and bias, as published; *no gains*: the same norms without. "
         "Each recipe, depth and kind of norm at its best learning rate, in brackets behind the loss; rates "
         "were added until the best was no end of those tried, or three steps beyond the grid. Losses in nats on "
         f"{setting['eval_batches'] // 2 * setting['batch']} validation windows, others than those that chose the rate; "

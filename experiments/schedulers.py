@@ -193,9 +193,13 @@ def run(options: Options, command: str) -> Path:
     ]
     left_out = [f"Left out: {row['way']} ({row['said']})." for row in rows if row not in there]
     text = (
-        f"`depth_sweep {shlex.join(grid)}`, each way in processes of its own that compile everything anew. Every "
-        "number that a cell records, but times and memory, is compared: outcome, losses of every step and evaluation, "
-        "and measurements in every layer. Seconds are those of the whole command on a machine that others used too."
+        f"`depth_sweep {shlex.join([*grid, *AT_ONCE])}`: by one process (local), and with `--scheduler ray` and "
+        "`--scheduler slurm`, each way in processes of its own that compile everything anew. A cell is one run: a "
+        "recipe, depth, learning rate and seed. The cells of one recipe and depth are the lanes of a program: "
+        "`--lanes vmap` computes them all at once, the control has `--lanes loop`, which computes one after another. "
+        "Every number that a cell records, but times and memory, is compared: outcome, losses of every step and "
+        "evaluation, and measurements in every layer. Seconds are those of the whole command on a machine that others "
+        "used too."
     )
     return finding.write(
         out,

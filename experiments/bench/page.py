@@ -13,6 +13,29 @@ from .verdict import TORCH, best_peer, groups, judge
 
 WIDTH, HEIGHT = 240, 180
 
+ABOUT_TRAINING = """A peer is the same model and optimiser, written with another library; unrolled is stackjax without \
+its scan. Remat: what the backward pass computes again, nothing (none) or the inside of each layer (layer). Compile: \
+seconds of tracing and compiling init, optimiser and step; of PyTorch, wall seconds of building and the first step. \
+Step: median seconds of several steps, taken in turn by peers in one process; beside it, the same over that of the \
+fastest JAX peer other than stackjax and over that of PyTorch eager (torch). Temporaries: XLA's own analysis of the \
+whole step. Equations: those of the step's jaxpr. Of matmul rate: model FLOPs a second over the rate of the fastest \
+matrix product; MFU: over the peak that the device's vendor states. Model FLOPs are those of the matrix products, \
+nothing recomputed, masked entries of attention counted."""
+
+ABOUT_REMAT = "Temporaries, by XLA's own analysis, of loss and gradient alone and of the whole step with its optimiser."
+
+ABOUT_SWEEP = """Runs of a sweep, which differ in learning rate and seed: all at once by one program (vmap), or one \
+after another, by the same program with a single run in it (a vmap of one) or by a program of one run. Seconds are \
+medians, of a step those of all runs together. The ratio has a 95 % interval over rounds: below 1, all at once takes \
+less time."""
+
+ABOUT_DECODING = """A GPT-2 with the same random weights in both libraries. Tokens/s: new tokens of all sequences of \
+the batch a second, reading the prompt included, compiling not. Same tokens: share of the new tokens that both choose; \
+behind the first that differs, the two read different texts."""
+
+ABOUT_PACKED = """Documents of many lengths, most of them short: each in a row of its own, filled up with padding \
+(padded), or as many to a row as have room (packed). Tokens that count are those that the loss counts."""
+
 
 def training(results: dict[str, Any]) -> list[Row]:
     """A line for each peer at each depth and rematerialisation."""
@@ -130,13 +153,14 @@ def figure(rows: list[Row]) -> alt.TopLevelMixin:
         if row["remat"] in ("none", "layer")
     ]
     names = list(dict.fromkeys(row["peer"] for row in shown))
+    depths = alt.Axis(values=sorted({row["layers"] for row in shown}))
     scale = alt.Scale(domain=names, range=list(chart.PALETTE[: len(names)]))
     titles = {"compile": "compile (s)", "step": "training step (s)", "memory": "temporaries (MiB)"}
     panels = [
         alt.Chart(alt.Data(values=[row for row in shown if row[field]]), width=WIDTH, height=HEIGHT)
         .mark_line(point=True)
         .encode(
-            x=alt.X("layers:Q", scale=alt.Scale(type="log", base=2), title="layers"),
+            x=alt.X("layers:Q", scale=alt.Scale(type="log", base=2, nice=False), title="layers", axis=depths),
             y=alt.Y(f"{field}:Q", scale=alt.Scale(type="log"), title=title),
             color=alt.Color("peer:N", scale=scale, title=None),
             column=alt.Column("remat:N", title=None, sort=["remat none", "remat layer"]),
@@ -153,35 +177,37 @@ def markdown(results: dict[str, Any]) -> str:
     note = "**A quick run: it shows that everything runs, and nothing else.**\n\n" if results["quick"] else ""
     flags = f"XLA_FLAGS {results['xla_flags']}. " if results.get("xla_flags") else ""
     peers = ", ".join(dict.fromkeys(row["peer"] for row in results["rows"]))
-    title = f"The same model and optimiser in {peers}" if peers else "stackjax beside its peers"
+    parts = {
+        "What rematerialisation saves and costs": (remat, ABOUT_REMAT),
+        f"{results['sweep'][0]['runs']} runs of a sweep at once" if results["sweep"] else "": (sweep, ABOUT_SWEEP),
+        "Greedy decoding": (decoding, ABOUT_DECODING),
+        "Documents padded and packed": (packed, ABOUT_PACKED),
+    }
+    more = {title: (about, rows) for title, (make, about) in parts.items() if (rows := make(results))}
+    title = f"The same model and optimiser in {peers}" if peers else ", ".join(more) or "stackjax beside its peers"
     model = (
         f" {shape}. {flags}The fastest of the model's own matrix products, alone: {rate:,.1f} GFLOP/s." if peers else ""
     )
-    parts = [
+    sections = [
         f"# {title}\n\n{note}{environment.described(results)}\n\n"
         f"{results['cores']} cores in use, load {results['load']} at the start; {results['clock']}.{model}"
     ]
     if targets := judge(results):
-        parts.append(f"## Targets\n\n{table([target.row for target in targets])}")
-    if peers:
-        parts.append(
-            "## Training\n\nCompile: seconds of tracing and compiling init, optimiser and step; of PyTorch, wall "
-            "seconds of building and the first step. Step: median of steps taken in turn. Temporaries: XLA's own "
-            "analysis of the whole step. Model FLOPs, of which MFU is the share: matrix products, nothing recomputed, "
-            f"masked entries of attention counted.\n\n{table(training(results))}"
+        about = (
+            "Ratios are stackjax's number over the other's. Targets marked (aim) are hoped for, the others required."
         )
+        sections.append(f"## Targets\n\n{about}\n\n{table([target.row for target in targets])}")
+    if peers:
+        sections.append(f"## Training\n\n{ABOUT_TRAINING}\n\n{table(training(results))}")
     if _many_depths(results):
-        parts.append("![compile time, step time and memory against depth](figures/bench.svg)")
-    more = {
-        "What rematerialisation saves and costs": remat,
-        f"{results['sweep'][0]['runs']} runs at once" if results["sweep"] else "": sweep,
-        "Greedy decoding": decoding,
-        "Documents padded and packed": packed,
-    }
-    parts += [f"## {title}\n\n{table(rows)}" for title, make in more.items() if (rows := make(results))]
+        sections.append(
+            "![compile time, step time and memory against depth](figures/bench.svg)\n\nPeers with equal numbers hide "
+            "each other's lines; the table has them all."
+        )
+    sections += [f"## {title}\n\n{about}\n\n{table(rows)}" for title, (about, rows) in more.items()]
     if results["skipped"]:
-        parts.append("## Left out\n\n" + "\n".join(f"- {line}" for line in results["skipped"]))
-    return "\n\n".join(parts) + "\n"
+        sections.append("## Left out\n\n" + "\n".join(f"- {line}" for line in results["skipped"]))
+    return "\n\n".join(sections) + "\n"
 
 
 def _many_depths(results: dict[str, Any]) -> bool:

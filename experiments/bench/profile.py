@@ -225,7 +225,10 @@ def text(options: Options, found: dict[str, dict[str, Any]]) -> str:
     pages = (
         f"XLA asks for its {kept['temp_bytes'] / 2**20:.0f} MiB of temporaries anew at every step. Where the process "
         "keeps them from step to step (`stackjax.memory.keep`, as in the trainer and the benchmark) a step takes "
-        f"{ratios[0]} of the time, with `GLIBC_TUNABLES={LARGE_PAGES['GLIBC_TUNABLES']}` besides {ratios[1]}."
+        f"{ratios[0]} of the time, with `GLIBC_TUNABLES={LARGE_PAGES['GLIBC_TUNABLES']}` besides {ratios[1]}.\n\n"
+        "Whole steps, by what becomes of the temporaries behind each step: medians without the profiler, and the "
+        "milliseconds of XLA's instructions under the profiler, summed over threads. Below, the same milliseconds by "
+        f"kind of instruction, and of the {options.longest} instructions that take longest, which have XLA's own names."
     )
     tables = "\n\n".join(map(finding.table, (steps, kinds, longest)))
     return f"{finding.QUICK * options.quick}{setting} {pages}\n\n{tables}"

@@ -10,13 +10,10 @@ from scipy import stats
 
 from ..lab import finding
 from ..lab.finding import Estimate, Prediction
-from ..lab.headline import NO_GAIN, bar, gain, trained, without_layers
+from ..lab.headline import NO_GAIN, STUCK, bar, gain, trained, without_layers
 from ..lab.results import Results, reported
 from ..lab.store import Json
 from . import chart
-
-STUCK = 0.05
-"""Nats: a loss no further than this below the unigram entropy is that of counting single bytes."""
 
 INDIFFERENT = 0.1
 """Nats: losses of trained depths that differ by less than this are not told apart."""
@@ -31,9 +28,10 @@ COMPILE = 1.25
 def points(results: Results) -> list[Json]:
     """One row for each recipe and depth: `Results.best`, with `word`, `seeds`, and `gain` over zero layers in nats.
 
-    trained: below the recipe's own zero layers, see `headline.trained`; `NO_GAIN`: not so; stuck: no better than
-    counting single bytes; diverged: at every rate; failed: raised; unfinished: under way; no layers: at depth 0. Where
-    no zero layers were run, trained: below `headline.bar`; slow: above it. The gain has an interval from two seeds on.
+    trained: below the recipe's own zero layers, see `headline.trained`; `NO_GAIN`: not so; stuck: not so either, and
+    within `STUCK` below counting single bytes, or above; diverged: at every rate; failed: raised; unfinished: under
+    way; no layers: at depth 0. Where no zero layers were run, trained: below `headline.bar`; slow: above it. The gain
+    has an interval from two seeds on.
     """
     rows = []
     for row in results.best():
@@ -192,8 +190,8 @@ windows of {setting["context"]} bytes ({setting["steps"] * setting["batch"] * se
 ({_rates(results)}), {_seeds(rows)}. This is a small width and a short run: it says which recipes start to learn at a
 depth, not which is best after a day.
 
-A recipe is *trained* at a depth if it {trained_means}. It is *stuck* if it does no better than counting single bytes
-({data["unigram"]:.2f}), *diverged* if no rate ends well. {_noise(rows)}
+A recipe is *trained* at a depth if it {trained_means}. It is *stuck* if its loss is less than {STUCK:g} nats below that
+of counting single bytes ({data["unigram"]:.2f}), or above it; *diverged* if it diverged at every rate. {_noise(rows)}
 
 {finding.table(_by_depth(rows))}
 
@@ -248,9 +246,10 @@ def _noise(rows: Sequence[Json]) -> str:
         return ""
     near = [row for row in one if row["gain"] is not None and row["gain"] > -2 * deviation]
     return (
-        f"The difference to zero layers has a standard deviation over seeds of {deviation:.2f} nats (pooled over "
-        f"those not stuck that have several). Of the {len(one)} that trained with one seed, {len(near)} lie within "
-        "twice that of zero layers and could be either."
+        "The difference to zero layers has a standard deviation over seeds of "
+        f"{deviation:.2f} nats (pooled over the recipes and depths with several seeds that are not stuck). Of the "
+        f"{len(one)} cases of a recipe and a depth that trained with one seed, {len(near)} are less than twice that "
+        "below zero layers: another seed could have put them above."
     )
 
 
@@ -308,15 +307,17 @@ def _cost(checks: Sequence[Json]) -> str:
     table = finding.table([{name: line.get(name, "") for name in names} for line in lines])
     ratios = compile_ratios(checks)
     times = (
-        f" Compile times of {len(ratios)} recipes were taken, once each (the others came from a cache): {depth:,} "
+        f" Compile times of {len(ratios)} recipes were taken (the other programs came from a cache): {depth:,} "
         f"layers take {min(ratios):.2f} to {max(ratios):.2f} times as long as {shallow}."
         if ratios
         else ""
     )
     return (
-        f"A few training steps of {depth:,} layers at a constant rate, from the same start; memory is XLA's count of "
-        f"temporary bytes in them under each rematerialisation; compiled without optimisation of machine code.{times}"
-        f"\n\n{table}"
+        f"A few training steps of {depth:,} layers at a constant rate, from the same start: whether they stay finite, "
+        "and the loss at the first and at the last; MiB are XLA's count of temporary memory in them under each "
+        "rematerialisation; compiled without optimisation of machine code. **Times are a rough guide**: wall seconds, "
+        "each taken once, with nothing to keep other work off the machine, which can make a time several times as "
+        f"long. They do not rank the recipes.{times}\n\n{table}"
     )
 
 

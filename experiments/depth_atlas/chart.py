@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 
 from ..lab import chart
-from ..lab.headline import without_layers
+from ..lab.headline import STUCK, without_layers
 from ..lab.results import Results
 from ..lab.store import Json
 
@@ -71,7 +71,8 @@ def rates(rows: Sequence[Json]) -> alt.TopLevelMixin:
     learned = [{**row, "loss": None} if row["word"] == "stuck" else row for row in rows]
     shade = alt.Color("learning_rate:Q", scale=alt.Scale(type="log", range=["#dce6f5", "#f7d9b9"]), legend=None)
     tiles = _tiles(learned, order(rows), shade, "~g", "learning_rate", "false")
-    return tiles.properties(title="Best learning rate of those tried")
+    meaning = f"stuck: less than {STUCK:g} nats below counting single bytes, or above it"
+    return tiles.properties(title=alt.TitleParams("Best learning rate of those tried", subtitle=meaning))
 
 
 def _tiles(rows: Sequence[Json], names: Sequence[str], shade: alt.Color, form: str, field: str, light: str) -> Any:

@@ -189,9 +189,27 @@ def run(options: Options, corpus: Corpus, command: str) -> Path:
         predictions=stated,
         rows=_kept(looked, collapsed),
         figures=figures,
-        text=finding.QUICK * options.quick + f"{sizes}.\n\nThe command also makes `page.html`, with all charts.",
+        text=finding.QUICK * options.quick + f"{sizes}.\n\n{meanings(options)}",
     )
     return page.write_page(out / "page.html", title=question, under=sizes, predictions=stated, charts=charts)
+
+
+def meanings(options: Options) -> str:
+    """Paragraphs on what the measures, the claims and the figures are."""
+    depths = ", ".join(f"{depth:,}" for depth in options.depths)
+    trained = f", `trained` after {options.steps} steps at a learning rate of {options.learning_rate:g}, one seed"
+    return f"""*Gradient* is the norm of the gradient of W_2, the feed-forward network's second matrix, at \
+initialisation on random bytes. Its *slope in log depth* is that of its logarithm against the logarithm of the depth, \
+over {depths} layers: -0.5 where it shrinks as 1 / sqrt(depth), -1 where as 1 / depth, 0 where it does not depend on \
+the depth. Gradients of 0 are not drawn.
+
+*Rank* is not the rank of a matrix, but how far the tokens are from all alike: |X - mean of X over the tokens| / |X|, \
+with Frobenius norms, of the stream X (tokens, D) after a layer. It is 0 where all tokens are the same vector. It is \
+measured at initialisation in {claims.COLLAPSE_DEPTH} layers on {claims.COLLAPSE_TOKENS} random vectors, in float64; \
+half-way is behind layer {claims.COLLAPSE_DEPTH // 2}.
+
+Figures: `gradients` and `collapse` belong to the claims; `born` has every layer at initialisation, on \
+text{trained if options.steps else ""}. The command also makes `page.html`, with all charts."""
 
 
 def _kept(looked: dict[tuple[str, int], Looked], collapsed: Arrays) -> list[Json]:

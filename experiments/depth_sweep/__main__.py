@@ -54,7 +54,9 @@ class Options:
     then once halfway to its neighbours. Where all end within 0.01 nats of each other, or diverge, lower ones are tried
     first. A single --learning-rates is left alone."""
     hops: bool = True
-    """Beside text, train one and two layers to follow three pointers, in the folder hops: what stacking is for."""
+    """Beside text, run a second sweep, in the folder hops of --out, that shows what stacking is for: pre-norm stacks of
+    zero, one and two layers learn to follow a pointer three times. Its sizes, steps and learning rates are its own; the
+    number of seeds and --mesh are those of the first. Other tasks than text have none."""
     dry_run: bool = False
     """Print what is read and what is left out, the grid, what it costs and what is done already; write nothing."""
     report_only: bool = False

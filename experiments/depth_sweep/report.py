@@ -130,6 +130,7 @@ def write_finding(results: Results) -> Path:
     rows = [*results.best(), *([] if beside is None else [{**row, "task": hops.TASK} for row in beside.best()])]
     text = (
         sentences,
+        _setting(results),
         f"{headline.rule(results)} {headline.noise(results)}".strip(),
         "![Final validation loss against depth](figures/final_loss.svg)",
         "Final validation loss in nats per token, the mean over seeds with its 95 % interval where there are several, "
@@ -148,6 +149,15 @@ def write_finding(results: Results) -> Path:
         figures={},
         text="\n\n".join(part for part in text if part),
         provenance=results.provenance(),
+    )
+
+
+def _setting(results: Results) -> str:
+    """Sentence on the sizes, the steps and the data."""
+    setting, data = results.base["setting"], results.base["data"]
+    return (
+        f"D = {setting['d_model']}, H = {setting['n_heads']}, {setting['steps']} steps of B = {setting['batch']} "
+        f"windows of T = {setting['context']} tokens with {setting['optimizer']}; data: {data['name']}."
     )
 
 

@@ -150,7 +150,7 @@ def report(ended: dict[str, Ended], corpus: Corpus, options: Options, command: s
                 "steps at each depth": ", ".join(f"{n} at {depth}" for depth, n in each.steps.items()),
                 "FLOPs": f"{each.flops / full.flops:.3f}",
                 "validation loss": str(Estimate.of(each.at_best)),
-                "less full depth": "" if each is full else str(Estimate.of(each.at_best - full.at_best)),
+                "difference from full depth": "" if each is full else str(Estimate.of(each.at_best - full.at_best)),
                 "learning rate": each.best,
             }
         )
@@ -164,6 +164,11 @@ def report(ended: dict[str, Ended], corpus: Corpus, options: Options, command: s
         f"of {len(options.learning_rates)} learning rates, chosen on one half of the validation windows, with its loss "
         f"on the other half. FLOPs are those of the matrix products, over full depth's. Text: {corpus.name}. Losses "
         "in nats; 95 % intervals over seeds, those of differences over paired ones."
+        "\n\n*Copy at* and *identity at* a share of the steps: half the layers until then, which are doubled by "
+        "copies of them or by new layers that are the identity at first. *Twice*: a quarter of the layers, doubled two "
+        "times. *Half depth*: half the layers to the end. All these have the FLOPs of *full depth*, all layers from "
+        f"the start; *full depth, more* has them divided by {1 - SAVED:g}, to see whether growing saves {SAVED:.0%} of "
+        "the compute."
     )
     return finding.write(
         options.out,

@@ -14,6 +14,8 @@ TRAINED_SHARE = 0.25
 """A run counts as trained if it goes this share of the way from the unigram to the bigram entropy, or further."""
 NO_GAIN = "no better than no layers"
 """Word for a depth at which a recipe learns, and its layers add nothing that can be told."""
+STUCK = 0.05
+"""Nats: with a loss less than this below that of counting single bytes, or above it, a recipe is stuck."""
 MOST_NAMED = 4
 """Points at the end of the grid that are named one by one."""
 

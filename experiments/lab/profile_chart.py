@@ -4,6 +4,7 @@ found = {name: sj.probe.look(model, params, tokens, loss, key) for name, (model,
 profile_chart.profiles([row for name in found for row in profile_chart.rows(found[name], recipe=name)])
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -160,4 +161,5 @@ def matrix(distances: Mapping[str, Any], title: str) -> alt.TopLevelMixin:
         .properties(width=170, height=170)
     )
     facet = alt.Facet("recipe:N", title=None, sort=list(distances))
-    return panel.facet(facet, data=alt.Data(values=values), columns=4)
+    lines = math.ceil(len(distances) / 4)
+    return panel.facet(facet, data=alt.Data(values=values), columns=math.ceil(len(distances) / lines))

@@ -249,8 +249,9 @@ def report(results: dict[str, Dropped], corpus: Corpus, options: Options, comman
                 "validation loss": str(Estimate.of(dropped.loss)),
                 "first layer": f"{cost[0]:.3f}",
                 "deeper half, each": str(Estimate.of(dropped.deeper_half)),
-                f"layers that alone cost less than {USED}": f"{int(np.sum(cost < USED))} of {len(cost)}",
-                "all such together": str(Estimate.of(dropped.idle_together)),
+                f"layers that cost less than {USED}, by the mean of the seeds": f"{np.sum(cost < USED)} of {len(cost)}",
+                "in each seed": ", ".join(f"{n:.0f}" for n in dropped.idle),
+                "those of each seed together": str(Estimate.of(dropped.idle_together)),
                 "mean turn of a layer": f"{dropped.turns().mean():.3f} pi",
             }
         )
@@ -271,10 +272,12 @@ def report(results: dict[str, Dropped], corpus: Corpus, options: Options, comman
         f"{options.context} bytes at a learning rate of {options.learning_rate:g}, {options.seeds} seeds."
     )
     text = (
-        f"{how} Text: {corpus.name}. Costs in nats, on validation windows; 95 % intervals over seeds. Layers that are "
-        "left out together are chosen, for each seed, by their costs on one half of the windows; the rise is measured "
-        f"on the other half. Counting single bytes ends at {corpus.facts()['unigram']:.3f}: a recipe that ends near it "
-        "says nothing about layers that are used."
+        f"{how} Text: {corpus.name}. The cost of a layer is the rise of the validation loss, in nats, when it alone is "
+        "left out of the trained model; intervals are 95 % over seeds. Each seed has its own cheap layers, counted and "
+        "chosen by their costs on one half of the windows; the cost of leaving them all out together is measured on "
+        "the other half. A layer's turn is the angle between its input and its output at the last token. Counting "
+        f"single bytes ends at {corpus.facts()['unigram']:.3f}: a recipe that ends near it says nothing about layers "
+        "that are used."
     )
     return finding.write(
         options.out,

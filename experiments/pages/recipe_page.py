@@ -10,7 +10,7 @@ from stackjax.recipe import NAMES, Geometry, Recipe
 from ..lab import finding
 from ..lab.committed import result
 from ..lab.documented import documented
-from ..lab.headline import NO_GAIN
+from ..lab.headline import NO_GAIN, STUCK
 from ..lab.store import Json
 from . import implementation, readings
 
@@ -228,7 +228,7 @@ def failures(name: str, rows: Sequence[Json], birth: Json) -> str:
     """Sentences on where a recipe was seen to fail, or that it was not."""
     said = []
     words = {
-        "stuck": f"no better than counting single bytes ({readings.unigram():.2f} nats)",
+        "stuck": f"less than {STUCK:g} nats below counting single bytes ({readings.unigram():.2f} nats), or above it",
         NO_GAIN: f"no better than the same recipe without layers ({readings.without_layers(name):.2f} nats)",
         "diverged": "diverged at every learning rate tried",
         "failed": "raised an error",

@@ -276,7 +276,7 @@ def run(options: Options, command: str) -> Path:
     lines = [
         {
             "model": row["model"],
-            "": row["way"],
+            "way": row["way"],
             "mesh": " ".join(f"{axis}={size}" for axis, size in row["mesh"].items()),
             "bubble": f"{row['bubble']:.0%}" if row["bubble"] else "",
             "MFLOPs": f"{row['flops'] / 1e6:,.1f}",
@@ -312,14 +312,19 @@ def run(options: Options, command: str) -> Path:
         "Arguments hold the stream, which stages do not split."
     )
     cases = [f"{row['model']}: {row['way']}" for row in rows]
+    measures = {"FLOPs": "flops_ratio", "temporaries": "temporary_ratio"}
+    bars = [
+        {"case": case, "measure": name, "ratio": row[ratio]}
+        for case, row in zip(cases, rows, strict=True)
+        for name, ratio in measures.items()
+    ]
     chart = (
-        altair.Chart(altair.Data(values=[{**row, "case": case} for row, case in zip(rows, cases, strict=True)]))
-        .transform_fold(["flops_ratio", "temporary_ratio"], as_=["measure", "ratio"])
+        altair.Chart(altair.Data(values=bars))
         .mark_bar()
         .encode(
             x=altair.X("ratio:Q", title="times an eighth of one device alone"),
-            y=altair.Y("case:N", sort=cases, title=None),
-            column=altair.Column("measure:N", title=None),
+            y=altair.Y("case:N", sort=cases, title=None, axis=altair.Axis(labelLimit=320)),
+            column=altair.Column("measure:N", title=None, sort=list(measures)),
         )
         .properties(width=220)
     )

@@ -23,7 +23,8 @@ supported, six were inconclusive and none was refuted.
 
 After 1,000 steps (`results/tree_positions_long`) the encoder of Python still gains 0.31 nats [0.26, 0.36] from its tree
 and nothing from another document's, and the tree alone beats the line by 0.15 [0.10, 0.20], against what was stated;
-that of JSON, whose linear arm is at 0.23 nats, gains nothing that three seeds can tell.
+that of JSON, whose linear arm is at 0.23 nats, gains nothing that three seeds can tell. The JSON of the two runs is not
+the same: it is what the machine had.
 """
 
 from collections.abc import Sequence

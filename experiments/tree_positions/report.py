@@ -11,7 +11,7 @@ import numpy as np
 
 from ..lab import finding
 from ..lab.finding import Estimate, Prediction
-from ..lab.trees.slices import SLICES
+from ..lab.trees.slices import FAR, SLICES
 
 FEWEST = 30
 """Validation tokens below which a slice is left out."""
@@ -69,7 +69,7 @@ def write(out: str, groups: list[Group], setting: dict[str, Any], provenance: di
         predictions=[prediction for group in groups for prediction in _predictions(group)],
         rows=rows,
         figures=figures,
-        text=finding.QUICK * setting["quick"] + _text(groups),
+        text=finding.QUICK * setting["quick"] + about(setting) + "\n\n" + _tables(groups),
         provenance=provenance,
     )
 
@@ -164,7 +164,36 @@ def _panel(group: str, rows: list[dict[str, Any]], arms: list[str]) -> Any:
     return alt.layer(*layers, zero).properties(title=group, width=260, height=20 + 32 * len(parts))
 
 
-def _text(groups: list[Group]) -> str:
+def about(setting: dict[str, Any]) -> str:
+    """Paragraphs on the setting, the documents, the arms and the rows of the tables, from the options."""
+    documents = (
+        "Python is the standard library. JSON is the data files of the packages installed where this ran, and syntax "
+        "trees of the standard library: other JSON on another machine, or after an installation. Runs whose documents "
+        "have the same digest have read the same."
+        if setting["data"] is None
+        else f"The documents are those in {setting['data']}."
+    )
+    return f"""{setting["depth"]} layers of D = {setting["d_model"]} with {setting["n_heads"]} heads, \
+{setting["steps"]} steps of B = {setting["batch"]} windows of {setting["context"]} tokens at a learning rate of \
+{setting["learning_rate"]:g}, ten times that for tables of relations; {setting["seeds"]} seeds. A *decoder* predicts \
+the next byte, and its tree is what a reader knows of the document so far. An *encoder* fills in the 15 % of the \
+leaves of the syntax tree that are hidden from it, and its tree is that of the whole document. {documents}
+
+Four arms have one architecture and read the same data in the same order:
+
+- *linear*: rotary positions and T5's bias, both of the place in the sequence;
+- *tree*: only a tree bias, a learned number for each way from one token through the tree to another;
+- *linear + tree*: all three;
+- *linear + wrong tree*: all three with the paths of another document, the control.
+
+The column linear is the loss of that arm in nats. The other columns are the loss of an arm less that of linear, \
+paired by seed, with 95 % intervals: negative is better than linear. Rows: *dedent* is the first token of a line that \
+stands higher in the tree than the line before, *repeated key* a key that was there before at its depth, *identifier \
+bound near* and *far* a name that occurred before, where the way up to what holds both is shorter than {FAR} steps or \
+not, *other* all tokens of no such kind, and *depth* the steps from the root."""
+
+
+def _tables(groups: list[Group]) -> str:
     tables = []
     for group in groups:
         parts = group.parts()
@@ -178,10 +207,10 @@ def _text(groups: list[Group]) -> str:
             for (by, part), chosen in parts.items()
         ]
         sizes = ", ".join(f"{arm} {numbers['params']:,}" for arm, numbers in group.arms.items())
-        about = f"{group.facts['train_tokens']:,} tokens to train on. Parameters: {sizes}."
-        tables.append(f"## {group.name}\n\n{about}\n\n{finding.table(lines)}")
-    lead = (
-        "Loss of the linear arm in nats, and what the others have over it (paired by seed, 95 % intervals; negative is "
-        "better)."
-    )
-    return "\n\n".join([lead, *tables])
+        tables.append(f"## {group.name}\n\n{about_data(group.facts)} Parameters: {sizes}.\n\n{finding.table(lines)}")
+    return "\n\n".join(tables)
+
+
+def about_data(facts: dict[str, Any]) -> str:
+    """Sentence on the number of tokens and the digest of the documents, which is equal in runs that read the same."""
+    return f"{facts['train_tokens']:,} tokens to train on; digest of the documents {facts['sha256'][:12]}."

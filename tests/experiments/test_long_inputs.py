@@ -39,7 +39,7 @@ def test_growth_is_that_of_the_rows():
         Row(way="blocks", tokens=n, temp_bytes=n, peak_bytes=0, compile_seconds=0, seconds=0, cpu_seconds=n**2)
         for n in (4, 8)
     )
-    assert "2 times the tokens take 2.0 times the temporaries and 4.0 times the time" in long_inputs._growth(
+    assert "2 times the tokens take 2.0 times the temporaries and 4.0 times the processor time" in long_inputs._growth(
         [many, few]
     )
 

@@ -119,7 +119,7 @@ def test_the_numbers_of_a_page_are_those_of_the_atlas():
 
 def test_failures_are_told():
     said = {name: recipe_page.failures(name, readings.points(name), RECIPES[name]) for name in recipe.NAMES}
-    assert "no better than counting" in said["post_norm"] and "diverged" in said["plain"]
+    assert "counting single bytes" in said["post_norm"] and "diverged" in said["plain"]
     assert "not finite" in said["sigma_reparam"] and "it did not" in said["complete_p"]
 
 
