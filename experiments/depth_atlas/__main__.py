@@ -13,7 +13,7 @@ import functools
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -36,7 +36,8 @@ CHECK_RATE = 1e-3
 """Learning rate of the checks."""
 
 TRAINED_TO = {"attention_residuals": 32, "dense_former": 128, "dlcl": 128}
-"""Recipes that read all earlier layers or sublayers, so that time grows as L², and the greatest depth for them."""
+"""Recipes that read all earlier layers or sublayers, so that time grows as L², and the greatest depth at which they are
+trained unless both are named."""
 
 CHECKED_TO = {"attention_residuals": 128}
 """The greatest depth of such recipes for the few steps of a check."""
@@ -137,7 +138,8 @@ class Options:
     recipes: Recipes = field(default_factory=dict)
     """Only these, by name or dotted path (yours are run in every tier); none means all."""
     depths: tuple[int, ...] = ()
-    """Only these of the plan's, its check at the greatest depth included; none means all."""
+    """Only these of the plan's, its check at the greatest depth included; none means all, but for recipes whose time
+    grows with the square of the depth, which are trained at great depths only where both are named."""
     data: str | None = None
     """A file, folder or glob of text; None is Python's standard library."""
     steps: int | None = None
@@ -244,7 +246,7 @@ def _only(tiers: Sequence[Grid], options: Options) -> Iterator[Grid]:
 
 
 def prepare(options: Options, plan: Plan, command: str) -> list[Sweep]:
-    """The plan's tiers as sweeps of one folder; quadratic recipes are left out where they are too deep.
+    """The plan's tiers as sweeps of one folder; quadratic recipes are left out at great depths that nobody named.
 
     Raises:
         ValueError: the data cannot be used.
@@ -253,16 +255,16 @@ def prepare(options: Options, plan: Plan, command: str) -> list[Sweep]:
         raise ValueError(f"plan {options.plan} has none of these depths: {' '.join(map(str, options.depths))}")
     corpus = data.load(options.data)
     folder = Folder(options.out)
-    grids = [part for tier in plan.tiers for part in _affordable(tier)]
+    grids = [part for tier in plan.tiers for part in _affordable(tier, options.recipes if options.depths else ())]
     shared = {"setting": plan.setting, "corpus": corpus, "command": command, "extend_rates": plan.extend_rates}
     return [Sweep(folder=folder, grid=grid, at_once=best_at_once(), **shared) for grid in grids]
 
 
-def _affordable(tier: Grid) -> list[Grid]:
-    """A tier, cut at the depths from which on some recipe is left out."""
+def _affordable(tier: Grid, named: Container[str]) -> list[Grid]:
+    """A tier, cut at the depths from which on some recipe is left out that is not named."""
     parts: dict[tuple[str, ...], list[int]] = {}
     for depth in tier.depths:
-        affordable = tuple(name for name in tier.recipes if depth <= TRAINED_TO.get(name, depth))
+        affordable = tuple(name for name in tier.recipes if name in named or depth <= TRAINED_TO.get(name, depth))
         parts.setdefault(affordable, []).append(depth)
     return [
         replace(tier, recipes={name: tier.recipes[name] for name in affordable}, depths=tuple(depths))

@@ -103,11 +103,13 @@ def test_own_recipes_are_in_every_tier_and_quadratic_ones_not_too_deep():
     plan = depth_atlas.planned(depth_atlas.Options(recipes=names.recipes(own, "attention_residuals"), plan="full"))
     without_layers, deeper = plan.tiers
     assert without_layers.depths == (0,) and tuple(without_layers.recipes) == (own, "attention_residuals")
-    parts = depth_atlas._affordable(deeper)
+    parts = depth_atlas._affordable(deeper, ())
     assert [(part.depths, tuple(part.recipes)) for part in parts] == [
         ((2, 8, 32), (own, "attention_residuals")),
         ((128, 512, 1024), (own,)),
     ]
+    (part,) = depth_atlas._affordable(deeper, {"attention_residuals"})
+    assert part == deeper
     tiers = depth_atlas.planned(depth_atlas.Options(recipes=names.recipes(own), plan="short")).tiers
     assert [tuple(tier.recipes) for tier in tiers] == [(own,)] * len(depth_atlas.PLANS["short"].tiers)
     assert {name for tier in depth_atlas.PLANS["short"].tiers for name in tier.recipes} == set(recipe.NAMES)
