@@ -100,6 +100,18 @@ def test_magnitudes_are_norms_and_their_gradient_leaves_the_norm_of_the_directio
     np.testing.assert_allclose(gradient["magnitude"], (g * direction).sum(0) / np.linalg.norm(direction, axis=0))
 
 
+def test_columns_of_zeros_act_as_they_are_and_have_a_gradient():
+    model = described()
+    adapted = sj.adapt.low_rank(model, rank=2, roles=("down",), magnitude=True)
+    params = drawn(model)
+    params["stack"]["segments"]["0"]["0"]["feed_forward"]["down"] *= 0
+    start = sj.adapt.start(adapted, params, jax.random.key(1))
+    np.testing.assert_allclose(run(adapted, start), run(model, params), atol=1e-6)
+    gradient = jax.grad(lambda p: jnp.sum(jnp.sin(run(adapted, p))))(start)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
+    assert np.any(gradient["stack"]["segments"]["0"]["0"]["feed_forward"]["low_rank"]["down"]["b"])
+
+
 @pytest.mark.parametrize("recipe", daily(["pre_norm", "complete_p", "ngpt"], "ngpt"))
 @pytest.mark.parametrize("optimiser", daily([sj.optim.adamw, sj.optim.muon], sj.optim.adamw))
 def test_training_moves_the_adapter_alone(recipe, optimiser):

@@ -1,5 +1,7 @@
 """Stacks grown and cut hold exactly the layers that were named, and what else is laid out by layers follows."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -195,7 +197,40 @@ def test_inserted_layers_change_nothing(recipe):
     assert any(np.any(x) for x in jax.tree.leaves(new.layer_params(gradient, 1)))
 
 
+@pytest.mark.parametrize("magnitude", [False, True])
+def test_inserted_layers_of_an_adapted_model_change_nothing_and_learn(magnitude):
+    """What the factors add to a matrix of zeros is zero as well."""
+    model = described()
+    adapted = sj.adapt.low_rank(model, rank=2, roles=("query", "out", "down"), magnitude=magnitude)
+    params = perturbed(sj.adapt.start(adapted, drawn(model), jax.random.key(1)))
+    new, deeper, _ = sj.surgery.insert_identity(adapted, params, [0, 3], coefficients="original")
+    np.testing.assert_array_equal(run(new, deeper), run(adapted, params))
+    gradient = jax.grad(lambda p: jnp.sum(jnp.sin(run(new, p))))(deeper)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
+    inserted = new.layer_params(gradient, 1)
+    assert all(np.any(inserted[name]["low_rank"][role]["b"]) for name, role in LAST.items())
+
+
+LAST = {"attention": "out", "feed_forward": "down"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mean(sj.Sublayer):
+    """A sublayer that ends in no matrix."""
+
+    name: str = "mean"
+
+    def spec(self, d_model):
+        return {"up": sj.Spec(shape=(d_model, d_model), role="up")}
+
+    def apply(self, params, x, side_inputs):
+        return jnp.tanh(x @ params["up"]), sj.Aux()
+
+
 def test_what_would_change_the_function_is_refused():
+    own = sj.Stack.of(sj.Layer(sublayers=(Mean(),)), depth=2, d_model=4, recipe=sj.recipe.PreNorm())
+    with pytest.raises(ValueError, match="no matrix of Mean has a role out of cross_out, down, out"):
+        sj.surgery.insert_identity(own, drawn(own), [1], coefficients="new")
     model = described("layer_norm_scaling")
     params = model.init(jax.random.key(0))
     with pytest.raises(ValueError, match="coefficients='original'"):

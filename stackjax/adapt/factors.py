@@ -24,7 +24,7 @@ class LowRank(Wrapped):
     """A sublayer whose matrices W of some roles act as W + (alpha / rank) A B, or as that with columns of other norms.
 
     With magnitudes (DoRA) W' = W + (alpha / rank) A B acts as W' (|W| + m) / |W'|, norms and m for each column, whose
-    gradient takes |W'| for a constant.
+    gradient takes |W'| for a constant; a column of zeros has no direction and acts as it is.
 
     Args:
         name: that of the inner sublayer, whose parameters keep their names.
@@ -153,9 +153,16 @@ def _adapted(matrix: jax.Array, factors: Mapping[str, jax.Array], scale: float) 
     new = matrix + (scale * factors["a"] @ factors["b"]).astype(matrix.dtype)
     if "magnitude" not in factors:
         return new
-    before, after = (jnp.linalg.norm(upcast(w), axis=-2, keepdims=True) for w in (matrix, new))
+    before, after = map(_column_norms, (matrix, jax.lax.stop_gradient(new)))
     wanted = before + upcast(factors["magnitude"][..., None, :])
-    return (upcast(new) * wanted / jax.lax.stop_gradient(after)).astype(matrix.dtype)
+    factor = jnp.where(after == 0, 1, wanted / jnp.where(after == 0, 1, after))
+    return (upcast(new) * factor).astype(matrix.dtype)
+
+
+def _column_norms(matrix: jax.Array) -> jax.Array:
+    """The norm of each column, (..., 1, O); the gradient of that of a column of zeros is zero."""
+    squares = jnp.sum(jnp.square(upcast(matrix)), axis=-2, keepdims=True)
+    return jnp.where(squares == 0, 0, jnp.sqrt(jnp.where(squares == 0, 1, squares)))
 
 
 def factor_of(path: tuple) -> tuple[str, str] | None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stackjax.abstract_model import AbstractModel, Path, at, put
+from stackjax.adapt.factors import GROUP
 from stackjax.parameter import is_spec, realise
 from stackjax.recipe.attention_residuals import AttentionResidual
 from stackjax.recipe.value_residual import WithValue
@@ -33,8 +34,8 @@ def insert_identity(
     """A deeper model that computes exactly the same: layers are inserted that pass the stream on.
 
     An inserted layer is a copy of the one before it whose residual form has its initial parameters, and whose sublayers
-    end in zero matrices unless the form is closed at first (a gate of zero, as in ReZero); an optimiser's moments of it
-    are zero.
+    end in zero matrices (roles out, down and cross_out, with what low-rank factors add to them) unless the form is
+    closed at first (a gate of zero, as in ReZero); an optimiser's moments of it are zero.
 
     Args:
         model: a stack, a model or an encoder-decoder.
@@ -49,7 +50,8 @@ def insert_identity(
 
     Raises:
         ValueError: a recipe in which no layer passes the stream on to the bit (norms on the stream, a stream that
-            records every layer), or whose numbers for the other layers would change with the depth; a loop.
+            records every layer), or whose numbers for the other layers would change with the depth; a loop; a sublayer
+            without such a matrix.
 
     Source: Wu et al. 2024, section 3.2, arXiv:2401.02415.
     """
@@ -125,16 +127,38 @@ def _with_initial_form(stack: Stack, layer: int, params: Params) -> Params:
 
 
 def _silenced(stack: Stack, layer: int, params: Params) -> Params:
-    """A layer's parameters with zeros where its sublayers end."""
+    """A layer's parameters with zeros where its sublayers end.
+
+    Raises:
+        ValueError: a sublayer without a matrix of a role in `CLOSING`.
+    """
+    name, j, _ = places(stack)[layer]
+
+    def closes(sublayer: Sublayer) -> Sublayer:
+        specs = jax.tree.leaves(sublayer.spec(stack.d_model), is_leaf=is_spec)
+        if CLOSING.isdisjoint(spec.role for spec in specs):
+            raise ValueError(
+                f"no matrix of {type(sublayer).__name__} has a role out of {', '.join(sorted(CLOSING))}, so it is not "
+                "known which parameters make its output zero"
+            )
+        return sublayer
+
+    for sublayer in stack.segments[int(name)].layers[int(j)].sublayers:
+        sublayer.map(closes)
+
+    def zeros(tree: Any) -> Any:
+        return jax.tree.map(jnp.zeros_like, tree)
 
     def close(specs: Any, values: Any) -> Any:
         if is_spec(specs):
             return values
-        closing = [key for key, d in specs.items() if is_spec(d) and d.spec.role in CLOSING]
+        closing = {key for key, d in specs.items() if is_spec(d) and d.spec.role in CLOSING}
         ends = {name for key in closing for name in (key, f"{key}_bias")}
-        return {
-            key: jnp.zeros_like(value) if key in ends else close(specs[key], value) for key, value in values.items()
-        }
+        closed = {key: zeros(value) if key in ends else close(specs[key], value) for key, value in values.items()}
+        for key in closing & closed.get(GROUP, {}).keys():
+            factors = closed[GROUP][key]
+            closed[GROUP] = {**closed[GROUP], key: {**zeros(factors), "a": factors["a"]}}
+        return closed
 
     sublayers = {key: value for key, value in params.items() if key != "residual"}
     return {**close(_declared(stack, layer), sublayers), "residual": params["residual"]}
