@@ -10,7 +10,9 @@ Loading runs no code but the constructors of the classes that the description na
 from elsewhere must be allowed by its module's name, `sj.load("folder", allow=("mymodule",))`, and is then imported.
 
 A folder is replaced atomically: whoever reads it while another is written, or after that was killed, sees one of the
-two, whole. Any change to its files is noticed by the checksums, which are no protection against forgery.
+two, whole; of two that are written at the same time the later one stays. Processes and threads wait for each other by a
+lock on the folder (`flock`); on a file system or a platform that has none, only one may write, and none read meanwhile.
+Any change to its files is noticed by the checksums, which are no protection against forgery.
 
 Save a model, and get it back:
 
@@ -29,6 +31,7 @@ take their defaults, so a new field's default must do what was done without it; 
 know is refused.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -36,6 +39,8 @@ import json
 import math
 import os
 import re
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +53,11 @@ from stackjax.abstract_model import AbstractModel
 from stackjax.parameter import path_name
 from stackjax.segment import Segment
 from stackjax.sublayer import Params
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
 
 FORMAT = "stackjax model"
 VERSION = 1
@@ -79,23 +89,23 @@ def save(folder: str | os.PathLike[str], model: AbstractModel, params: Params) -
     _check_shapes(_shapes(model), {name: jnp.shape(leaf) for name, leaf in leaves.items()}, "the parameters")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    new = folder / f"params-{os.getpid()}.new"
+    new = folder / f"params-{uuid.uuid4().hex}.new"
     tensors = {name: (jnp.shape(leaf), jnp.result_type(leaf)) for name, leaf in leaves.items()}
     tensor_file.write(new, tensors, lambda name: np.asarray(leaves[name]))
     digest = _file_digest(new)
-    size = new.stat().st_size
     held = folder / f"params-{digest[:16]}.safetensors"
-    os.replace(new, held)
     content: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        "params": {"file": held.name, "bytes": size, "sha256": digest},
+        "params": {"file": held.name, "bytes": new.stat().st_size, "sha256": digest},
         "description": description,
     }
-    _write_atomically(folder / DESCRIPTION, json.dumps({**content, "sha256": _digest(content)}, indent=1) + "\n")
-    for path in folder.iterdir():
-        if _PARAMS.fullmatch(path.name) and path != held:
-            path.unlink()
+    with _locked(folder, alone=True):
+        os.replace(new, held)
+        _write_atomically(folder / DESCRIPTION, json.dumps({**content, "sha256": _digest(content)}, indent=1) + "\n")
+        for path in folder.iterdir():
+            if _PARAMS.fullmatch(path.name) and path != held:
+                path.unlink()
 
 
 def load(folder: str | os.PathLike[str], *, allow: tuple[str, ...] = ()) -> tuple[AbstractModel, Params]:
@@ -114,6 +124,11 @@ def load(folder: str | os.PathLike[str], *, allow: tuple[str, ...] = ()) -> tupl
             names what is not allowed.
     """
     folder = Path(folder)
+    with _locked(folder, alone=False):
+        return _read(folder, allow)
+
+
+def _read(folder: Path, allow: tuple[str, ...]) -> tuple[AbstractModel, Params]:
     content = _read_description(folder / DESCRIPTION)
     path = _params_path(folder, content["params"])
     model = decode(content["description"], allow=allow)
@@ -279,6 +294,18 @@ def _params_path(folder: Path, entry: Any) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def _locked(folder: Path, *, alone: bool) -> Iterator[None]:
+    """Hold a folder alone, or with others that do not write; where that is impossible, do not."""
+    with contextlib.ExitStack() as stack:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):
+                handle = os.open(folder, os.O_RDONLY)
+                stack.callback(os.close, handle)
+                fcntl.flock(handle, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
+
+
 def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -289,7 +316,7 @@ def _file_digest(path: Path) -> str:
 
 
 def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.new")
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")
     with partial.open("w") as file:
         file.write(text)
         file.flush()

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -318,3 +319,19 @@ def test_a_save_that_is_killed_leaves_the_old_model_or_the_new(call, saved, monk
     assert same(sj.load(folder)[1], params)
     sj.save(folder, model, changed)
     assert same(sj.load(folder)[1], changed)
+
+
+def test_who_reads_and_who_writes_wait_for_each_other(saved):
+    folder, model, params = saved
+    versions = [jax.tree.map(lambda x, i=i: x + i, params) for i in range(3)]
+
+    def work(i):
+        for _ in range(20):
+            if i < 3:
+                sj.save(folder, model, versions[i])
+            _, read = sj.load(folder)
+            assert any(same(read, version) for version in versions)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert len([*folder.iterdir()]) == 2
