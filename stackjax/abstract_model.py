@@ -128,7 +128,7 @@ class AbstractModel(Description):
         if got != expected:
             raise ValueError(f"the parameters of layer {layer} have the shapes {expected}; got {got}")
         if index is not None:
-            new = jax.tree.map(lambda leaf, value: leaf.at[index].set(value), at(params, place), new)
+            new = jax.tree.map(lambda leaf, value: jnp.asarray(leaf).at[index].set(value), at(params, place), new)
         return put(params, place, new)
 
     def _placed(self, layer: int, stack: Path | None) -> tuple[Path, int | None]:

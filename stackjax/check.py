@@ -240,4 +240,5 @@ def checked_positions(name: str, position: Any, shape: tuple[int, ...]) -> dict[
 
 def rows(table: jax.Array, index: jax.Array) -> jax.Array:
     """The rows of a table (N, D) at an index (...), (..., D); NaN where the index is outside 0 .. N - 1."""
-    return by_replica(gathered(table, -1).at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False))
+    table = gathered(jnp.asarray(table), -1)
+    return by_replica(table.at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False))

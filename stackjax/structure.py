@@ -54,7 +54,7 @@ class Structure:
                 f"parameters must have the structure and the shapes that the {self.name} declares, as its `init` draws "
                 f"them; {_differences(given, declared)}{_advice(params, given, declared)}"
             )
-        return _with_empty_groups(self.declaration, params)
+        return with_empty_groups(self.declaration, params)
 
 
 def _shape(leaf: Any) -> tuple[int, ...]:
@@ -113,7 +113,8 @@ def _below(shapes: Shapes, group: str) -> Shapes:
     return {name[len(group) + 1 :]: shape for name, shape in shapes.items() if name.startswith(f"{group}/")}
 
 
-def _with_empty_groups(declaration: Any, params: Any) -> Any:
-    if is_spec(declaration):
-        return params
-    return {name: _with_empty_groups(group, params.get(name, {})) for name, group in declaration.items()}
+def with_empty_groups(declaration: Any, tree: Any) -> Any:
+    """A tree nested like the parameters, but perhaps for groups that are masked, with the empty ones that it lacks."""
+    if is_spec(declaration) or not isinstance(tree, Mapping):
+        return tree
+    return {name: with_empty_groups(group, tree.get(name, {})) for name, group in declaration.items()}

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 import stackjax as sj
 from stackjax.testing import largest_difference, perturbed
@@ -153,3 +154,49 @@ def test_the_stack_must_be_named_where_there_are_several():
     layer = model.layer_params(params, 0, ("encoder",))
     with pytest.raises(ValueError, match="the parameters of layer 0 have the shapes"):
         model.with_layer_params(params, 0, layer, ("decoder", "stack"))
+
+
+DOORS = {
+    "apply": lambda model, params: model.apply(params, TOKENS)[0],
+    "a plain loop": lambda model, params: model.apply(params, TOKENS, loop=True)[0],
+    "logits": lambda model, params: model.logits(params, model.hidden(params, TOKENS)[0]),
+    "exits": lambda model, params: sj.exits.logits(model, params, TOKENS)[0],
+    "decoding": lambda model, params: sj.decode.generate(model, params, TOKENS, n_tokens=2).tokens,
+    "a look": lambda model, params: sj.probe.look(model, params, TOKENS, loss, jax.random.key(0)),
+    "a search": lambda model, params: sj.debug.first_not_finite(model, params, TOKENS),
+    "a layer": lambda model, params: model.with_layer_params(params, 1, model.layer_params(params, 0)),
+    "selection": lambda model, params: sj.surgery.select(model, params, [0, 0, 2], coefficients="new", state=params)[
+        1:
+    ],
+    "insertion": lambda model, params: sj.surgery.insert_identity(
+        model, params, [0], coefficients="original", state={"mu": params}
+    )[1:],
+    "convert": lambda model, params: sj.convert.unstack(model.stack, params["stack"]),
+    "an adapter": lambda model, params: sj.adapt.start(sj.adapt.low_rank(model, rank=1), params, jax.random.key(0)),
+    "an optimiser": lambda model, params: (tx := sj.optim.muon(model, learning_rate=0.1)).update(
+        params, tx.init(params), params
+    )[0],
+}
+
+
+@pytest.mark.parametrize("kind", ["numpy", "without empty groups"])
+@pytest.mark.parametrize("door", daily(DOORS, "apply", "a layer", "selection", "insertion", "a look", "exits"))
+def test_parameters_of_numpy_or_a_flat_format_are_as_good(door, kind):
+    model = sj.decoder(**{**SIZES, "recipe": sj.recipe.PreNorm()}, depth=DEPTH, tied=True)
+    params = perturbed(model.init(jax.random.key(0)))
+    given = jax.device_get(params) if kind == "numpy" else unflatten_dict(flatten_dict(params))
+    assert kind == "numpy" or "head" not in given
+    expected, got = DOORS[door](model, params), DOORS[door](model, given)
+    if door != "an optimiser":  # its updates are nested like what it was given
+        assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_a_state_in_which_nothing_is_nested_like_the_parameters_is_refused():
+    params = DECODER.init(jax.random.key(0))
+    flat = {"mu": flatten_dict(params, sep="/")}
+    with pytest.raises(ValueError, match="nothing in the state is nested like the parameters"):
+        sj.surgery.select(DECODER, params, [0], coefficients="new", state=flat)
+    *_, state = sj.surgery.select(DECODER, params, [0], coefficients="new", state={"count": jnp.zeros((), int)})
+    assert state["count"] == 0

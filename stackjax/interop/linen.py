@@ -36,10 +36,10 @@ class Wrapped(nn.Module):
             `described.update_statistics(params, result.state)` gives the parameters with new ones.
         """
         names = list(self.described.declaration())
-        if self.is_initializing() and not self.has_variable("params", names[0]):
+        if self.is_initializing() and not any(self.has_variable("params", name) for name in names):
             for name, value in self.described.init(self.make_rng("params"), self.param_dtype).items():
                 self.put_variable("params", name, value)
-        params = {name: self.get_variable("params", name) for name in names}
+        params = {name: self.get_variable("params", name) for name in names if self.has_variable("params", name)}
         if self.has_rng("dropout"):
             options = {"key": self.make_rng("dropout"), **options}
         return self.described.apply(params, *inputs, **options)

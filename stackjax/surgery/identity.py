@@ -91,9 +91,8 @@ def insert_identity(
             return tree
         for layer in inserted:
             name, j, repeat = places(deeper)[layer]
-            part = put(
-                part, ("segments", name, j), jax.tree.map(lambda a, r=repeat: a.at[r].set(0), part["segments"][name][j])
-            )
+            moments = jax.tree.map(lambda a, r=repeat: jnp.asarray(a).at[r].set(0), part["segments"][name][j])
+            part = put(part, ("segments", name, j), moments)
         return put(tree, path, part)
 
     return new, params, each_tree(new, without_moments, state)

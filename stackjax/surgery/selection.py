@@ -11,11 +11,12 @@ import numpy as np
 
 from stackjax.abstract_model import AbstractModel, Path, put
 from stackjax.check import shown
-from stackjax.parameter import Gain
+from stackjax.parameter import Gain, is_spec
 from stackjax.recipe.around import Around
 from stackjax.recipe.base import Coefficients, Geometry, Loop, Multiplier
 from stackjax.recipe.form import Form
 from stackjax.stack import Stack
+from stackjax.structure import with_empty_groups
 from stackjax.sublayer import Params, Sublayer
 
 Numbers = Literal["original", "new"]
@@ -128,7 +129,7 @@ def select(
 
     Raises:
         ValueError: layers that are not there; a loop whose pattern would break; parameters whose shapes depend on the
-            depth; a state that is not laid out by layers.
+            depth; a state that is not laid out by layers, or in which nothing is nested like the parameters.
     """
     if coefficients not in ("original", "new"):
         raise ValueError(f"coefficients must be 'original' or 'new'; got {coefficients!r}")
@@ -147,7 +148,7 @@ def select(
         part = within(tree, path)
         return tree if part is None else put(tree, path, {**part, **_moved(old, stacks[path], part, order)})
 
-    moved = move(params)
+    moved = move(model.checked(params))
     expected = jax.tree.map(lambda d: d.shape, new.declaration())
     if jax.tree.map(jnp.shape, moved) != expected:
         raise ValueError(
@@ -250,10 +251,28 @@ def within(tree: Any, path: Path) -> Any:
 
 
 def each_tree(model: AbstractModel, change: Callable[[Params], Params], state: Any) -> Any:
-    """A state with each tree in it that is nested like the parameters changed."""
-    names = model.declaration().keys()
+    """A state with each tree in it that is nested like the parameters changed; groups that are empty may be missing.
+
+    Raises:
+        ValueError: there is none, and yet an array of numbers.
+    """
+    declaration, found = model.declaration(), []
+    full = {name for name, group in declaration.items() if jax.tree.leaves(group, is_leaf=is_spec)}
 
     def is_tree(node: Any) -> bool:
-        return isinstance(node, Mapping) and node.keys() == names
+        return isinstance(node, Mapping) and full <= node.keys() <= declaration.keys()
 
-    return jax.tree.map(lambda node: change(node) if is_tree(node) else node, state, is_leaf=is_tree)
+    def changed(node: Any) -> Any:
+        if not is_tree(node):
+            return node
+        found.append(node)
+        return change(with_empty_groups(declaration, node))
+
+    new = jax.tree.map(changed, state, is_leaf=is_tree)
+    arrays = [x for x in jax.tree.leaves(state) if getattr(x, "ndim", 0) and jnp.issubdtype(x.dtype, jnp.inexact)]
+    if arrays and not found:
+        raise ValueError(
+            f"nothing in the state is nested like the parameters, {{{', '.join(declaration)}}}, so that its arrays "
+            f"cannot follow the layers; its first is {shown(arrays[0])}"
+        )
+    return new
