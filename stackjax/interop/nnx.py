@@ -9,19 +9,27 @@
             y, result = self.body(x, measure=sj.probe.standard)
             return self.head(y)
 
-Any optax transform trains it through `nnx.Optimizer`; `transform` makes those of `stackjax.optim` fit.
+Any optax transform trains it through `nnx.Optimizer`; `transform` makes those of `stackjax.optim` fit the body, and the
+rest has one of its own:
+
+    def part(path, _):
+        return "body" if path[0].key == "body" else "rest"
+
+    transforms = {"body": transform(stack, sj.optim.adamw(stack, learning_rate=0.01)), "rest": optax.adamw(0.01)}
+    tx = optax.partition(transforms, functools.partial(jax.tree_util.tree_map_with_path, part))
+    optimizer = nnx.Optimizer(net, tx, wrt=nnx.Param)
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.tree_util import GetAttrKey
 
 from stackjax.abstract_model import AbstractModel
-from stackjax.parameter import Declared, is_spec
+from stackjax.parameter import Declared, is_spec, path_name
 from stackjax.sublayer import Params
 
 
@@ -60,28 +68,43 @@ class Wrapped(nnx.Module):
                 variable[...] = value
 
 
-def transform(described: AbstractModel, inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Make a transform from `stackjax.optim` fit `nnx.Optimizer(Wrapped(described), ..., wrt=nnx.Param)`.
+def transform(described: AbstractModel, inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Make a transform from `stackjax.optim` fit the parameters of a `Wrapped`, as `nnx.Optimizer` gives them.
 
     Those follow the declaration, empty branches and running statistics included; `nnx.State` leaves both out.
+
+    Args:
+        described: what the `Wrapped` was made of.
+        inner: the transform.
+
+    Raises:
+        ValueError: by `init` and `update`, other parameters, or others beside them.
     """
     declaration = described.declaration()
-    trained = [d.spec.role != "statistic" for d in jax.tree.leaves(declaration, is_leaf=is_spec)]
+    declared = {path_name(path): d.spec.role for path, d in jax.tree_util.tree_leaves_with_path(declaration)}
+    trained = [name for name, role in declared.items() if role != "statistic"]
+    extended = optax.with_extra_args_support(inner)
 
     def whole(state: Any) -> Params:
-        leaves: Iterator[jax.Array] = iter(jax.tree.leaves(state))
-        return jax.tree.map(
-            lambda d: next(leaves) if d.spec.role != "statistic" else jnp.zeros(d.shape),
-            declaration,
-            is_leaf=is_spec,
-        )
+        leaves = jax.tree_util.tree_leaves_with_path(state)
+        names = [path_name(path[:-1] if isinstance(path[-1], GetAttrKey) else path) for path, _ in leaves]
+        wanted = [f"params/{name}" for name in trained]
+        if len(names) != len(wanted) or not all(f"/{n}".endswith(f"/{w}") for n, w in zip(names, wanted, strict=True)):
+            others = [name for name in names if not any(f"/{name}".endswith(f"/{w}") for w in wanted)]
+            raise ValueError(
+                f"this transform is for the {len(wanted)} parameters of a Wrapped, and for no others; got {len(names)}"
+                + (f", among them {others[0]}" if others else "")
+                + ": give the rest of a module a transform of its own with optax.partition"
+            )
+        given = iter([leaf for _, leaf in leaves])
+        return jax.tree.map(lambda d: jnp.zeros(d.shape) if d.spec.role == "statistic" else next(given), declaration)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        new, state = inner.update(whole(updates), state, None if params is None else whole(params))
-        leaves = [leaf for leaf, keep in zip(jax.tree.leaves(new), trained, strict=True) if keep]
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        new, state = extended.update(whole(updates), state, None if params is None else whole(params), **extra)
+        leaves = [leaf for leaf, name in zip(jax.tree.leaves(new), declared, strict=True) if name in trained]
         return jax.tree.unflatten(jax.tree.structure(updates), leaves), state
 
-    return optax.GradientTransformation(lambda params: inner.init(whole(params)), update)
+    return optax.GradientTransformationExtraArgs(lambda params: inner.init(whole(params)), update)
 
 
 def _variable(declared: Declared, value: jax.Array) -> nnx.Variable:

@@ -1,5 +1,7 @@
 """Inside NNX, in tree mode: the same numbers as the pure functions and as a stack written by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -162,3 +164,28 @@ def test_running_statistics_are_set_and_nothing_else():
     leaves = jax.tree.leaves(module.params, is_leaf=lambda x: isinstance(x, nnx.Variable))
     changed = [leaf for leaf, old in zip(leaves, jax.tree.leaves(before), strict=True) if jnp.any(leaf[...] != old)]
     assert changed and {type(leaf) for leaf in changed} == {nnx.BatchStat}
+
+
+def part(path, _):
+    return "body" if path[0].key == "body" else "rest"
+
+
+def test_our_optimisers_train_the_stack_in_a_larger_model():
+    """One that reads the loss beside the gradient included."""
+    body = transform(STACK, optax.chain(sj.optim.adamw(STACK, learning_rate=0.01), optax.contrib.reduce_on_plateau()))
+    parts = {"body": body, "rest": optax.adamw(0.01)}
+    tx = optax.partition(parts, functools.partial(jax.tree_util.tree_map_with_path, part))
+    net = Net(nnx.Rngs(0))
+    optimiser = nnx.Optimizer(net, tx, wrt=nnx.Param)
+    values = []
+    for _ in range(8):
+        value, gradient = nnx.value_and_grad(lambda net: sj.loss.next_token(net(TOKENS), TOKENS))(net)
+        optimiser.update(net, gradient, value=value)
+        values.append(float(value))
+    assert values[-1] < 0.8 * values[0]
+
+
+def test_parameters_beside_those_of_a_stack_are_refused():
+    tx = transform(STACK, sj.optim.adamw(STACK, learning_rate=0.01))
+    with pytest.raises(ValueError, match=r"for no others; got .*, among them embed/embedding: .*optax\.partition"):
+        nnx.Optimizer(Net(nnx.Rngs(0)), tx, wrt=nnx.Param)
