@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from stackjax.check import numbers_by_row, whole
 from stackjax.decode import follow, repeat_last
 from stackjax.model import Model
 from stackjax.option import DecodeOptions
@@ -60,7 +61,8 @@ def search(
         n_tokens: n, how many to add.
         n_beams: K.
         stop: token that ends a beam, or several (n,) of which each does; None for none.
-        length_penalty: a in ((5 + length) / 6)^a, by which the final scores are divided before they are ranked.
+        length_penalty: one number, the a in ((5 + length) / 6)^a, by which the final scores are divided before they are
+            ranked.
         coefficients: the recipe's numbers; None takes them from the depth.
         dtype: of the stream and of the cache.
 
@@ -70,6 +72,8 @@ def search(
     Source: Wu et al. 2016, section 7, arXiv:1609.08144, without its coverage penalty.
     """
     checked_prompt(model, tokens, side_inputs, n_tokens)
+    whole(n_beams=n_beams)
+    numbers_by_row("length_penalty", length_penalty, ())
     if not 1 <= n_beams <= model.embedding.vocab**n_tokens:
         raise ValueError(f"n_beams must be 1 .. V^n, all continuations there are; got {n_beams}")
     options: DecodeOptions = {"coefficients": coefficients, "dtype": dtype}

@@ -132,6 +132,28 @@ def whole(**sizes: Any) -> None:
             raise ValueError(f"{name} must be an integer; got {shown(size)}")
 
 
+def numbers_by_row(name: str, value: Any, rows: tuple[int, ...]) -> None:
+    """Refuse what is not one real number for all, (), or one for each row, (..., 1).
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        rows: the shape of the rows.
+
+    Raises:
+        ValueError: something else.
+    """
+    shape = () if isinstance(value, (bool, str)) else tuple(getattr(value, "shape", np.shape(value)))
+    real = not isinstance(value, (bool, str)) and jnp.issubdtype(jnp.result_type(value), jnp.number)
+    wide = (*rows, 1)
+    behind = wide[len(wide) - len(shape) :]
+    fits = len(shape) <= len(wide) and shape[-1:] in ((), (1,))
+    fits = fits and all(n in (1, m) for n, m in zip(shape, behind, strict=True))
+    if not (real and fits):
+        each = f", or one for each row {wide}" if rows else ""
+        raise ValueError(f"{name} must be one number{each}; got {shown(value)}")
+
+
 def boolean(name: str, mask: jax.Array) -> jax.Array:
     """The mask, if it is one of booleans, not of numbers that are elsewhere added to logits.
 

@@ -21,7 +21,7 @@ from jax.tree_util import Partial
 from stackjax import edit as editing
 from stackjax import sample
 from stackjax.cache import after, bounded, write
-from stackjax.check import instance, shown
+from stackjax.check import instance, prng_key, shown
 from stackjax.model import Model
 from stackjax.option import DecodeOptions
 from stackjax.prompt import begin, checked_prompt
@@ -43,7 +43,7 @@ def pad(
         Tokens (B, T), 0 where padded, and side inputs with their positions, -1 there.
 
     Raises:
-        ValueError: an empty prompt, one longer than `length`, or one of anything but integers.
+        ValueError: an empty prompt, one longer than `length`, or one of anything but integers of 32 bits.
     """
     lengths = [len(prompt) for prompt in prompts]
     length = max(lengths, default=0) if length is None else length
@@ -51,7 +51,8 @@ def pad(
         got = f"{min(lengths)} to {max(lengths)}" if lengths else "no prompts"
         raise ValueError(f"prompts must have 1 to length={length} tokens; got {got}")
     for prompt in prompts:
-        if not np.issubdtype(np.asarray(prompt).dtype, np.integer):
+        row = np.asarray(prompt)
+        if row.ndim != 1 or not np.issubdtype(row.dtype, np.integer) or abs(row).max() >= 2**31:
             raise ValueError(f"prompts must be lists of integer tokens; got {shown(prompt)}")
     tokens = np.zeros((len(prompts), length), np.int32)
     index = np.full((len(prompts), length), -1, np.int32)
@@ -85,16 +86,23 @@ def extend(
         NaN.
 
     Raises:
-        ValueError: no position; a memory; tokens that are known not to fit into the cache.
+        ValueError: no position; a memory; tokens that are known not to fit into the cache; a cache of other rows or of
+            another stack.
     """
     shape = model.embedding.shape(tokens, model.stack.d_model)
     instance("side_inputs", side_inputs, SideInputs)
     if side_inputs.memory is not None or side_inputs.memory_position is not None:
         raise ValueError("the cache holds all that is needed of a memory: give it to cache.empty, and none here")
-    position = checked(side_inputs, shape).position
+    position = checked(side_inputs, shape, model.stack.d_model).position
     if position is None or position["index"].shape != shape:
         got = "none" if position is None else position["index"].shape
         raise ValueError(f"say where the tokens stand: give side_inputs.position, index {shape}; got {got}")
+    wanted = {name: {(segment.n, shape[0])} for name, _, segment in model.stack.placed()}
+    held = {name: {leaf.shape[:2] for leaf in jax.tree.leaves(tree)} for name, tree in cache.segments.items()}
+    if held.keys() != wanted.keys() or any(held[name] - wanted[name] for name in held):
+        raise ValueError(
+            f"the cache must be one of this model, for {shape[0]} rows: layers and rows by segment {wanted}; got {held}"
+        )
     reading = replace(side_inputs, memory_position=cache.memory_position)
     x, result = model.hidden(params, tokens, reading, cache=cache, **options)
     x = bounded(x, cache, position)
@@ -186,7 +194,8 @@ def generate(
             cannot be decoded with.
     """
     checked_prompt(model, tokens, side_inputs, n_tokens)
-    sample.check(temperature=temperature, top_k=top_k, top_p=top_p)
+    sample.check(tokens.shape[:1], temperature=temperature, top_k=top_k, top_p=top_p)
+    key = None if key is None else prng_key(key)
     adjust = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     editing.check(edit, model.stack.sites)
     if edit is not None:

@@ -195,7 +195,8 @@ class Model(AbstractModel):
             dtype: of the stream.
         """
         params = self.checked(params, "embedding")
-        side_inputs = checked(side_inputs, self.embedding.shape(tokens, self.stack.d_model))
+        d_model = self.stack.d_model
+        side_inputs = checked(side_inputs, self.embedding.shape(tokens, d_model), d_model)
         return self.embedding.apply(
             params["embedding"],
             tokens,

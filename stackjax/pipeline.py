@@ -74,7 +74,7 @@ def apply(
             or running statistics.
     """
     shape, n_rows = x.shape[-2:], math.prod(x.shape[:-2])
-    params, side_inputs = stack.checked(params), checked(side_inputs, x.shape[:-1])
+    params, side_inputs = stack.checked(params), checked(side_inputs, x.shape[:-1], stack.d_model)
     coefficients = stack.checked_coefficients(coefficients)
     segment, n_stages = _share(stack, on)
     if microbatches < 1 or n_rows % microbatches:

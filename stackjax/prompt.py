@@ -9,7 +9,7 @@ from flax import struct
 
 from stackjax.backend import rows_together
 from stackjax.cache import bounded, by_rows, empty, write
-from stackjax.check import ids, instance, known
+from stackjax.check import ids, instance, known, whole
 from stackjax.dot_product import flat_positions
 from stackjax.model import Model
 from stackjax.option import DecodeOptions
@@ -51,11 +51,12 @@ def checked_prompt(
     shape = model.embedding.shape(tokens, model.stack.d_model)
     if len(shape) != 2:
         raise ValueError(f"prompts must be (B, T), padded to one length as `pad` does; got the shape {shape}")
+    whole(n_tokens=n_tokens)
     if n_tokens < 1:
         raise ValueError(f"n_tokens must be positive; got {n_tokens}")
     if tokens.shape == shape:
         ids("tokens", tokens, model.embedding.vocab)
-    side_inputs = checked(side_inputs, shape)
+    side_inputs = checked(side_inputs, shape, model.stack.d_model)
     limit = model.embedding.position.limit
     if limit is not None and shape[1] + n_tokens > limit:
         raise ValueError(f"{shape[1]} + {n_tokens} tokens, but the position table has {limit} rows")
@@ -93,7 +94,7 @@ def start(
             index; and, where they are known, tokens outside of the vocabulary, an empty prompt, indices too far apart
             for the cache. Where such are traced the logits are NaN.
     """
-    side_inputs, index = checked_prompt(model, tokens, side_inputs, n_tokens)
+    params, (side_inputs, index) = model.checked(params), checked_prompt(model, tokens, side_inputs, n_tokens)
     capacity = index.shape[-1] + n_tokens
     dtype = options.get("dtype", jnp.float32)
     none, cache = (empty(model.stack, params["stack"], side_inputs, n, dtype=dtype) for n in (0, capacity))
@@ -130,10 +131,10 @@ def begin(
     Returns:
         The model and the parameters of the loop's steps, and the prompts in a cache for them.
     """
-    side_inputs, index = checked_prompt(model, tokens, side_inputs, n_tokens)
+    params, (side_inputs, index) = model.checked(params), checked_prompt(model, tokens, side_inputs, n_tokens)
     n_rows = rows_together(*index.shape)
-    whole = options.get("edit") is not None or side_inputs.memory is not None or not mesh_in_use(tokens).empty
-    if whole or n_rows == index.shape[0]:
+    at_once = options.get("edit") is not None or side_inputs.memory is not None or not mesh_in_use(tokens).empty
+    if at_once or n_rows == index.shape[0]:
         begun = start(model, params, tokens, side_inputs, n_tokens, **options)
         model, params, cache = unrolled(model, params, begun.cache)
         return model, params, replace(begun, cache=cache)

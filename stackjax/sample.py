@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from stackjax.check import ids, integers, known
+from stackjax.check import ids, integers, known, numbers_by_row, prng_key, shown
 
 RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "temperature": (lambda t: t >= 0, "0, which is greedy, or more"),
@@ -46,20 +46,25 @@ RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
 """The condition on each number, and how an error says it."""
 
 
-def check(**adjust: Any) -> None:
-    """Refuse numbers out of their range, where they are known.
+def check(rows: tuple[int, ...], **adjust: Any) -> None:
+    """Refuse numbers out of their range, where they are known, and of other shapes than () and (..., 1).
 
     Args:
+        rows: the shape of the logits without V.
         **adjust: temperature, top_k, top_p; None is none.
 
     Raises:
-        ValueError: another name, or a number out of its range.
+        ValueError: another name, something that is no number, or one out of its range; numbers that are not one for
+            all or one for each row.
     """
     for name, number in adjust.items():
         if name not in RULES:
             raise ValueError(f"drawing is adjusted by {', '.join(RULES)}; got {name}={number}")
+        if number is None:
+            continue
+        numbers_by_row(name, number, rows)
         holds, rule = RULES[name]
-        value = None if number is None else known(number)
+        value = known(number)
         if value is not None and not holds(value).all():
             raise ValueError(f"{name} must be {rule}; got {number}")
 
@@ -74,7 +79,7 @@ def temperature(logits: Float[Array, "... V"], t: Any) -> Float[Array, "... V"]:
     Returns:
         (..., V)
     """
-    check(temperature=t)
+    check(logits.shape[:-1], temperature=t)
     below = logits - jnp.max(logits, -1, keepdims=True)
     best = jnp.arange(logits.shape[-1]) == jnp.argmax(logits, -1)[..., None]
     cold = jnp.asarray(t) < jnp.finfo(jnp.float32).tiny
@@ -91,7 +96,7 @@ def top_k(logits: Float[Array, "... V"], k: Any) -> Float[Array, "... V"]:
 
     Source: Fan et al. 2018, section 5.2, arXiv:1805.04833.
     """
-    check(top_k=k)
+    check(logits.shape[:-1], top_k=k)
     falling = -jnp.sort(-logits, -1)
     last = jnp.clip(jnp.asarray(k), 1, logits.shape[-1]).astype(jnp.int32) - 1
     last = jnp.broadcast_to(last, (*logits.shape[:-1], 1))
@@ -108,7 +113,7 @@ def top_p(logits: Float[Array, "... V"], p: Any) -> Float[Array, "... V"]:
 
     Source: Holtzman et al. 2019, eq. (2), arXiv:1904.09751.
     """
-    check(top_p=p)
+    check(logits.shape[:-1], top_p=p)
     order = jnp.argsort(-logits, -1)
     falling = jnp.take_along_axis(jax.nn.softmax(logits, -1), order, -1)
     before = jnp.cumsum(falling, -1) - falling
@@ -131,7 +136,7 @@ def draw(key: PRNGKeyArray | None, logits: Float[Array, "*B V"], **adjust: Any) 
     Raises:
         ValueError: numbers to draw by without a key, or out of their range.
     """
-    check(**adjust)
+    check(logits.shape[:-1], **adjust)
     given = {name: number for name, number in adjust.items() if number is not None}
     possible = jnp.isfinite(jnp.max(logits, -1))
     if key is None:
@@ -144,7 +149,7 @@ def draw(key: PRNGKeyArray | None, logits: Float[Array, "*B V"], **adjust: Any) 
         for change in (temperature, top_k, top_p):
             if change.__name__ in given:
                 logits = change(logits, given[change.__name__])
-        token = jax.random.categorical(key, logits)
+        token = jax.random.categorical(prng_key(key), logits)
     return jnp.where(possible & jnp.isfinite(jnp.max(logits, -1)), token, -1).astype(jnp.int32)
 
 
@@ -160,6 +165,8 @@ def stop_tokens(stop: Any, vocab: int) -> Int[Array, " n"] | None:
     """
     if stop is None:
         return None
+    if isinstance(stop, str):
+        raise ValueError(f"stop must be a token's number, as the tokenizer gives it; got {shown(stop)}")
     several = jnp.atleast_1d(jnp.asarray(stop))
     if several.ndim != 1 or not several.size:
         raise ValueError(f"stop must be one token or several (n,), at least one; got the shape {several.shape}")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from stackjax.abstract_model import AbstractModel, Path
 from stackjax.attention import Attention
-from stackjax.check import instance, prng_key, shown
+from stackjax.check import checked_positions, instance, prng_key, shown
 from stackjax.edit import Edit
 from stackjax.embedding import Embedding, Head
 from stackjax.feed_forward import FeedForward
@@ -139,8 +139,7 @@ class EncoderDecoder(AbstractModel):
             **options: of both stacks, see `Model.hidden`.
         """
         params = self.checked(params)
-        side_inputs = checked(side_inputs, self.decoder.embedding.shape(tokens, self.encoder.d_model))
-        reading = SideInputs(position=side_inputs.memory_position)
+        side_inputs, reading = self._read_and_written(source, tokens, side_inputs)
 
         def observe(trial: Params, measure: Measure) -> dict[str, jax.Array]:
             result = self.encode({**params, "encoder": trial}, source, reading, **{**options, "measure": measure})[1]
@@ -216,7 +215,7 @@ class EncoderDecoder(AbstractModel):
             source: (..., S) integers, or vectors (..., S, D) in their place.
             tokens: (..., T) integers, or vectors (..., T, D), of the target shifted right.
             side_inputs: `position` of the target's tokens and `memory_position` of the source's; None means neither is
-                padded. The memory is made here.
+                padded. The memory is made here; one that is there already goes to `decoder.apply`.
             coefficients: {encoder, decoder}: the recipe's numbers; None takes them from the depths.
             key: PRNG key for dropout; None means evaluation.
             taps: {encoder, decoder}, see `Stack.apply`.
@@ -227,9 +226,12 @@ class EncoderDecoder(AbstractModel):
         Returns:
             (..., T, V), at least float32, and a `Result` with the losses of both stacks summed, and state and measures
             as {encoder, decoder}.
+
+        Raises:
+            ValueError: a memory, or positions that are not those of the tokens or of the source.
         """
         params = self.checked(params)
-        side_inputs = checked(side_inputs, self.decoder.embedding.shape(tokens, self.encoder.d_model))
+        side_inputs, reading = self._read_and_written(source, tokens, side_inputs)
         both = {"coefficients": coefficients, "taps": taps, "perturbations": perturbations, "edit": edit}
         for name, value in both.items():
             if value is not None and (not isinstance(value, Mapping) or value.keys() != {"encoder", "decoder"}):
@@ -240,7 +242,6 @@ class EncoderDecoder(AbstractModel):
         def of(side: str) -> Any:
             return {**options, **{name: value[side] for name, value in both.items() if value is not None}}
 
-        reading = SideInputs(position=side_inputs.memory_position)
         memory, read = self.encode(params, source, reading, key=keys[0], **of("encoder"))
         writing = replace(side_inputs, memory=gather_tokens(memory))
         logits, written = self.decoder.apply(params["decoder"], tokens, writing, key=keys[1], **of("decoder"))
@@ -250,6 +251,27 @@ class EncoderDecoder(AbstractModel):
             measure={"encoder": read.measure, "decoder": written.measure},
         )
         return logits, result
+
+    def _read_and_written(
+        self, source: jax.Array, tokens: jax.Array, side_inputs: SideInputs | None
+    ) -> tuple[SideInputs, SideInputs]:
+        """The side inputs of the target, still without a memory, and those of the source.
+
+        Raises:
+            ValueError: as for `apply`.
+        """
+        d_model = self.encoder.d_model
+        side_inputs = checked(side_inputs, self.decoder.embedding.shape(tokens, d_model), d_model)
+        if side_inputs.memory is not None:
+            raise ValueError(
+                "the memory is made of the source here: give one that is there already to "
+                "model.decoder.apply(params['decoder'], tokens, side_inputs)"
+            )
+        position = side_inputs.memory_position
+        if position is not None:
+            embedding = self.source or self.decoder.embedding
+            position = checked_positions("memory_position", position, embedding.shape(source, d_model))
+        return side_inputs, SideInputs(position=position)
 
 
 def encoder_decoder(

@@ -290,7 +290,7 @@ class Stack(AbstractModel):
         editing.check(edit, self.sites)
         turn.check(self.looped, turns, backward_turns, cache is not None)
         params = self.checked(params)
-        side_inputs = checked(side_inputs, x.shape[:-1])
+        side_inputs = checked(side_inputs, x.shape[:-1], self.d_model)
         coefficients = self.checked_coefficients(coefficients)
         cached = None if cache is None else cache.position
         n_tokens = x.shape[-2]

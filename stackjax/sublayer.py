@@ -279,15 +279,17 @@ def call(
     return y, replace(aux, intermediates={**aux.intermediates, "input": x, "output": y})
 
 
-def checked(side_inputs: SideInputs | None, shape: tuple[int, ...]) -> SideInputs:
+def checked(side_inputs: SideInputs | None, shape: tuple[int, ...], d_model: int) -> SideInputs:
     """The caller's side inputs, with positions as `checked_positions` returns them; None means none.
 
     Args:
         side_inputs: what was given.
         shape: of the tokens, (..., T).
+        d_model: D, the width of the stream and of a memory.
 
     Raises:
-        ValueError: something else than `SideInputs`; positions that are not those of such tokens, or of the memory's.
+        ValueError: something else than `SideInputs`; positions that are not those of such tokens, or of the memory's; a
+            memory of other axes or another width.
     """
     if side_inputs is None:
         return SideInputs()
@@ -297,10 +299,10 @@ def checked(side_inputs: SideInputs | None, shape: tuple[int, ...]) -> SideInput
             f"got {shown(side_inputs)}"
         )
     memory = side_inputs.memory
-    if memory is not None and memory.shape[:-2] != tuple(shape[:-1]):
+    if memory is not None and (memory.shape[:-2] != tuple(shape[:-1]) or memory.shape[-1] != d_model):
         raise ValueError(
-            f"side_inputs.memory must be (..., S, D) with the leading axes of the tokens, {tuple(shape)}; got "
-            f"{memory.shape}"
+            f"side_inputs.memory must be (..., S, D) with the leading axes of the tokens, {tuple(shape)}, and "
+            f"D={d_model}; got {memory.shape}"
         )
     position, memory_position = side_inputs.position, side_inputs.memory_position
     if position is not None:

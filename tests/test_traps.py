@@ -9,10 +9,12 @@ import pytest
 
 import stackjax as sj
 from stackjax.interop import hf
-from tests.doors import BOTH, BOTH_PARAMS, MODEL, PARAMS, TOKENS, at
+from tests.doors import BOTH, BOTH_PARAMS, MODEL, PARAMS, SIZES, TOKENS, at
 
 LAYER = MODEL.stack.segments[0].layers[0]
 ON_SPHERE = sj.decoder(vocab=9, d_model=8, depth=2, n_heads=2, recipe=sj.recipe.NGPT())
+KEY = jax.random.key(0)
+MEMORY = jnp.ones((2, 3, 8))
 HEADS = jnp.ones((1, 4, 2, 8))
 ROWS = jnp.arange(8).reshape(2, 4)
 INDEX = np.broadcast_to(np.arange(TOKENS.shape[1]), TOKENS.shape)
@@ -24,6 +26,17 @@ def cut(layers):
 
 def stack(*layers, side="decoder"):
     return sj.Stack.of(*layers, depth=2, d_model=8, recipe=sj.recipe.PreNorm(), side=side)
+
+
+def generated(model=MODEL, params=PARAMS, side_inputs=None, n_tokens=2, **options):
+    return sj.decode.generate(model, params, TOKENS, side_inputs, n_tokens=n_tokens, **options)
+
+
+def followed(model):
+    """Two prompts of the other model go on in this one."""
+    start = sj.prompt.start(MODEL, PARAMS, TOKENS, None, 2)
+    params = model.init(jax.random.key(0))
+    return sj.decode.follow(model, params, TOKENS[:, 0], start.index, start.cache)
 
 
 def with_two_ranks():
@@ -67,6 +80,48 @@ REFUSED = {
     "a memory, in its encoder": (
         lambda: BOTH.encode(BOTH_PARAMS, TOKENS, sj.SideInputs(memory=jnp.ones((2, 3, 8)))),
         "it takes no memory",
+    ),
+    "a memory, where it is made": (
+        lambda: BOTH.apply(BOTH_PARAMS, TOKENS, TOKENS, sj.SideInputs(memory=MEMORY)),
+        "the memory is made of the source here",
+    ),
+    "a memory, where recipes are calibrated": (
+        lambda: BOTH.calibrate(BOTH_PARAMS, TOKENS, TOKENS, sj.SideInputs(memory=MEMORY)),
+        "the memory is made of the source here",
+    ),
+    "a memory of another width": (
+        lambda: BOTH.decoder.apply(BOTH_PARAMS["decoder"], TOKENS, sj.SideInputs(memory=jnp.ones((2, 3, 4)))),
+        "D=8; got",
+    ),
+    "padding of another source": (
+        lambda: BOTH.apply(BOTH_PARAMS, TOKENS, TOKENS, sj.SideInputs(memory_position={"index": INDEX[:, :2]})),
+        "every entry of memory_position",
+    ),
+    "temperatures by column": (
+        lambda: generated(temperature=jnp.ones(2), key=KEY),
+        r"temperature must be one number, or one for each row \(2, 1\); got an array of shape \(2,\)",
+    ),
+    "a mass for each kind of token": (lambda: sj.sample.top_p(jnp.ones((4, 4)), jnp.ones(4)), "top_p must be one"),
+    "a word for a number": (lambda: generated(temperature="hot", key=KEY), "temperature must be one number"),
+    "penalties by beam": (
+        lambda: sj.beam.search(MODEL, PARAMS, TOKENS, n_tokens=2, n_beams=2, length_penalty=jnp.ones(2)),
+        "length_penalty must be one number; got",
+    ),
+    "a fraction of beams": (
+        lambda: sj.beam.search(MODEL, PARAMS, TOKENS, n_tokens=2, n_beams=2.0),
+        "n_beams must be an integer",
+    ),
+    "yes for a number of tokens": (lambda: generated(n_tokens=True), "n_tokens must be an integer"),
+    "a seed for a key": (lambda: generated(key=3), "key must be one PRNG key"),
+    "a word that stops": (lambda: generated(stop="."), "stop must be a token's number"),
+    "a token of 41 bits": (lambda: sj.decode.pad([[2**40]]), "prompts must be lists of integer tokens"),
+    "the parameters of both sides": (
+        lambda: generated(BOTH.decoder, BOTH_PARAMS, sj.SideInputs(memory=MEMORY)),
+        "parameters must have the structure",
+    ),
+    "a cache of another depth": (
+        lambda: followed(sj.decoder(**SIZES, depth=3)),
+        "the cache must be one of this model",
     ),
     "whole numbers for weights": (lambda: hf.load("nowhere", dtype=jnp.int8), "dtype must be of a floating-point"),
     "means of different shapes": (
@@ -120,3 +175,11 @@ def test_the_sphere_has_a_factor_for_each_of_fewer_outputs():
 
 def test_turns_are_cut_however_large_their_mean():
     assert sj.recurrence.draw_turns(jax.random.key(0), mean=1e12, most=4) == 4
+
+
+def test_numbers_for_each_row_are_those_of_its_own_draw():
+    logits, each = jax.random.normal(KEY, (3, 3)), jnp.array([[0.0], [1.0], [50.0]])
+    for row in range(3):
+        np.testing.assert_array_equal(
+            sj.sample.temperature(logits, each)[row], sj.sample.temperature(logits[row], each[row])
+        )
