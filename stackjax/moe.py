@@ -237,7 +237,7 @@ class MixtureOfExperts(Sublayer):
 
     def __post_init__(self):
         super().__post_init__()
-        positive(self, "n_experts", "d_hidden")
+        positive(self, "n_experts", "d_hidden", "scale", "bias_rate")
         if self.n_groups < 1 or self.n_experts % self.n_groups or (self.n_groups > 1 and self.group_size < 2):
             raise ValueError(
                 "n_groups must divide n_experts into groups of two or more; "

@@ -123,6 +123,10 @@ REFUSED = {
         lambda: followed(sj.decoder(**SIZES, depth=3)),
         "the cache must be one of this model",
     ),
+    "a bias that goes the wrong way": (
+        lambda: sj.MixtureOfExperts(n_experts=4, top_k=2, d_hidden=8, bias_rate=-0.1),
+        "bias_rate must be positive",
+    ),
     "whole numbers for weights": (lambda: hf.load("nowhere", dtype=jnp.int8), "dtype must be of a floating-point"),
     "means of different shapes": (
         lambda: sj.surgery.average([{"a": jnp.ones((1, 3))}, {"a": jnp.ones((4, 3))}]),
