@@ -1,6 +1,6 @@
 """Layers that pass the stream on: a deeper model that computes exactly the same."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stackjax.abstract_model import AbstractModel, Path, at, put
-from stackjax.adapt.factors import GROUP
-from stackjax.parameter import is_spec, realise
+from stackjax.parameter import is_spec, realise, zeros
 from stackjax.recipe.attention_residuals import AttentionResidual
 from stackjax.recipe.value_residual import WithValue
 from stackjax.segment import Segment
@@ -145,19 +144,20 @@ def _silenced(stack: Stack, layer: int, params: Params) -> Params:
     for sublayer in stack.segments[int(name)].layers[int(j)].sublayers:
         sublayer.map(closes)
 
-    def zeros(tree: Any) -> Any:
-        return jax.tree.map(jnp.zeros_like, tree)
+    def begun(specs: Any, values: Any) -> Any:
+        return jax.tree.map(lambda d, value: jnp.zeros_like(value) if d.spec.init is zeros else value, specs, values)
 
-    def close(specs: Any, values: Any) -> Any:
+    def close(specs: Any, values: Any, beside: Collection[str] = ()) -> Any:
+        """`beside` are the closing matrices of the group around, whose low-rank factors are here, by the same names."""
         if is_spec(specs):
             return values
         closing = {key for key, d in specs.items() if is_spec(d) and d.spec.role in CLOSING}
         ends = {name for key in closing for name in (key, f"{key}_bias")}
-        closed = {key: zeros(value) if key in ends else close(specs[key], value) for key, value in values.items()}
-        for key in closing & closed.get(GROUP, {}).keys():
-            factors = closed[GROUP][key]
-            closed[GROUP] = {**closed[GROUP], key: {**zeros(factors), "a": factors["a"]}}
-        return closed
+        closed = {}
+        for key, value in values.items():
+            factors = key in beside and not is_spec(specs[key])
+            closed[key] = begun(specs[key], value) if factors else close(specs[key], value, closing)
+        return {key: jnp.zeros_like(value) if key in ends else value for key, value in closed.items()}
 
     sublayers = {key: value for key, value in params.items() if key != "residual"}
     return {**close(_declared(stack, layer), sublayers), "residual": params["residual"]}
