@@ -156,7 +156,7 @@ def prepare(options: Options) -> tuple[Options, Corpus]:
     """The options, and what is read.
 
     Raises:
-        ValueError: an unknown encoding, text that cannot be used, or sizes that make no model.
+        ValueError: an unknown encoding, text that cannot be used or has fewer windows, or sizes that make no model.
     """
     known = encodings(options.context)
     unknown = set(options.only) - set(known)
@@ -164,8 +164,14 @@ def prepare(options: Options) -> tuple[Options, Corpus]:
         raise ValueError(f"no encoding {sorted(unknown)[0]!r}; there are {', '.join(known)}")
     corpus = data.load(options.data)
     corpus.check(batch=options.batch, context=options.context)
-    if len(corpus.valid) <= max(TIMES) * options.context:
+    longest = max(TIMES) * options.context
+    if len(corpus.valid) <= longest:
         raise ValueError(f"{corpus.name}: {len(corpus.valid)} validation bytes are too few for the longest window")
+    if options.eval_windows > (windows := len(corpus.valid) - longest):
+        raise ValueError(
+            f"--eval-windows must be {windows} or less, the windows of {longest} bytes in the validation data of "
+            f"{corpus.name}; got {options.eval_windows}"
+        )
     for name in options.only or known:
         model = model_of(known[name], options)
         params = jax.eval_shape(model.init, jax.random.key(0))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ import stackjax as sj
 
 from . import compile_cache
 from .corpus import Corpus
-from .train import Batch, Hyper, State, Steps, Trainer, stack_hyper
+from .train import Batch, Hyper, State, Steps, Trainer, check_counts, runs, stack_hyper
 
 Mode = Literal["vmap", "loop"]
 """All lanes at once by vmap; or one after another by a program of one lane, whatever their number, with the temporary
@@ -327,12 +327,16 @@ def fit(
     Returns:
         The run at its end: `metrics` and `layers`, lists of rows for each lane (rates outside, seeds inside), and
         `state`, whose arrays have a leading axis of lanes.
+
+    Raises:
+        ValueError: sizes or numbers that no run can have, or another mode.
     """
-    corpus.check(batch=batch, context=context)
-    hypers = [Hyper(learning_rate=rate, seed=seed, steps=steps, **numbers) for rate in learning_rates for seed in seeds]
+    check_counts(corpus, batch=batch, context=context, eval_every=eval_every, eval_batches=eval_batches)
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode must be {' or '.join(get_args(Mode))}; got {mode!r}")
     run = Run(
         trainer,
-        hypers,
+        runs(learning_rates, seeds, steps=steps, **numbers),
         lambda seed, step: corpus.batch(seed=seed, step=step, batch=batch, context=context),
         corpus.valid_batches(eval_batches, batch=batch, context=context),
         eval_every=min(eval_every, steps),

@@ -10,15 +10,18 @@ from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
 import stackjax as sj
+from stackjax.check import shown, whole
 from stackjax.scan import Remat
 from stackjax.segment import Measure
 from stackjax.sublayer import Params
 
 from . import names
+from .corpus import Corpus
 from .optimizer import optimizer_named
 
 Batch = Any
@@ -88,6 +91,69 @@ class Hyper:
 
 WHOLE = ("seed", "steps", "warmup")
 """The numbers of a run that are integers."""
+
+
+POSITIVE = ("learning_rate", "steps", "clip_norm")
+"""The numbers of a run that are not 0."""
+
+
+def check_numbers(hyper: Hyper) -> None:
+    """Refuse numbers that no run can have.
+
+    Args:
+        hyper: of one run, none of them traced.
+
+    Raises:
+        ValueError: one is of another kind or outside its range, or the warm-up does not end before the run.
+    """
+    for name in (field.name for field in fields(Hyper)):
+        value, integer, positive = getattr(hyper, name), name in WHOLE, name in POSITIVE
+        number, most = np.asarray(value), np.iinfo(np.int32).max if integer else np.finfo(np.float32).max
+        if number.ndim or number.dtype.kind not in ("iu" if integer else "iuf"):
+            raise ValueError(f"{name} must be {'an integer' if integer else 'a number'}; got {shown(value)}")
+        if not 0 <= number <= most or (positive and number == 0):
+            raise ValueError(f"{name} must be {'positive' if positive else '0 or more'}, up to {most}; got {value}")
+    if hyper.warmup >= hyper.steps:
+        raise ValueError(f"warmup must be less than steps={hyper.steps}; got {hyper.warmup}")
+
+
+def check_counts(corpus: Corpus, *, batch: int, context: int, eval_every: int, eval_batches: int) -> None:
+    """Refuse sizes that are no integers of 1 or more, or that the corpus does not fill.
+
+    Raises:
+        ValueError: there is one.
+    """
+    sizes = {"batch": batch, "context": context, "eval_every": eval_every, "eval_batches": eval_batches}
+    whole(**sizes)
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be 1 or more; got {size}")
+    corpus.check(batch=batch, context=context)
+    if eval_batches * batch > (windows := len(corpus.valid) - context):
+        raise ValueError(
+            f"eval_batches={eval_batches} of batch={batch} are more than the {windows} windows of {context} tokens in "
+            f"the validation data of {corpus.name}"
+        )
+
+
+def runs(learning_rates: Sequence[float], seeds: Sequence[int], **numbers: Any) -> list[Hyper]:
+    """The numbers of a run with every learning rate and every seed, rates outside, seeds inside.
+
+    Args:
+        learning_rates: at their peaks.
+        seeds: of init and data.
+        **numbers: the rest of `Hyper`, the same for all.
+
+    Raises:
+        ValueError: no sequence, or an empty one; see `check_numbers`.
+    """
+    for name, values in (("learning_rates", learning_rates), ("seeds", seeds)):
+        if np.ndim(values) != 1 or not len(values):
+            raise ValueError(f"{name} must be a sequence of one or more numbers; got {shown(values)}")
+    hypers = [Hyper(learning_rate=rate, seed=seed, **numbers) for rate in learning_rates for seed in seeds]
+    for hyper in hypers:
+        check_numbers(hyper)
+    return hypers
 
 
 def stack_hyper(runs: Sequence[Hyper]) -> Hyper:

@@ -36,6 +36,7 @@ def objects(tmp_path_factory):
         ("length_extrapolation", ("--seeds", "0"), "--seeds must be 1 or more; got 0"),
         ("length_extrapolation", ("--only", "rotory"), "no encoding 'rotory'; there are none, scalar"),
         ("length_extrapolation", ("--context", "16"), "--context must be 32 or more"),
+        ("length_extrapolation", ("--eval-windows", "1000000000"), "windows of 512 bytes in the validation data"),
         ("length_extrapolation", ("--d-model", "36"), "rotary features must be even"),
         ("length_extrapolation", ("--data", "/nowhere/at/all"), "no such file"),
         ("position_gallery", ("--tokens", "0"), "--tokens must be 1 or more; got 0"),

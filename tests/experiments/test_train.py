@@ -250,6 +250,33 @@ def test_running_statistics_run():
     jax.tree.map(check, declaration, after.params, expected, before.params, is_leaf=sj.parameter.is_spec)
 
 
+BAD = {
+    "steps": (0, 2.5, True, -1, 2**31),
+    "eval_every": (0, 1.5),
+    "eval_batches": (0, 10**9),
+    "batch": (0,),
+    "context": (0, 10**9, "6"),
+    "seeds": ((), 3, (1.5,), (-1,), None),
+    "learning_rates": ((), 1e-3, (-1.0,), (0.0,), (float("nan"),), ("1e-3",)),
+    "warmup": (-1, 7, 0.5),
+    "weight_decay": (-0.1, float("inf")),
+    "clip_norm": (-1, 0, None),
+    "mode": ("foo", None),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_a_run_that_cannot_be_is_refused_before_anything_is_computed(name, value):
+    said = "too short" if (name, value) == ("context", 10**9) else name.removesuffix("s")
+    with pytest.raises(ValueError, match=said):
+        fit(**{name: value})
+
+
+def test_rates_and_seeds_may_be_arrays():
+    runs = train.runs(np.array([1e-3, 1e-2]), range(2), steps=3)
+    assert [(run.learning_rate, run.seed) for run in runs] == [(1e-3, 0), (1e-3, 1), (1e-2, 0), (1e-2, 1)]
+
+
 def test_numbers_of_a_run_have_types_of_their_own_however_they_are_written():
     """An integer rate once made those beside it integers, so that 0.1 was 0."""
     runs = [train.Hyper(learning_rate=rate, seed=0, steps=4, weight_decay=0) for rate in (1, 0.1, np.float64(0.2))]

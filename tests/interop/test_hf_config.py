@@ -59,6 +59,7 @@ WITHOUT_EFFECT = {
     "n_positions": "the same under another name",
     "original_max_position_embeddings": "of scaled rotary positions",
     "multi_query": "of Falcon's first architecture",
+    "same_length": "of XLNet in one direction",
 }
 LEARNED = (
     "clip_text_model",
@@ -150,6 +151,53 @@ def test_rotary_scalings(name, option):
 def test_rotary_scalings_that_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         hf.describe({**CONFIGS["llama"], "rope_parameters": given})
+
+
+def test_gpt_oss_is_stretched_where_its_config_does_not_say():
+    def position(**given):
+        bare = {name: value for name, value in CONFIGS["gpt_oss"].items() if name != "rope_parameters"}
+        return hf.describe({**bare, **given}).stack.segments[0].layers[0].sublayers[0].position
+
+    stretched = rotary_scaling.YaRN(factor=32.0, original_length=4096, truncate=False)
+    assert position() == position(rope_parameters=None) == Rotary(base=150_000.0, scaling=stretched)
+    assert position(rope_theta=5.0) == Rotary(base=5.0, scaling=stretched)
+    assert position(rope_parameters={}) == Rotary(base=150_000.0)
+    assert position(rope_scaling={"type": "linear", "factor": 2.0}).scaling == rotary_scaling.Linear(factor=2.0)
+
+
+def without(kind, name):
+    return {option: value for option, value in CONFIGS[kind].items() if option != name}
+
+
+@pytest.mark.parametrize("name", ["max_position_embeddings", "original_max_position_embeddings"])
+def test_a_length_by_which_positions_are_stretched_is_never_guessed(name):
+    with pytest.raises(ValueError, match=f"lacks {name}"):
+        hf.describe(without("phi3", name))
+
+
+def test_xlnet_of_the_same_length():
+    """In one direction it hides more than what is to come; in both it is not read."""
+    assert hf.describe({**CONFIGS["xlnet"], "same_length": True}) == hf.describe(CONFIGS["xlnet"])
+    hf.describe({**CONFIGS["xlnet"], "same_length": False, "attn_type": "uni"})
+    with pytest.raises(ValueError, match="same_length=True and attn_type='uni'"):
+        hf.describe({**CONFIGS["xlnet"], "same_length": True, "attn_type": "uni"})
+
+
+@pytest.mark.parametrize(
+    "kind, option, value",
+    [
+        ("llama", "rope_scaling", 1.5),
+        ("llama", "rope_parameters", [1]),
+        ("llama", "architectures", 5),
+        ("qwen3", "layer_types", 1),
+        ("llama", "hidden_act", ["silu"]),
+        ("t5", "feed_forward_proj", None),
+        ("qwen3_moe", "decoder_sparse_step", 0),
+    ],
+)
+def test_a_value_of_another_kind_is_refused(kind, option, value):
+    with pytest.raises(ValueError, match=f"config.json of model_type='{kind}' cannot be read"):
+        hf.describe({**CONFIGS[kind], option: value})
 
 
 TWICE = {

@@ -1,10 +1,11 @@
 """Checkpoints in and out: a folder to a model and its stacked parameters, and back."""
 
+import contextlib
 import math
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -244,11 +245,12 @@ def _architecture(config: dict[str, Any], architectures: Architectures) -> Archi
             "a file of your own, see help(stackjax.interop.hf) and experiments/own_architecture.py"
         )
     architecture = architectures[kind]
-    for name in config.get("architectures") or ():
-        if name not in architecture.classes:
-            raise ValueError(
-                f"{name} is not supported; of model_type={kind!r} these are: {', '.join(architecture.classes)}"
-            )
+    with _readable(config):
+        for name in config.get("architectures") or ():
+            if name not in architecture.classes:
+                raise ValueError(
+                    f"{name} is not supported; of model_type={kind!r} these are: {', '.join(architecture.classes)}"
+                )
     return architecture
 
 
@@ -257,7 +259,8 @@ def _describe(
 ) -> tuple[Model | EncoderDecoder, list[Link], list[str]]:
     """The model, where its tensors are, and the options that were ignored."""
     options = Config(config)
-    model, table = architecture.describe(options)
+    with _readable(config):
+        model, table = architecture.describe(options)
     unknown = options.unknown(architecture.inert.has_option)
     ignored = [name for name in unknown if _matches(name, ignore)]
     if left := [f"{name}={value!r}" for name, value in unknown.items() if name not in ignored]:
@@ -265,7 +268,20 @@ def _describe(
             f"config.json has options that this architecture's description does not know: {', '.join(left)}; if they "
             "change nothing, load with ignore=(...)"
         )
-    return model, unfold(model.declaration(), table), ignored
+    with _readable(config):
+        return model, unfold(model.declaration(), table), ignored
+
+
+@contextlib.contextmanager
+def _readable(config: dict[str, Any]) -> Iterator[None]:
+    """Raise a ValueError where a description cannot compute with a value of config.json."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"config.json of model_type={config['model_type']!r} cannot be read, perhaps for a value of another kind: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

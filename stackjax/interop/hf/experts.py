@@ -27,6 +27,12 @@ MIXTRAL_EXPERTS: Table = {
     "block_sparse_moe.experts.{expert}.w2": dense("experts/down"),
     "block_sparse_moe.experts.{expert}.w3": dense("experts/up"),
 }
+GPT_OSS_ROPE = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
 
 
 def mixtral(config: Config) -> tuple[Model, Table]:
@@ -65,7 +71,7 @@ def gpt_oss(config: Config) -> tuple[Model, Table]:
         config,
         bias=config.take("attention_bias", True),
         d_head=64,
-        position=rotary(config, base=150_000.0),
+        position=rotary(config, base=150_000.0, default=GPT_OSS_ROPE),
         sinks=True,
     )
     limit = config.take("swiglu_limit", 7.0)

@@ -7,10 +7,11 @@ from stackjax.attention import Attention
 from stackjax.interop.hf import causal, inert
 from stackjax.interop.hf.config import Config
 from stackjax.interop.hf.mapping import Table, dense, norm
-from stackjax.interop.hf.rope import rotary
+from stackjax.interop.hf.rope import ORIGINAL, rotary
 from stackjax.layer import Layer
 from stackjax.model import Model
 from stackjax.norm import RMSNorm
+from stackjax.position.rotary_scaling import Scaling
 from stackjax.recipe import PreNorm, SandwichNorm
 from stackjax.recipe.residual import Pre, Sandwich
 
@@ -29,9 +30,15 @@ SANDWICH: Table = {
 
 
 def phi3(config: Config) -> tuple[Model, Table]:
-    """Phi-3, 3.5 and 4 from their config."""
+    """Phi-3, 3.5 and 4 from their config.
+
+    Raises:
+        ValueError: stretched positions without the original length, for which `transformers` takes 4096.
+    """
     norm = RMSNorm(eps=config.take("rms_norm_eps", 1e-5))
     position = rotary(config, d_head=causal.head_width(config))
+    if position.scaling != Scaling() and config.take(ORIGINAL, None) is None:
+        raise ValueError(f"config.json lacks {ORIGINAL}, which Phi-3 has beside its rope_parameters")
     attention = causal.attention(config, position=position, window=config.take("sliding_window", None))
     forward = causal.feed_forward(config, config.activation("hidden_act", "silu"))
     layer = Layer(sublayers=(attention, forward))

@@ -139,6 +139,6 @@ VIT = Inert(
 )
 XLNET = Inert(
     # The memory, which is not used, and other heads.
-    options=(r"mem_len|reuse_len|same_length|use_mems_eval|use_mems_train|start_n_top|end_n_top",),
+    options=(r"mem_len|reuse_len|use_mems_eval|use_mems_train|start_n_top|end_n_top",),
     tensors=(r"transformer\.mask_emb", r".*\.rel_attn\.(r_s_bias|seg_embed)"),
 )

@@ -20,6 +20,7 @@ def rotary(
     share: float = 1.0,
     older: Mapping[str, str] | None = None,
     scaling: str | None = "rope_scaling",
+    default: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> Rotary:
     """The rotary encoding that a config asks for.
@@ -33,12 +34,16 @@ def rotary(
         older: options that came before rope_parameters, by what stands for them there, where the format has names of
             its own for the base (rope_theta) or the share (partial_rotary_factor).
         scaling: the older option with the scaling; None where there was none for this kind.
+        default: rope_parameters where the config has neither these nor a scaling; None for plain positions.
         **more: other fields of `Rotary`.
 
     Raises:
-        ValueError: two sources that differ; a type, or a parameter of it, that is not supported.
+        ValueError: two sources that differ; a type, or a parameter of it, that is not supported; no length where the
+            type needs one.
     """
     given = parameters(config, kind=kind, older=older, scaling=scaling)
+    if default and config.take("rope_parameters", None) is None and not (scaling and config.take(scaling, None)):
+        given = {**default, **given}
     base = given.pop("rope_theta", base)
     share = given.pop("partial_rotary_factor", share)
     if share != 1:
@@ -48,8 +53,10 @@ def rotary(
     name = given.pop("rope_type", "default")
     if name not in SCALINGS:
         raise ValueError(f"config.json asks for rotary positions of type {name!r}; supported are {', '.join(SCALINGS)}")
-    longest = config.take("max_position_embeddings", None)
-    stretched = SCALINGS[name](given, longest)
+    stated = name in ("default", "linear") or {"factor", ORIGINAL} <= given.keys()
+    if not stated and config.take("max_position_embeddings", None) is None:
+        raise ValueError(f"config.json lacks max_position_embeddings, which rotary positions of type {name!r} need")
+    stretched = SCALINGS[name](given, config.take("max_position_embeddings", None))
     if given:
         raise ValueError(f"config.json gives rotary positions of type {name!r} {given}, which is not supported")
     return Rotary(base=base, scaling=stretched, **more)

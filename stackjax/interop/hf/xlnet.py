@@ -43,14 +43,21 @@ def tensors(d_model: int, heads: int) -> Table:
 
 
 def describe(config: Config) -> tuple[Model, Table]:
-    """XLNet from its config."""
+    """XLNet from its config.
+
+    Raises:
+        ValueError: `same_length` in one direction, which masks more than the future.
+    """
     config.only(tie_word_embeddings=True, untie_r=True, bi_data=False, clamp_len=-1, attn_type=("bi", "uni"))
+    causal = config.take("attn_type", "bi") == "uni"
+    if config.take("same_length", False) and causal:
+        raise ValueError("config.json has same_length=True and attn_type='uni', which together are not supported")
     heads, d_model = config.take("n_head"), config.take("d_model")
     norm = LayerNorm(eps=config.take("layer_norm_eps", 1e-12))
     attention = Attention(
         n_heads=heads,
         d_head=config.take("d_head", None),
-        causal=config.take("attn_type", "bi") == "uni",
+        causal=causal,
         position=TransformerXL(d_relative=d_model),
     )
     activation = config.activation("ff_activation", "gelu")
