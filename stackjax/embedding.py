@@ -153,7 +153,7 @@ class Embedding(Description):
         x = scatter_tokens(self.vectors(params, tokens, where, multiplier=multiplier).astype(dtype))
         if self.n_types:
             x = x + rows(params["type"], jnp.zeros(shape, int) if types is None else types).astype(dtype)
-        x = self.position.embed(params["position"], where, x)
+        x = self.position.embed(params["position"], where, x).astype(x.dtype)
         return dropout(key, self.norm.apply(params["norm"], x), self.dropout)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from stackjax.check import floating, prng_key
 from stackjax.sequence import shards
@@ -97,13 +98,41 @@ class Declared:
         return (len(self.layers), *self.spec.shape) if self.stacked else self.spec.shape
 
     def spread(self, value: Any) -> jax.Array:
-        """Broadcast a number per role, () or (L,), against the stored array."""
+        """Broadcast a number per role, () or (L,), against the stored array.
+
+        Raises:
+            ValueError: more axes than one, or too few numbers for the layers.
+        """
         value = jnp.asarray(value, jnp.float32)
         if value.ndim == 0:
             return value
+        least = max(self.layers, default=-1) + 1
+        if value.ndim > 1 or len(value) < least:
+            raise ValueError(
+                f"{self.name} needs one number, or one for each layer of the stack, of which there are {least} or "
+                f"more; got the shape {value.shape}"
+            )
         if not self.stacked:
             return value[self.layers[0] if self.layers else 0]
         return value[jnp.asarray(self.layers, jnp.int32)].reshape(-1, *(1,) * len(self.spec.shape))
+
+
+def per_layer(what: str, number: Any, depth: int) -> None:
+    """Refuse what is neither one number nor one for each layer.
+
+    Args:
+        what: the message calls it.
+        number: (), or (L,)
+        depth: L.
+
+    Raises:
+        ValueError: another shape.
+    """
+    if np.shape(number) not in ((), (depth,)):
+        raise ValueError(
+            f"{what} has the shape {np.shape(number)}; it must be one number, (), or one for each layer of the stack, "
+            f"({depth},)"
+        )
 
 
 def declare(specs: Any, *, prefix: str = "", layers: tuple[int, ...] = (), stacked: bool = False) -> Any:

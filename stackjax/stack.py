@@ -26,7 +26,7 @@ from stackjax.layer import Layer, bare
 from stackjax.option import RunOptions
 from stackjax.parameter import declare, is_spec, realise, restrict, share
 from stackjax.pin import pin
-from stackjax.recipe.base import Coefficients, Geometry, Loop, Recipe, checked_coefficients, multipliers
+from stackjax.recipe.base import Coefficients, Geometry, Loop, Recipe, checked_coefficients, checked_gain, multipliers
 from stackjax.segment import Measure, Segment, borrowed_in, by_repeat, fold, prepare, scan_body, stacked_by_layer
 from stackjax.statistic import update_statistics
 from stackjax.sublayer import Cache, Params, Result, SideInputs, Sublayer, add_losses, checked
@@ -203,7 +203,7 @@ class Stack(AbstractModel):
 
     def gain(self, role: str) -> Any:
         """The recipe's factor on the initialiser of a role, () or (L,)."""
-        return self.recipe.gain(role, self.geometry)
+        return checked_gain(self.recipe, role, self.geometry)
 
     def multipliers(self) -> Params:
         """The tree of parameters, each leaf the recipe's `Multiplier`."""

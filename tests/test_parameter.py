@@ -134,3 +134,8 @@ def test_spread_reaches_the_right_layers():
     spread = declared.spread(jnp.arange(4.0))
     assert spread.shape == (2, 1, 1) and list(spread.ravel()) == [1, 3]
     assert declared.spread(7.0).shape == ()
+    for numbers in (jnp.ones(3), jnp.ones((4, 1))):
+        with pytest.raises(
+            ValueError, match="up needs one number, or one for each layer of the stack, of which there are 4 or more"
+        ):
+            declared.spread(numbers)

@@ -314,18 +314,21 @@ def test_no_test_runner_is_needed():
 
 EVERYWHERE = {"check_scan", "check_dtype", "check_causality", "check_decoding"}
 INSIDE = {"check_cached_attention", "check_packing"}
+OF_RECIPES = {"check_vmap", "check_prefix", "check_statistics", "check_factors", "check_project"}
+OF_SUBLAYERS = {"check_statistics", "check_losses"}
 
 
 @pytest.mark.parametrize(
     ("run", "expected"),
     [
-        (lambda: testing.check_recipe(PreNorm()), EVERYWHERE | {"check_vmap", "check_prefix", "check_statistics"}),
+        (lambda: testing.check_recipe(PreNorm()), EVERYWHERE | OF_RECIPES),
         (lambda: testing.check_position(Slope()), EVERYWHERE | INSIDE),
         (lambda: testing.check_position(sj.position.Learned()), EVERYWHERE),
-        (lambda: testing.check_sublayer(Squared()), EVERYWHERE | {"check_statistics"}),
-        (lambda: testing.check_sublayer(Squared(), causal=False), {"check_scan", "check_dtype", "check_statistics"}),
+        (lambda: testing.check_sublayer(Squared()), EVERYWHERE | OF_SUBLAYERS),
+        (lambda: testing.check_sublayer(sj.Attention(n_heads=2)), EVERYWHERE | OF_SUBLAYERS | {"check_documents"}),
+        (lambda: testing.check_sublayer(Squared(), causal=False), {"check_scan", "check_dtype"} | OF_SUBLAYERS),
     ],
-    ids=["recipe", "position", "position on the stream", "sublayer", "sublayer of an encoder"],
+    ids=["recipe", "position", "position on the stream", "sublayer", "attention", "sublayer of an encoder"],
 )
 def test_what_each_suite_runs_and_calls_it(run, expected, monkeypatch):
     ran = {}
@@ -335,5 +338,5 @@ def test_what_each_suite_runs_and_calls_it(run, expected, monkeypatch):
     run()
     assert set(ran) == expected
     subjects = {options["subject"] for options in ran.values() if "subject" in options}
-    assert subjects <= {repr(Slope()), repr(sj.position.Learned()), repr(Squared())}
+    assert subjects <= {repr(Slope()), repr(sj.position.Learned()), repr(Squared()), repr(sj.Attention(n_heads=2))}
     assert len(subjects) == ("check_prefix" not in ran)

@@ -24,6 +24,13 @@ def cut(layers):
     return sj.surgery.select(MODEL, PARAMS, layers, coefficients="new")
 
 
+class Louder(sj.recipe.PreNorm):
+    """A gain for a layer that is not there."""
+
+    def gain(self, role, geometry):
+        return jnp.ones(geometry.depth + 1)
+
+
 def stack(*layers, side="decoder"):
     return sj.Stack.of(*layers, depth=2, d_model=8, recipe=sj.recipe.PreNorm(), side=side)
 
@@ -126,6 +133,10 @@ REFUSED = {
     "a bias that goes the wrong way": (
         lambda: sj.MixtureOfExperts(n_experts=4, top_k=2, d_hidden=8, bias_rate=-0.1),
         "bias_rate must be positive",
+    ),
+    "a gain for each of other layers": (
+        lambda: sj.Stack.of(sj.Layer(sublayers=LAYER.sublayers), depth=2, d_model=8, recipe=Louder()).init(KEY),
+        "Louder's gain for the role .* has the shape",
     ),
     "whole numbers for weights": (lambda: hf.load("nowhere", dtype=jnp.int8), "dtype must be of a floating-point"),
     "means of different shapes": (

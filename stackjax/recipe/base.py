@@ -14,7 +14,7 @@ A recipe of your own is a subclass, in your own file, that overrides what differ
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import jax
@@ -24,7 +24,7 @@ from stackjax.check import whole
 from stackjax.description import Description
 from stackjax.embedding import Head
 from stackjax.norm import NoNorm
-from stackjax.parameter import Gain, Init, is_spec, path_name, xavier
+from stackjax.parameter import Declared, Gain, Init, is_spec, path_name, per_layer, xavier
 from stackjax.recipe.form import Form
 from stackjax.sublayer import Params, Sublayer
 
@@ -193,9 +193,33 @@ class Recipe(Description):
         return params
 
 
+def checked_gain(recipe: Recipe, role: str, geometry: Geometry) -> Gain:
+    """The recipe's factor on the init of a role.
+
+    Raises:
+        ValueError: neither () nor (L,).
+    """
+    gain = recipe.gain(role, geometry)
+    per_layer(f"{type(recipe).__name__}'s gain for the role {role!r}", gain, geometry.depth)
+    return gain
+
+
 def multipliers(declaration: Params, recipe: Recipe, geometry: Geometry) -> Params:
-    """A tree of `Declared` as a tree of the recipe's `Multiplier`."""
-    return jax.tree.map(lambda d: recipe.multiplier(d.spec.role, geometry), declaration, is_leaf=is_spec)
+    """A tree of `Declared` as a tree of the recipe's `Multiplier`.
+
+    Raises:
+        ValueError: a factor that is neither () nor (L,).
+    """
+
+    def of(declared: Declared) -> Multiplier:
+        role = declared.spec.role
+        multiplier = recipe.multiplier(role, geometry)
+        for field in fields(multiplier):
+            what = f"{type(recipe).__name__}'s multiplier of {field.name} for the role {role!r}"
+            per_layer(what, getattr(multiplier, field.name), geometry.depth)
+        return multiplier
+
+    return jax.tree.map(of, declaration, is_leaf=is_spec)
 
 
 def checked_coefficients(coefficients: Coefficients | None, recipe: Recipe, geometry: Geometry) -> Coefficients:

@@ -1,4 +1,4 @@
-"""Dtypes: what goes in as bfloat16 comes out as bfloat16, behind every sublayer."""
+"""Dtypes: what goes in as bfloat16 comes out as bfloat16, behind positions on the stream and every sublayer."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from stackjax.testing.inputs import N_BATCH, N_TOKENS, drawn, in_dtype, in_order
 
 
 def check_dtype(model: Model, side_inputs: SideInputs | None = None, *, subject: str | None = None) -> None:
-    """A stream in bfloat16 stays one behind every sublayer, and its values are finite.
+    """A stream in bfloat16 stays one behind the position and every sublayer, and its values are finite.
 
     The stack casts its stream back after each layer; until then a form that returns float32 takes its layer along.
 
@@ -39,9 +39,11 @@ def check_dtype(model: Model, side_inputs: SideInputs | None = None, *, subject:
         return {}
 
     with promise(subject or named(model), "output dtype = input dtype"):
-        x = model.embedding.position.embed(params["embedding"]["position"], side_inputs.position or {}, x)
-        y, _ = jax.jit(lambda params, x: model.stack.apply(params, x, side_inputs, measure=note))(params["stack"], x)
-        for where, dtype in {**dtypes, "the stack's output": y.dtype}.items():
+        entered = model.embedding.position.embed(params["embedding"]["position"], side_inputs.position or {}, x)
+        run = jax.jit(lambda params, x: model.stack.apply(params, x, side_inputs, measure=note))
+        y, _ = run(params["stack"], entered)
+        first, last = {"the stream behind the position": entered.dtype}, {"the stack's output": y.dtype}
+        for where, dtype in {**first, **dtypes, **last}.items():
             if dtype != x.dtype:
                 raise AssertionError(f"{where} is {dtype}; the stream entered as {x.dtype}")
         if y.shape != x.shape:

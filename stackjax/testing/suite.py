@@ -8,7 +8,7 @@ from stackjax.feed_forward import FeedForward
 from stackjax.layer import Layer
 from stackjax.model import Model, decoder
 from stackjax.position.base import ATTENTION_HOOKS, Position
-from stackjax.recipe.base import Recipe
+from stackjax.recipe.base import Recipe, innermost
 from stackjax.recipe.placement import PreNorm
 from stackjax.stack import Stack
 from stackjax.sublayer import SideInputs, Sublayer
@@ -18,8 +18,10 @@ from stackjax.testing.decoding import check_decoding
 from stackjax.testing.dtype import check_dtype
 from stackjax.testing.equivalence import check_scan, check_vmap
 from stackjax.testing.inputs import N_BATCH, in_order, normal
+from stackjax.testing.packing import check_documents, check_losses
 from stackjax.testing.prefix import check_prefix
 from stackjax.testing.statistic import check_statistics, in_evaluation, with_batch_norm
+from stackjax.testing.training import check_factors, check_project
 
 VOCAB = 11
 
@@ -57,6 +59,8 @@ def check_recipe(recipe: Recipe, *, depth: int = 6) -> None:
     """
     model = small_decoder(recipe=recipe, depth=depth)
     evaluated = in_evaluation(model)
+    check_factors(evaluated)
+    check_project(evaluated)
     check_scan(evaluated)
     check_dtype(evaluated)
     check_vmap(evaluated)
@@ -105,7 +109,10 @@ def check_sublayer(sublayer: Sublayer, *, causal: bool = True, d_model: int = 16
     side_inputs = SideInputs(memory=normal(N_BATCH, 4, d_model, key=5) if sublayer.reads_memory else None)
     check_scan(model, side_inputs, subject=subject)
     check_dtype(model, side_inputs, subject=subject)
+    check_losses(model, side_inputs, subject=subject)
     check_statistics(model, side_inputs, subject=subject)
+    if any(one.attends for one in innermost(sublayer)):
+        check_documents(model, subject=subject)
     if causal:
         check_causality(model, side_inputs, sees_all=False, subject=subject)
         check_decoding(model, side_inputs, subject=subject)
