@@ -4,7 +4,7 @@ import difflib
 import math
 import re
 from collections.abc import Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import jax
@@ -133,7 +133,7 @@ def whole(**sizes: Any) -> None:
 
 
 def numbers_by_row(name: str, value: Any, rows: tuple[int, ...]) -> None:
-    """Refuse what is not one real number for all, (), or one for each row, (..., 1).
+    """Refuse what is not one number for all, (), or an array with one for each row, (..., 1).
 
     Args:
         name: of the argument.
@@ -143,12 +143,10 @@ def numbers_by_row(name: str, value: Any, rows: tuple[int, ...]) -> None:
     Raises:
         ValueError: something else.
     """
-    shape = () if isinstance(value, (bool, str)) else tuple(getattr(value, "shape", np.shape(value)))
-    real = not isinstance(value, (bool, str)) and jnp.issubdtype(jnp.result_type(value), jnp.number)
-    wide = (*rows, 1)
-    behind = wide[len(wide) - len(shape) :]
-    fits = len(shape) <= len(wide) and shape[-1:] in ((), (1,))
-    fits = fits and all(n in (1, m) for n, m in zip(shape, behind, strict=True))
+    dtype, shape, wide = getattr(value, "dtype", None), getattr(value, "shape", ()), (*rows, 1)
+    plain = isinstance(value, Real) and not isinstance(value, bool)
+    real = plain if dtype is None else jnp.issubdtype(dtype, jnp.number)
+    fits = len(shape) <= len(wide) and all(n in (1, m) for n, m in zip(shape[::-1], wide[::-1], strict=False))
     if not (real and fits):
         each = f", or one for each row {wide}" if rows else ""
         raise ValueError(f"{name} must be one number{each}; got {shown(value)}")

@@ -109,6 +109,10 @@ REFUSED = {
         r"temperature must be one number, or one for each row \(2, 1\); got an array of shape \(2,\)",
     ),
     "a mass for each kind of token": (lambda: sj.sample.top_p(jnp.ones((4, 4)), jnp.ones(4)), "top_p must be one"),
+    "a list of temperatures": (
+        lambda: generated(temperature=[[0.5], [1.0]], key=KEY),
+        "temperature must be one number",
+    ),
     "a word for a number": (lambda: generated(temperature="hot", key=KEY), "temperature must be one number"),
     "penalties by beam": (
         lambda: sj.beam.search(MODEL, PARAMS, TOKENS, n_tokens=2, n_beams=2, length_penalty=jnp.ones(2)),

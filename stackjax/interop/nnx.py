@@ -83,17 +83,17 @@ def transform(described: AbstractModel, inner: optax.GradientTransformation) -> 
     declaration = described.declaration()
     declared = {path_name(path): d.spec.role for path, d in jax.tree_util.tree_leaves_with_path(declaration)}
     trained = [name for name, role in declared.items() if role != "statistic"]
+    wanted = [f"/params/{name}" for name in trained]
     extended = optax.with_extra_args_support(inner)
 
     def whole(state: Any) -> Params:
         leaves = jax.tree_util.tree_leaves_with_path(state)
-        names = [path_name(path[:-1] if isinstance(path[-1], GetAttrKey) else path) for path, _ in leaves]
-        wanted = [f"params/{name}" for name in trained]
-        if len(names) != len(wanted) or not all(f"/{n}".endswith(f"/{w}") for n, w in zip(names, wanted, strict=True)):
-            others = [name for name in names if not any(f"/{name}".endswith(f"/{w}") for w in wanted)]
+        names = [f"/{path_name(path[:-1] if isinstance(path[-1], GetAttrKey) else path)}" for path, _ in leaves]
+        if len(names) != len(wanted) or not all(map(str.endswith, names, wanted)):
+            others = [name for name in names if not name.endswith(tuple(wanted))]
             raise ValueError(
                 f"this transform is for the {len(wanted)} parameters of a Wrapped, and for no others; got {len(names)}"
-                + (f", among them {others[0]}" if others else "")
+                + (f", among them {others[0][1:]}" if others else "")
                 + ": give the rest of a module a transform of its own with optax.partition"
             )
         given = iter([leaf for _, leaf in leaves])

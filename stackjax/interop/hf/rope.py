@@ -54,9 +54,10 @@ def rotary(
     if name not in SCALINGS:
         raise ValueError(f"config.json asks for rotary positions of type {name!r}; supported are {', '.join(SCALINGS)}")
     stated = name in ("default", "linear") or {"factor", ORIGINAL} <= given.keys()
-    if not stated and config.take("max_position_embeddings", None) is None:
+    longest = config.take("max_position_embeddings", None)
+    if not stated and longest is None:
         raise ValueError(f"config.json lacks max_position_embeddings, which rotary positions of type {name!r} need")
-    stretched = SCALINGS[name](given, config.take("max_position_embeddings", None))
+    stretched = SCALINGS[name](given, longest)
     if given:
         raise ValueError(f"config.json gives rotary positions of type {name!r} {given}, which is not supported")
     return Rotary(base=base, scaling=stretched, **more)
